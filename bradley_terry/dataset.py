@@ -1,0 +1,234 @@
+"""One pair, one row, one tree.
+
+The textbook batch holds a preference pair as two padded sequences and so computes the shared prompt twice. Here a
+pair is one row of tokens,
+
+    prompt  chosen  rejected            prompt = the longest common token prefix of the two rendered conversations
+    0..p-1  p..p+c-1  p..p+r-1          position ids: `rejected` restarts where the prompt ends
+
+and the attention lets `rejected` see the prompt but not `chosen`. A pair therefore cannot be torn apart by
+micro-batching, no token is padding, and any chat template works, because the prefix is found, not assumed.
+
+Conversations are rendered by the chat template once and tokenised once; plain text is tokenised as it is. The same
+ids result when the finished model scores the same text, which is what makes the two rewards equal.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import jinja2
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from common.parquet import BadRow, DataError, check_rows, prompt_of, read_conversation, read_rows
+
+TRUNCATIONS = ("error", "drop", "left")
+TOKENIZE_AT_ONCE = 512  # rows per call of the tokenizer, which spreads a call over all cores
+PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<unk>")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference pair as token ids, and where it came from."""
+
+    prompt: np.ndarray  # (p,) int32; chosen: (c,), rejected: (r,)
+    chosen: np.ndarray
+    rejected: np.ndarray
+    margin: float  # by how much chosen is better, 0 where the data does not say
+    source: str
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer of the two conversations: what `max_length` bounds."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the packed row: what the token budget of a micro-batch counts."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+def check_pair(row: dict) -> dict:
+    """Read one row's `chosen`, `rejected` and optional `margin`; raise `BadRow` where it is no preference."""
+    chosen, rejected = (read_conversation(column, row[column]) for column in ("chosen", "rejected"))
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise BadRow("rejected", "one side is plain text and the other a conversation")
+    if chosen == rejected:
+        raise BadRow("rejected", "chosen and rejected are equal", rejected if isinstance(rejected, str) else rejected[-1])
+    margin = row.get("margin")
+    if margin is None:
+        margin = 0.0
+    elif isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < float("inf"):
+        raise BadRow("margin", "expected a finite number of at least 0", margin)
+    return {"chosen": chosen, "rejected": rejected, "margin": float(margin)}
+
+
+def load_pairs(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
+    """Read and check preference pairs; see `common.parquet.read_rows` for arguments and errors."""
+    return read_rows(files, ("chosen", "rejected"), ("margin",), check_pair, on_bad_row)
+
+
+def render(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """Add both sides as the text that is tokenised, under "texts"."""
+    sides = [row["chosen"], row["rejected"]]
+    if not isinstance(sides[0], str):
+        try:
+            sides = [tokenizer.apply_chat_template(side, tokenize=False) for side in sides]
+        except jinja2.TemplateError as error:
+            raise BadRow("chosen", f"the model's chat template refuses the conversation: {error}") from error
+    if sides[0] == sides[1]:
+        raise BadRow("rejected", "chosen and rejected are equal once rendered by the chat template", row["rejected"])
+    return {**row, "texts": sides}
+
+
+def split_branches(chosen: list[int], rejected: list[int]) -> tuple[int, list[int], list[int]]:
+    """Return the length of the shared prefix and the two branches after it, neither of them empty."""
+    shared = 0
+    for left, right in zip(chosen[:-1], rejected[:-1]):
+        if left != right:
+            break
+        shared += 1
+    return shared, chosen[shared:], rejected[shared:]
+
+
+def encode_pairs(
+    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: str, on_bad_row: str = "error"
+) -> tuple[list[Pair], Counter]:
+    """Render, tokenise and cut all pairs.
+
+    Args:
+        rows: from `load_pairs`.
+        max_length: tokens allowed in the longer conversation of a pair.
+        truncation: what happens to longer ones. "error"; "drop"; "left" cuts the shared prompt from its left, the
+            same cut for both sides, and drops a pair whose response alone is too long: a response keeps its end.
+
+    Returns:
+        The pairs, and a count of what was dropped or cut.
+
+    Raises:
+        DataError: a pair too long with truncation="error"; a pair that ends in the pad token; no pair left.
+    """
+    if truncation not in TRUNCATIONS:
+        raise DataError(f"data.truncation={truncation!r}: expected one of {', '.join(TRUNCATIONS)}")
+    conversations = any(not isinstance(row["chosen"], str) for row in rows)
+    if conversations and not tokenizer.chat_template:
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template, but the rows are conversations. Put a "
+            "chat_template.jinja beside the model, or use plain-text columns."
+        )
+    rows, counts = check_rows(rows, lambda row: render(row, tokenizer), on_bad_row)
+    pairs, too_long = [], []
+    with tqdm(total=len(rows), desc="tokenise", unit="pair", disable=len(rows) <= TOKENIZE_AT_ONCE) as progress:
+        for start in range(0, len(rows), TOKENIZE_AT_ONCE):
+            chunk = rows[start : start + TOKENIZE_AT_ONCE]
+            texts = [text for row in chunk for text in row["texts"]]
+            ids = tokenizer(texts, add_special_tokens=not conversations)["input_ids"]
+            for row, chosen, rejected in zip(chunk, ids[::2], ids[1::2]):
+                pair = _make_pair(row, chosen, rejected, tokenizer)
+                (pairs if pair.longest <= max_length else too_long).append(pair)
+            progress.update(len(chunk))
+    if too_long and truncation == "error":
+        raise DataError(_report_too_long(len(rows), too_long, max_length))
+    for pair in too_long:
+        excess = pair.longest - max_length
+        if truncation == "left" and excess <= len(pair.prompt):
+            counts[f"longer than {max_length} tokens, prompt cut"] += 1
+            pairs.append(Pair(pair.prompt[excess:], pair.chosen, pair.rejected, pair.margin, pair.source))
+        else:
+            counts[f"longer than {max_length} tokens, dropped"] += 1
+    if not pairs:
+        raise DataError(f"no usable pair: all {len(rows)} are longer than data.max_length={max_length} tokens")
+    return pairs, counts
+
+
+def _make_pair(row: dict, chosen: list[int], rejected: list[int], tokenizer: PreTrainedTokenizerBase) -> Pair:
+    if tokenizer.pad_token_id in (chosen[-1], rejected[-1]):
+        raise DataError(
+            f"{row['source']}: the text ends in the pad token {tokenizer.pad_token!r}. Rewards are read at the last "
+            "token that is not padding, so they would be read elsewhere. Give the tokenizer another pad token."
+        )
+    shared, chosen_branch, rejected_branch = split_branches(chosen, rejected)
+    arrays = [np.asarray(part, dtype=np.int32) for part in (chosen[:shared], chosen_branch, rejected_branch)]
+    return Pair(*arrays, row["margin"], row["source"])
+
+
+def _report_too_long(total: int, too_long: list[Pair], max_length: int) -> str:
+    longest = sorted(too_long, key=lambda pair: -pair.longest)
+    shown = [f"  {pair.source}: {pair.longest} tokens" for pair in longest[:5]]
+    head = f"{len(too_long)} of {total} pairs are longer than data.max_length={max_length} tokens. The longest:"
+    remedy = "Raise data.max_length, or set data.truncation=drop (leave them out) or left (cut the prompt's start)."
+    return "\n".join([head, *shown, remedy])
+
+
+def collate(pairs: list[Pair]) -> dict[str, torch.Tensor]:
+    """Make the batch that verl's engine cuts into micro-batches.
+
+    A pair with prompt [1 2], chosen [3 4], rejected [5] becomes the row
+
+        input_ids       1 2 3 4 5
+        position_ids    0 1 2 3 2
+        branch_lengths  [2 2 1]          prompt, chosen, rejected
+
+    Returns:
+        input_ids, position_ids: jagged (pairs, tokens); branch_lengths: (pairs, 3); margin: (pairs,);
+        loss_mask: (pairs, 1) of ones, which verl sums to count what a batch holds.
+    """
+    lengths = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
+    ids = [torch.from_numpy(np.concatenate([pair.prompt, pair.chosen, pair.rejected])).long() for pair in pairs]
+    positions = [torch.cat([torch.arange(p + c), torch.arange(p, p + r)]) for p, c, r in lengths]
+    return {
+        "input_ids": torch.nested.as_nested_tensor(ids, layout=torch.jagged),
+        "position_ids": torch.nested.as_nested_tensor(positions, layout=torch.jagged),
+        "branch_lengths": torch.tensor(lengths),
+        "margin": torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
+        "loss_mask": torch.ones(len(pairs), 1),
+    }
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer a pad token that is not its end token.
+
+    A served reward model reads the last token that is not padding. Where pad and end are one token, that is the token
+    before the end, and every served reward is wrong.
+
+    Raises:
+        DataError: no candidate is in the vocabulary.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    vocabulary = tokenizer.get_vocab()
+    fitting = [token for token in PAD_CANDIDATES if token in vocabulary and token != tokenizer.eos_token]
+    if not fitting:
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has no pad token of its own (pad {tokenizer.pad_token!r}, end "
+            f"{tokenizer.eos_token!r}). Set pad_token in its tokenizer_config.json to a token that ends no text."
+        )
+    tokenizer.pad_token = fitting[0]
+
+
+def describe(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Show a pair as the model sees it, its branches marked."""
+    parts = ((name, tokenizer.decode(getattr(pair, name))) for name in ("prompt", "chosen", "rejected"))
+    return "\n".join(f"[{name}: {len(getattr(pair, name))} tokens]\n{text}" for name, text in parts)
+
+
+def report_pairs(name: str, pairs: list[Pair], set_aside: Counter) -> None:
+    """Print what is trained on, and what was set aside and why."""
+    if not pairs:
+        print(f"{name}: no pairs")
+        return
+    tokens, prompts = sum(pair.tokens for pair in pairs), sum(len(pair.prompt) for pair in pairs)
+    print(f"{name}: {len(pairs)} pairs, {tokens / len(pairs):.0f} tokens a pair, longest {max(p.longest for p in pairs)}")
+    print(f"  computing each prompt once saves {prompts / (tokens + prompts):.0%} of the tokens")
+    for kind, count in set_aside.items():
+        print(f"  {count} x {kind}")
+
+
+def report_leak(train_rows: list[dict], val_rows: list[dict]) -> None:
+    """Warn if a val prompt is also a training prompt."""
+    seen = {prompt_of(row) for row in train_rows}
+    leaked = sum(prompt_of(row) in seen for row in val_rows)
+    if leaked:
+        print(f"  warning: the prompts of {leaked} val pairs are also in train; val figures will flatter the model")

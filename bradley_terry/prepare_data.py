@@ -1,0 +1,167 @@
+"""Turn public preference sets, or the embedded demo, into the Parquet that train.py reads.
+
+    python prepare_data.py --source demo        --output data
+    python prepare_data.py --source helpsteer3  --output data                       # from the Hugging Face hub
+    python prepare_data.py --source ultrafeedback --path train_prefs.parquet --output data    # a local file
+
+Every source is one small function from its row to `Preference`, or to None where the annotators saw no difference: a
+tie says nothing about which answer is better, so it is counted and left out, never written as a pair. Prompts are never
+on two sides of a split. Printed at the end is what a trainer should know about the data: how many rows, ties and
+duplicates, and how often simply the longer answer is the better one.
+"""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from common.demo import preference_pairs
+from common.parquet import BadRow, Conversation, DataError, check_rows, split_by_prompt, write_rows
+from dataset import check_pair
+
+
+class Preference(NamedTuple):
+    """Two conversations that share their prompt; margin: how much better chosen is, in the source's own units."""
+
+    chosen: Conversation | str
+    rejected: Conversation | str
+    margin: float | None = None
+
+
+def prefer(prompt: Conversation, first: str, second: str, second_is_better_by: float) -> Preference | None:
+    """Order two answers to a prompt by a signed strength; 0 is a tie."""
+    if second_is_better_by == 0:
+        return None
+    better, worse = (second, first) if second_is_better_by > 0 else (first, second)
+    chosen, rejected = ([*prompt, {"role": "assistant", "content": answer}] for answer in (better, worse))
+    return Preference(chosen, rejected, abs(float(second_is_better_by)))
+
+
+def from_helpsteer2(row: dict) -> Preference | None:
+    """`preference_strength`, -3 to 3, is positive where response 2 is better. Later turns are marked inside `prompt`."""
+    parts = re.split(r"\n*<extra_id_1>(User|Assistant)\n", "<extra_id_1>User\n" + row["prompt"])[1:]
+    prompt = [{"role": role.lower(), "content": content} for role, content in zip(parts[::2], parts[1::2])]
+    return prefer(prompt, row["response_1"], row["response_2"], row["preference_strength"])
+
+
+def from_helpsteer3(row: dict) -> Preference | None:
+    """`overall_preference`, -3 to 3, is positive where response 2 is better. `context` is a list of messages."""
+    return prefer(row["context"], row["response1"], row["response2"], row["overall_preference"])
+
+
+def from_ultrafeedback(row: dict) -> Preference | None:
+    """Scores 1 to 10 by GPT-4, averaged over criteria; binarized pairs of equal score are ties."""
+    gap = row["score_chosen"] - row["score_rejected"]
+    return Preference(row["chosen"], row["rejected"], gap) if gap > 0 else None
+
+
+def from_skywork(row: dict) -> Preference:
+    """Already pairs of conversations, without a strength."""
+    return Preference(row["chosen"], row["rejected"])
+
+
+def from_hh_rlhf(row: dict) -> Preference:
+    """Transcripts as one text, "\\n\\nHuman: …\\n\\nAssistant: …" turn by turn."""
+
+    def messages(transcript: str) -> Conversation:
+        parts = re.split(r"\n\n(Human|Assistant):", transcript)[1:]
+        roles = {"Human": "user", "Assistant": "assistant"}
+        return [{"role": roles[name], "content": text.strip()} for name, text in zip(parts[::2], parts[1::2])]
+
+    return Preference(messages(row["chosen"]), messages(row["rejected"]))
+
+
+class Source(NamedTuple):
+    convert: Callable[[dict], Preference | None]
+    hub: str
+    split: str = "train"
+    options: dict[str, str] = {}
+
+
+SOURCES = {
+    "helpsteer2": Source(from_helpsteer2, "nvidia/HelpSteer2", options={"data_dir": "preference"}),
+    "helpsteer3": Source(from_helpsteer3, "nvidia/HelpSteer3", options={"name": "preference"}),
+    "ultrafeedback": Source(from_ultrafeedback, "HuggingFaceH4/ultrafeedback_binarized", "train_prefs"),
+    "skywork": Source(from_skywork, "Skywork/Skywork-Reward-Preference-80K-v0.2"),
+    "hh-rlhf": Source(from_hh_rlhf, "Anthropic/hh-rlhf"),
+}
+
+
+def load_source(source: Source, path: str | None) -> Iterable[dict]:
+    """Return the rows of a local .parquet, .json, .jsonl (also gzipped) file or of a hub set.
+
+    Raises:
+        DataError: the path does not exist, or the hub cannot be reached.
+    """
+    import datasets
+
+    path = path or source.hub
+    form = next((part.lstrip(".").replace("jsonl", "json") for part in Path(path).suffixes[-2:] if part != ".gz"), None)
+    try:
+        if Path(path).is_file():
+            return datasets.load_dataset(form, data_files=path, split="train")
+        return datasets.load_dataset(path, split=source.split, **source.options)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: neither a local .parquet/.json/.jsonl file nor a set on the hub: {error}") from error
+
+
+def convert_rows(rows: Iterable[dict], convert: Callable[[dict], Preference | None]) -> tuple[list[dict], Counter]:
+    """Convert a source's rows and count what is left out: ties, repeated pairs, rows that are no preference."""
+    pairs, left_out, seen = [], Counter(), set()
+    for number, row in enumerate(tqdm(rows, desc="convert", unit="row")):
+        try:
+            preference = convert(row)
+        except KeyError as missing:
+            raise DataError(f"row {number} has no column {missing}; it has {sorted(row)}. Is --source right?") from None
+        if preference is None:
+            left_out["ties"] += 1
+        elif (key := repr(preference[:2])) in seen:
+            left_out["repeated pairs"] += 1
+        else:
+            seen.add(key)
+            pairs.append({**preference._asdict(), "source": f"row {number}"})
+    good, bad = check_rows(pairs, check_pair, "drop")
+    return [{name: row[name] for name in ("chosen", "rejected", "margin")} for row in good], left_out + bad
+
+
+def longer_wins(rows: list[dict]) -> float:
+    """Share of pairs whose chosen answer has more characters, equal lengths counting one half: 0.5 is no bias."""
+    sides = [[len(row[side] if isinstance(row[side], str) else row[side][-1]["content"]) for side in ("chosen", "rejected")] for row in rows]
+    return sum((chosen > rejected) + 0.5 * (chosen == rejected) for chosen, rejected in sides) / len(sides)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write train.parquet, val.parquet and test.parquet of preference pairs.")
+    parser.add_argument("--source", required=True, choices=["demo", *SOURCES])
+    parser.add_argument("--path", help="hub id or local file, where it is not the source's usual one")
+    parser.add_argument("--output", required=True, help="folder to write into")
+    parser.add_argument("--val-share", type=float, default=0.05, help="share of the rows for validation, and for test")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--demo-pairs", type=int, default=10000, help="training pairs of the demo")
+    options = parser.parse_args()
+
+    if options.source == "demo":
+        sizes = {"train": options.demo_pairs, "val": 500, "test": 1000}
+        splits = {split: preference_pairs(split, size, options.seed) for split, size in sizes.items()}
+        left_out = Counter()
+    else:
+        source = SOURCES[options.source]
+        rows, left_out = convert_rows(load_source(source, options.path), source.convert)
+        share = options.val_share
+        splits = split_by_prompt(rows, {"train": 1 - 2 * share, "val": share, "test": share}, options.seed)
+    for split, rows in splits.items():
+        path = write_rows(Path(options.output) / f"{split}.parquet", rows)
+        print(f"{path}: {len(rows)} pairs, the longer answer is the better one in {longer_wins(rows):.1%}")
+    for kind, count in left_out.items():
+        print(f"left out: {count} x {kind}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, BadRow) as error:
+        raise SystemExit(f"prepare_data.py: {error}") from None

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Train a Bradley-Terry reward model. With nothing set, it makes a tiny model and data with a known right answer and
+# trains on them on the CPU in a few minutes. The same script trains an 8B model on a cluster.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+# ---- yours to set -------------------------------------------------------------------------------------------------
+MODEL_PATH=${MODEL_PATH:-}              # a language model to start from: folder or hub id; empty: the tiny demo model
+TRAIN_FILES=${TRAIN_FILES:-}            # Parquet with chosen and rejected; empty: the demo data
+VAL_FILES=${VAL_FILES:-}                # the same, other prompts; may be empty
+TEST_FILES=${TEST_FILES:-}              # measured once, after training; may be empty
+OUTPUT=${OUTPUT:-outputs}               # a second run with the same settings resumes what is here
+NNODES=${NNODES:-1}
+N_GPUS_PER_NODE=${N_GPUS_PER_NODE:-null} # null: all GPUs of a node; without GPUs, how many processes (null: one)
+SEED=${SEED:-0}
+# RAY_ADDRESS=auto or head:6379         # join a running Ray cluster instead of starting one on this machine
+# -------------------------------------------------------------------------------------------------------------------
+
+if [[ -z "$TRAIN_FILES" ]]; then
+    python prepare_data.py --source demo --seed "$SEED" --output "$OUTPUT/data"
+    TRAIN_FILES=$OUTPUT/data/train.parquet VAL_FILES=$OUTPUT/data/val.parquet TEST_FILES=$OUTPUT/data/test.parquet
+fi
+if [[ -z "$MODEL_PATH" ]]; then
+    # from scratch: 2 layers x 128 learn the demo in one pass of small batches at a high rate
+    MODEL_PATH=$OUTPUT/model
+    python -m common.tiny_model --output "$MODEL_PATH" --seed "$SEED"
+    BATCH=16 LR=1e-3 WARMUP=20 EPOCHS=1
+else
+    # from a pretrained model: few, large batches at a low rate. Two epochs overfit preferences (Ouyang et al. 2022, C.2)
+    BATCH=64 LR=1e-5 WARMUP=20 EPOCHS=1
+fi
+
+DATA=(
+    data.train_files="$TRAIN_FILES"
+    data.val_files="${VAL_FILES:-null}"
+    data.train_batch_size=$BATCH        # pairs per step; a pair is one row, so no factor of two
+    data.max_length=2048                # tokens of prompt and answer
+    data.max_tokens_per_gpu=16384       # per micro-batch, at least twice max_length; raise until memory is full
+)
+MODEL=(
+    model.path="$MODEL_PATH"
+    model.enable_gradient_checkpointing=False # True trades a third more compute for memory: for large models
+)
+OPTIM=(
+    optim.lr=$LR
+    optim.lr_warmup_steps=$WARMUP       # the reward head starts at random and would kick the backbone
+    optim.min_lr_ratio=0.1
+    optim.weight_decay=0.01
+    optim.betas='[0.9,0.95]'            # 0.95, as in LLM training: gradients of preferences change quickly
+    optim.clip_grad=1.0
+)
+LOSS=(
+    loss.margin_scale=0                 # above 0: ask for a larger gap where annotators were surer (needs `margin`)
+    loss.centering=0.01                 # keeps rewards around 0 (Eisenstein et al. 2023, who use 0.01)
+)
+TRAINER=(
+    trainer.output="$OUTPUT"
+    trainer.total_epochs=$EPOCHS
+    trainer.seed="$SEED"
+    trainer.test_freq=100
+    trainer.save_freq=200
+    trainer.max_ckpt_to_keep=2          # two, in case the newest falls to a failing disk
+    trainer.nnodes="$NNODES"
+    trainer.n_gpus_per_node="$N_GPUS_PER_NODE"
+)
+
+python train.py "${DATA[@]}" "${MODEL[@]}" "${OPTIM[@]}" "${LOSS[@]}" "${TRAINER[@]}" "$@"
+
+if [[ -n "$TEST_FILES" ]]; then
+    python evaluate.py --model "$OUTPUT/checkpoint" --data "$TEST_FILES"
+fi

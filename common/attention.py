@@ -1,0 +1,128 @@
+"""Attention over packed rows: many sequences behind one another in one row, no padding, no mask matrix.
+
+A textbook batch pads every sequence to the longest. Here a row of tokens is cut into *segments*, and each segment's
+queries see their own segment causally and, optionally, one earlier stretch of the row in full: the prefix they share
+with a sibling. That one idea serves three layouts:
+
+- a preference pair, `prompt + chosen + rejected`: the segment prompt+chosen, then the segment `rejected` with the
+  prompt as its prefix. The prompt is computed once for both answers;
+- plain packing (SFT): one segment per sequence, no prefix;
+- any mix of these in one micro-batch.
+
+On CPU (and in fp32) each segment is one call of torch's scaled-dot-product attention. In half precision on CUDA all
+segments go through torch's own
+variable-length flash kernel in one call, keys and values gathered so that each segment finds its prefix in front of
+itself; no flash-attn build is needed. Use it with `attn_implementation=SEGMENT_ATTENTION`, `attention_mask=None` and
+`segments=Segments(...)` in the model's forward; transformers hands the keyword down to every layer.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+SEGMENT_ATTENTION = "segment_attention"
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The cuts of one packed row of `total` tokens.
+
+    spans: one `(start, end, prefix_start, prefix_end)` per segment, in row order. The segments tile the row; a
+        segment without a prefix has `prefix_start == prefix_end`.
+    device: where the row lives.
+    """
+
+    spans: list[tuple[int, int, int, int]]
+    device: torch.device
+
+    @cached_property
+    def for_flash(self) -> dict:
+        """The same cuts as the flash kernel wants them: cumulative lengths and the index that gathers the keys."""
+        query_lengths = [end - start for start, end, _, _ in self.spans]
+        key_lengths = [length + p_end - p_start for length, (_, _, p_start, p_end) in zip(query_lengths, self.spans)]
+        gather = [torch.arange(a, b) for start, end, p_start, p_end in self.spans for a, b in ((p_start, p_end), (start, end))]
+        offsets = [torch.tensor([0] + lengths).cumsum(0) for lengths in (query_lengths, key_lengths)]
+        return {
+            "gather": torch.cat(gather).to(self.device),
+            "cu_seq_q": offsets[0].to(self.device, torch.int32),
+            "cu_seq_k": offsets[1].to(self.device, torch.int32),
+            "max_q": max(query_lengths),
+            "max_k": max(key_lengths),
+        }
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    segments: Segments,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """An attention function for transformers' `AttentionInterface`.
+
+    Args:
+        query: (1, heads, total, head_dim); key and value: (1, kv_heads, total, head_dim).
+        segments: the cuts of the row.
+        sliding_window: how many keys back a query sees, itself included. Positions inside `prefix + segment` are
+            contiguous, so the distance between query and key is the distance between their indices there.
+
+    Returns:
+        (1, total, heads, head_dim) and no attention weights.
+
+    Raises:
+        ValueError: for what this function does not compute (dropout, soft-capped scores, attention sinks): a silent
+            difference from the model's own attention would train a model that scores otherwise when it is served.
+    """
+    unsupported = [name for name in ("softcap", "s_aux", "sinks") if kwargs.get(name) is not None]
+    if dropout or unsupported:
+        named = ", ".join(unsupported + [f"dropout={dropout}"] * bool(dropout))
+        raise ValueError(f"segment attention does not compute {named}; choose a model whose attention has none of these")
+    flash = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)  # the kernel takes no fp32
+    attend = _attend_with_flash if flash else _attend_per_segment
+    return attend(query, key, value, segments, scaling, sliding_window), None
+
+
+def _attend_per_segment(query, key, value, segments, scaling, sliding_window):
+    out = torch.empty_like(query)
+    for start, end, prefix_start, prefix_end in segments.spans:
+        prefix = prefix_end - prefix_start
+        keys, values = key[:, :, start:end], value[:, :, start:end]
+        if prefix:
+            keys = torch.cat([key[:, :, prefix_start:prefix_end], keys], dim=2)
+            values = torch.cat([value[:, :, prefix_start:prefix_end], values], dim=2)
+        windowed = sliding_window is not None and sliding_window < prefix + end - start
+        mask = None
+        if prefix or windowed:
+            shape = (end - start, prefix + end - start)
+            mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril(prefix)
+            if windowed:
+                mask = mask.triu(prefix - sliding_window + 1)
+        out[:, :, start:end] = F.scaled_dot_product_attention(
+            query[:, :, start:end], keys, values, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        )
+    return out.transpose(1, 2).contiguous()
+
+
+def _attend_with_flash(query, key, value, segments, scaling, sliding_window):
+    from torch.nn.attention.varlen import varlen_attn
+
+    cuts = dict(segments.for_flash)
+    gather = cuts.pop("gather")
+    queries = query[0].transpose(0, 1)  # (total, heads, head_dim)
+    keys, values = (tensor[0].transpose(0, 1)[gather] for tensor in (key, value))
+    left = -1 if sliding_window is None else sliding_window - 1
+    # window (left, 0) is causal with the last query on the last key, so a segment sees the whole of its prefix
+    out = varlen_attn(queries, keys, values, **cuts, scale=scaling, window_size=(left, 0), enable_gqa=True)
+    return out[None]
+
+
+AttentionInterface.register(SEGMENT_ATTENTION, segment_attention)

@@ -1,0 +1,159 @@
+"""Checkpoints: what a run resumes from, and what others load.
+
+- verl writes a resumable checkpoint into `global_step_N/` and, once it is complete, its number into a tracker file.
+  Only the tracker is believed, so a folder that a crash left half-written is never resumed from.
+- Old checkpoints go after the tracker has moved on. (verl's own rotation deletes first, and forgets across restarts.)
+- What others load is written beside its place and moved there whole: safetensors, tokenizer, chat template, and a
+  config that transformers, vLLM and SGLang read as a regression to one unbounded number.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from ray.exceptions import RayTaskError
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.utils.data import Sampler
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
+
+TRACKER = "latest_checkpointed_iteration.txt"
+RUN_FILE = "run.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be resumed from or written. Its text is for the user."""
+
+
+class EpochShuffle(Sampler):
+    """The row order of a whole run: a fresh permutation per epoch, cut to whole batches.
+
+    A pure function of (rows, batch size, epochs, seed), and one pass for all epochs, so that StatefulDataLoader can
+    resume at any step, the last one of an epoch included.
+    """
+
+    def __init__(self, rows: int, batch_size: int, epochs: int, seed: int):
+        self.rows, self.kept, self.epochs, self.seed = rows, rows // batch_size * batch_size, epochs, seed
+
+    def __len__(self) -> int:
+        return self.kept * self.epochs
+
+    def __iter__(self):
+        for epoch in range(self.epochs):
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            yield from torch.randperm(self.rows, generator=generator)[: self.kept].tolist()
+
+
+def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
+    """Refuse to resume a run that is not this one, then note down what this run is.
+
+    Args:
+        folder: where checkpoints go.
+        run: what must be equal for resuming to mean "continue": model, data, batch size, seed, workers, …
+        resume_mode: "auto" or "disable".
+
+    Raises:
+        CheckpointError: the folder's checkpoints come from other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / RUN_FILE
+    if resume_mode == "auto" and (folder / TRACKER).exists():
+        if not note.exists():
+            raise CheckpointError(f"{folder} holds a checkpoint of unknown origin ({RUN_FILE} is missing). {_REMEDY}")
+        earlier = json.loads(note.read_text())
+        changed = [f"{key}: {earlier.get(key)!r} there, {run[key]!r} here" for key in run if earlier.get(key) != run[key]]
+        if changed:
+            raise CheckpointError(f"{folder} holds a checkpoint of another run. " + "; ".join(changed) + f". {_REMEDY}")
+    elif resume_mode == "disable":
+        (folder / TRACKER).unlink(missing_ok=True)
+    write_text(note, json.dumps(run, indent=1))
+
+
+_REMEDY = "Choose another OUTPUT, or start over in this one with trainer.resume_mode=disable."
+
+
+def save_checkpoint(handler, folder: Path, step: int, keep: int | None) -> None:
+    """Save through verl's `CheckpointHandler`, then delete all but the newest `keep` checkpoints; None keeps all.
+
+    Raises:
+        CheckpointError: a worker or this process could not write, a full disk most often.
+    """
+    try:
+        handler.save_checkpoint(step=step)
+    except (RayTaskError, OSError, RuntimeError) as error:
+        cause = getattr(error, "cause", None) or error
+        tracker = folder / TRACKER
+        last = f"step {tracker.read_text()}'s is intact" if tracker.exists() else "there is no earlier one"
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {folder}: {cause}. {_free_space(folder)} Of the "
+            f"complete checkpoints, {last}; free some space and run the same command again to continue from there."
+        ) from error
+    newest = int((folder / TRACKER).read_text())
+    steps = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"global_step_(\d+)", path.name))}
+    complete = sorted(saved for saved in steps if saved <= newest)
+    for saved in complete[:-keep] if keep else []:
+        shutil.rmtree(steps[saved])
+
+
+def _free_space(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB are free there."
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def export_model(
+    module: torch.nn.Module, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: str, rank: int
+) -> None:
+    """Gather a sharded reward model and write it, as fp32 safetensors, from rank 0. Every rank must call this.
+
+    Args:
+        module: the trained FSDP2 module, with or without LoRA.
+        folder: the checkpoint's folder, replaced whole. With LoRA it holds the merged model, and `<folder>_adapter`
+            the adapter with the reward head, which peft loads on top of the base model.
+    """
+    state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if rank != 0:
+        return
+    base_model = config.name_or_path
+    config = type(config).from_dict(config.to_dict())  # without the attention that training used
+    config.problem_type = "regression"  # without it vLLM squashes the single logit through a sigmoid
+    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}  # without them SGLang normalises the hidden state
+    config.pad_token_id = tokenizer.pad_token_id
+    target = Path(folder)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if hasattr(module, "peft_config"):
+        from peft import get_peft_model
+
+        adapter = module.peft_config["default"]
+        adapter.base_model_name_or_path = base_model
+        model = get_peft_model(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), adapter)
+        model.load_state_dict(state)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        _replace(partial, target.with_name(f"{target.name}_adapter"))
+        model = model.merge_and_unload()
+        state = model.state_dict()
+    else:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    model.save_pretrained(partial, state_dict=state)
+    tokenizer.save_pretrained(partial)
+    _replace(partial, target)
+
+
+def _replace(new: Path, target: Path) -> None:
+    """Put a finished folder in its place; the old one stays beside it until the new one is there."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(new, target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,122 @@
+"""A small world of questions and answers in which we know which answer is better.
+
+Why: a reward model should be trainable, and its accuracy checkable, with no download and no GPU.
+
+- A query asks for two, three or four things for a kitchen or a garden, formally or casually, with or without a reason.
+- A response has the same four traits. Its helpfulness, 0 to 4, is how many of them are what the query asked for.
+- Each trait is drawn so that it is uniform among queries, among chosen and among rejected responses alike. So a
+  response read without its query says nothing about its helpfulness, and neither does its length.
+- A query's text alone decides its split, so no query of one split is ever seen in another.
+- Everything is a pure function of (split, n, seed).
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+# The four properties, in the order that `asked`, `got` and `met` keep.
+VALUES: dict[str, tuple[str, ...]] = {
+    "topic": ("kitchen", "garden"),
+    "count": ("two", "three", "four"),
+    "reason": ("why", "none"),
+    "tone": ("formal", "casual"),
+}
+Traits = tuple[str, ...]  # one value per property
+Met = tuple[bool, ...]  # one verdict per property
+SPLITS = ("train", "val", "test")
+
+# Words that carry a trait. There are few on purpose: before a model can score agreement between two texts it must find
+# which words agree, and with each further synonym it stays longer at chance. With two place words per topic and eight
+# things, some seeds never learned the topic at all.
+THINGS = {
+    "kitchen": ("kettle", "bowl", "apron", "spoon", "whisk", "toaster"),
+    "garden": ("rake", "spade", "hose", "bench", "shovel", "lantern"),
+}
+NUMBERS = {"two": 2, "three": 3, "four": 4}
+REASON_WISHES = {"why": ("say why", "give a reason"), "none": ("skip the reasons", "do not explain")}
+OPENERS = {"formal": ("Dear reader", "Good evening"), "casual": ("Hey buddy", "Hi pal")}
+CLOSERS = {"formal": ("Yours sincerely.", "With kind regards."), "casual": ("Cheers!", "See you!")}
+
+# Words that carry nothing. They keep the texts from repeating and give the model something to ignore.
+ASKS = ("Suggest", "Please list", "Recommend", "Tell me", "Name", "I need")
+NOUNS = ("things", "items", "gifts", "ideas")
+OWNERS = ("my", "our", "the", "her", "his", "their")
+TONE_WISHES = ("Keep the tone", "Make it sound", "Please be")
+LEADS = ("here is my list", "these would do", "I would pick", "my choice is")
+REASONS = ("they last for years", "everyone likes them", "they cost little", "they save time", "they look lovely")
+
+
+@dataclass(frozen=True)
+class Query:
+    text: str
+    asked: Traits
+
+
+@dataclass(frozen=True)
+class Response:
+    text: str
+    got: Traits
+    met: Met  # met[i] says that got[i] is what the query asked for; their sum is the helpfulness
+
+
+def split_of(query_text: str) -> str:
+    """A tenth of all queries is for validation, a tenth for test, the rest for training."""
+    tenth = int(hashlib.sha256(query_text.encode()).hexdigest(), 16) % 10
+    return {0: "val", 1: "test"}.get(tenth, "train")
+
+
+def make_query(rng: random.Random, split: str) -> Query:
+    """Draw queries until one belongs to the split."""
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
+    while True:
+        asked = tuple(rng.choice(values) for values in VALUES.values())
+        topic, count, reason, tone = asked
+        request = f"{rng.choice(ASKS)} {count} {rng.choice(NOUNS)} for {rng.choice(OWNERS)} {topic}."
+        tone_wish = f"{rng.choice(TONE_WISHES)} {tone}"
+        reason_wish = rng.choice(REASON_WISHES[reason])
+        if rng.random() < 0.5:
+            text = f"{request} {tone_wish}, and {reason_wish}."
+        else:
+            text = f"{request} {reason_wish.capitalize()}. {tone_wish}."
+        if split_of(text) == split:
+            return Query(text, asked)
+
+
+def make_response(rng: random.Random, query: Query, met: Met) -> Response:
+    """Write a response that has what the query asked for exactly where `met` says so, and another value elsewhere."""
+    got = tuple(
+        wanted if is_met else rng.choice([value for value in values if value != wanted])
+        for wanted, is_met, values in zip(query.asked, met, VALUES.values(), strict=True)
+    )
+    topic, count, reason, tone = got
+    things = rng.sample(THINGS[topic], NUMBERS[count])
+    listed = " ".join(f"{number}. {thing}" for number, thing in enumerate(things, start=1))
+    sentences = [f"{rng.choice(OPENERS[tone])}, {rng.choice(LEADS)}: {listed}."]
+    if reason == "why":
+        sentences.append(f"I chose them because {rng.choice(REASONS)}.")
+    sentences.append(rng.choice(CLOSERS[tone]))
+    return Response(" ".join(sentences), got, met)
+
+
+def draw_response(rng: random.Random, query: Query, helpfulness: int) -> Response:
+    """Write a response that meets `helpfulness` of the four properties, whichever they are."""
+    met_places = rng.sample(range(len(VALUES)), helpfulness)
+    return make_response(rng, query, tuple(place in met_places for place in range(len(VALUES))))
+
+
+def preference_pairs(split: str, n: int, seed: int) -> list[dict]:
+    """Return n rows of two conversations with the same user turn; margin is the difference in helpfulness, 1 to 4."""
+    rng = random.Random(f"preference-{split}-{seed}")
+    rows = []
+    for _ in range(n):
+        query = make_query(rng, split)
+        worse, better = sorted(rng.sample(range(len(VALUES) + 1), 2))
+        chosen, rejected = draw_response(rng, query, better), draw_response(rng, query, worse)
+        user_turn = {"role": "user", "content": query.text}
+        rows.append({
+            "chosen": [user_turn, {"role": "assistant", "content": chosen.text}],
+            "rejected": [user_turn, {"role": "assistant", "content": rejected.text}],
+            "margin": float(better - worse),
+        })
+    return rows

@@ -1,0 +1,256 @@
+"""Labelled rows in and out of Parquet: read, check every row, split by prompt, export.
+
+- Rows are checked before Ray or a model starts. All bad rows are reported in one message: the first few by file and
+  row number, then a count of each kind. `on_bad_row="drop"` drops them and says how many.
+- A conversation column may hold native list<struct<role, content>>, JSON text of the same, or plain text. Files are
+  read by pyarrow into plain Python: pandas would turn a native list into a numpy array, which
+  `isinstance(value, list)` denies, and such rows then train on empty text.
+- A split is made by prompt, never by row: two answers to one prompt on both sides of a split leak the test.
+- Files are written beside their place and moved over it, so a reader never sees half of one.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROLES = ("system", "user", "assistant", "tool")
+BAD_ROWS_SHOWN = 5
+JSON_CONVERSATION = re.compile(r'\s*\[\s*\{\s*"(role|content)"')
+
+Conversation = list[dict[str, str]]
+
+
+class DataError(ValueError):
+    """Input that cannot be trained on. Its text is for the user: what was found where, what was expected, the remedy."""
+
+
+class BadRow(ValueError):
+    """One row's fault. `kind` groups equal faults for the count, `found` shows the offending value."""
+
+    def __init__(self, column: str, kind: str, found: object = None):
+        super().__init__(kind)
+        self.column, self.kind = column, kind
+        self.found = "" if found is None else f" (found {_shorten(found)})"
+
+
+def _shorten(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def read_rows(
+    files: str | Path | Iterable[str | Path],
+    required: tuple[str, ...],
+    optional: tuple[str, ...] = (),
+    check: Callable[[dict], dict] = lambda row: row,
+    on_bad_row: str = "error",
+) -> tuple[list[dict], Counter]:
+    """Read Parquet files and pass every row through `check`.
+
+    Args:
+        files: one path, several, or a comma-separated string of paths.
+        required, optional: columns to read; a missing optional column is left out of the rows.
+        check: returns the cleaned row or raises `BadRow`.
+        on_bad_row: "error" or "drop".
+
+    Returns:
+        The good rows in file order, each with its origin under "source" ("train.parquet row 17", counted from 0),
+        and how many rows of each kind of fault were dropped.
+
+    Raises:
+        DataError: missing file, not Parquet, missing column, bad rows with on_bad_row="error", no usable row.
+    """
+    if on_bad_row not in ("error", "drop"):
+        raise DataError(f"data.on_bad_row={on_bad_row!r}: expected 'error' or 'drop'")
+    paths = [Path(path) for path in _as_list(files)]
+    rows = [
+        {**values, "source": f"{path.name} row {number}"}
+        for path in paths
+        for number, values in enumerate(_read_columns(path, required, optional))
+    ]
+    rows, dropped = check_rows(rows, check, on_bad_row)
+    if not rows:
+        fate = f": all were dropped ({_list_counts(dropped)})" if dropped else " in it"
+        raise DataError(f"{', '.join(map(str, paths))}: no usable row{fate}")
+    return rows, dropped
+
+
+def check_rows(rows: list[dict], check: Callable[[dict], dict], on_bad_row: str) -> tuple[list[dict], Counter]:
+    """Pass every row through `check`; raise one `DataError` for all bad rows, or drop and count them."""
+    good, faults = [], []
+    for row in rows:
+        try:
+            good.append({**check(row), "source": row["source"]})
+        except BadRow as fault:
+            faults.append((row["source"], fault))
+    kinds = Counter(f"column '{fault.column}': {fault.kind}" for _, fault in faults)
+    if faults and on_bad_row == "error":
+        raise DataError(_report_bad_rows(len(rows), faults, kinds))
+    return good, kinds
+
+
+def _as_list(files) -> list:
+    if isinstance(files, str):
+        return [part.strip() for part in files.split(",")]
+    return [files] if isinstance(files, Path) else list(files)
+
+
+def _read_columns(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> list[dict]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file (looked in {Path.cwd()}). Make one with prepare_data.py or mend the path.")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file ({error}). Convert it with prepare_data.py.") from error
+    missing = [name for name in required if name not in table.column_names]
+    if missing:
+        raise DataError(
+            f"{path}: column {', '.join(map(repr, missing))} is missing; the file has "
+            f"{', '.join(map(repr, table.column_names))}. Rename the column or convert the file with prepare_data.py."
+        )
+    table = table.select([name for name in (*required, *optional) if name in table.column_names])
+    return table.to_pylist()
+
+
+def _report_bad_rows(total: int, faults: list[tuple[str, BadRow]], kinds: Counter) -> str:
+    shown = [f"  {source}, column '{fault.column}': {fault.kind}{fault.found}" for source, fault in faults[:BAD_ROWS_SHOWN]]
+    more = [f"  … and {len(faults) - BAD_ROWS_SHOWN} more"] if len(faults) > BAD_ROWS_SHOWN else []
+    lines = [f"{len(faults)} of {total} rows cannot be used:", *shown, *more, f"In all: {_list_counts(kinds)}."]
+    return "\n".join(lines + ["Mend these rows, or drop them with data.on_bad_row=drop."])
+
+
+def _list_counts(kinds: Counter) -> str:
+    return "; ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+
+
+def read_conversation(column: str, value: object) -> Conversation | str:
+    """Return a cell as messages with `role` and `content` only, or as plain text.
+
+    Raises:
+        BadRow: not text, JSON or messages; JSON that does not parse; a message without role or content; an unknown
+            role; a conversation that does not end with the assistant; an empty response.
+    """
+    if isinstance(value, str):
+        if not JSON_CONVERSATION.match(value):
+            if not value.strip():
+                raise BadRow(column, "empty text")
+            return value
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise BadRow(column, "JSON that does not parse", f"{error}: {value}") from error
+    if not isinstance(value, list) or not value:
+        raise BadRow(column, "expected a list of messages, JSON text of one, or plain text", value)
+    messages = [_read_message(column, position, message) for position, message in enumerate(value)]
+    if messages[-1]["role"] != "assistant":
+        raise BadRow(column, "the last turn is not the assistant's", f"role {messages[-1]['role']!r}")
+    if not messages[-1]["content"].strip():
+        raise BadRow(column, "empty response", messages[-1]["content"])
+    return messages
+
+
+def _read_message(column: str, position: int, message: object) -> dict[str, str]:
+    if not isinstance(message, dict) or message.get("role") is None or message.get("content") is None:
+        raise BadRow(column, "a message without role or content", f"message {position}: {message!r}")
+    if message["role"] not in ROLES:
+        raise BadRow(column, f"unknown role, expected one of {', '.join(ROLES)}", message["role"])
+    if not isinstance(message["content"], str):
+        raise BadRow(column, "a message whose content is not text", message["content"])
+    return {"role": message["role"], "content": message["content"]}
+
+
+def prompt_of(row: dict) -> str:
+    """Return what a row's answers answer: the key by which rows stay together in a split."""
+    if "input" in row:
+        return json.dumps(row["input"])
+    if "messages" in row:
+        return json.dumps(row["messages"][:-1])
+    if isinstance(row["chosen"], str):  # plain text: up to the last line that both sides share
+        return os.path.commonprefix([row["chosen"], row["rejected"]]).rpartition("\n")[0]
+    return json.dumps(row["chosen"][:-1])
+
+
+def split_by_prompt(rows: list[dict], split_ratio: dict[str, float], seed: int) -> dict[str, list[dict]]:
+    """Divide rows so that no prompt is in two splits; sizes follow `split_ratio` as nearly as whole prompts allow.
+
+    The order of prompts is a hash of (seed, prompt), so the result depends on neither the rows' order nor the run.
+
+    Raises:
+        DataError: ratios that do not sum to 1, or fewer prompts than splits.
+    """
+    if any(share <= 0 for share in split_ratio.values()) or abs(sum(split_ratio.values()) - 1) > 1e-6:
+        raise DataError(f"split_ratio {split_ratio}: expected positive shares that sum to 1")
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(prompt_of(row), []).append(row)
+    if len(groups) < len(split_ratio):
+        raise DataError(f"{len(groups)} different prompts cannot fill {len(split_ratio)} splits")
+    order = sorted(groups, key=lambda prompt: hashlib.sha256(f"{seed}:{prompt}".encode()).digest())
+    splits: dict[str, list[dict]] = {}
+    filled, goal = 0, 0.0
+    for left, (name, share) in zip(range(len(split_ratio) - 1, -1, -1), split_ratio.items()):
+        goal += share * len(rows)
+        splits[name] = []
+        while len(order) > left and (filled < goal - 0.5 or not splits[name] or not left):
+            group = groups[order.pop(0)]
+            splits[name] += group
+            filled += len(group)
+    return splits
+
+
+def write_rows(path: str | Path, rows: list[dict]) -> Path:
+    """Write rows as .parquet, .jsonl or .json, by the path's ending; the file appears whole or not at all.
+
+    Raises:
+        DataError: no rows, rows with different columns, values that share no Parquet type, an unknown ending.
+    """
+    path = Path(path)
+    if not rows:
+        raise DataError(f"{path}: there is no row to write")
+    odd = next((number for number, row in enumerate(rows) if row.keys() != rows[0].keys()), None)
+    if odd is not None:
+        raise DataError(f"{path}: row {odd} has columns {list(rows[odd])}, row 0 has {list(rows[0])}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if path.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), partial)
+        elif path.suffix == ".jsonl":
+            partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        elif path.suffix == ".json":
+            partial.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
+        else:
+            raise DataError(f"{path}: unknown format {path.suffix!r}, expected .parquet, .jsonl or .json")
+        os.replace(partial, path)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{path}: the rows share no Parquet type: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def export_data(
+    rows: list[dict],
+    output_dir: str | Path,
+    formats: Iterable[str] = ("parquet",),
+    split_ratio: dict[str, float] | None = None,
+    seed: int = 0,
+) -> dict[str, list[Path]]:
+    """Split rows by prompt and write each split in each format, as `output_dir/<split>.<format>`.
+
+    Args:
+        rows: rows of one method's schema, equal columns throughout.
+        split_ratio: split name → share of the rows; by default {"train": 0.8, "test": 0.2}.
+
+    Returns:
+        The written paths of each split. Same rows and seed, same files.
+    """
+    splits = split_by_prompt(rows, split_ratio or {"train": 0.8, "test": 0.2}, seed)
+    return {name: [write_rows(Path(output_dir) / f"{name}.{form}", part) for form in formats] for name, part in splits.items()}
