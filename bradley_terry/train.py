@@ -16,7 +16,6 @@ from pathlib import Path
 
 import hydra
 import numpy as np
-import ray
 from omegaconf import DictConfig, OmegaConf
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
@@ -29,6 +28,7 @@ from common.cluster import (
     balance,
     check_shared_folder,
     connect,
+    disconnect,
     join_metrics,
     make_batch,
     start_workers,
@@ -57,7 +57,7 @@ def main(config: DictConfig) -> None:
     except (DataError, ClusterError, CheckpointError, TrainingError) as error:
         raise SystemExit(f"\ntrain.py: {error}") from None
     finally:
-        ray.shutdown()
+        disconnect()
 
 
 def train(config: DictConfig) -> None:
@@ -122,7 +122,8 @@ def train(config: DictConfig) -> None:
         batch = make_batch(balance(pairs, workers), collate, data.max_tokens_per_gpu, update_lr_scheduler=True)
         metrics, sums = join_metrics(worker_group.train_batch(batch).get(), pairs, step)
         metrics |= batch_metrics(sums, len(pairs))
-        metrics["tokens_per_second"] = sum(pair.tokens for pair in pairs) / (time.perf_counter() - started)
+        metrics["seconds"] = time.perf_counter() - started
+        metrics["tokens_per_second"] = sum(pair.tokens for pair in pairs) / metrics["seconds"]
         tracking.log({f"train/{name}": value for name, value in metrics.items()}, step)
         progress.update()
         progress.write(f"step {step}/{last_step}  " + "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN))
@@ -196,7 +197,7 @@ def infer(worker_group, config: DictConfig, pairs: list[Pair], workers: int) -> 
     from verl.utils import tensordict_utils as tu
 
     rewards, size = [], config.data.train_batch_size
-    for start in tqdm(range(0, len(pairs), size), desc="validate", unit="batch", leave=False):
+    for start in tqdm(range(0, len(pairs), size), desc="validate", unit="batch", leave=False, delay=3):
         batch = pairs[start : start + size]
         filled = batch + batch[-1:] * (-len(batch) % workers)  # an equal share for each worker
         result = worker_group.infer_batch(make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)).get()

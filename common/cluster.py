@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,10 @@ import ray
 import torch
 from omegaconf import DictConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+# verl warns about every engine that is not installed, and prints its platform at INFO
+QUIET = {"PYTHONWARNINGS": "ignore::UserWarning", "VERL_LOGGING_LEVEL": "WARN", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class ClusterError(RuntimeError):
@@ -41,7 +46,7 @@ def connect(method_folder: Path, nodes: int, workers_per_node: int | None) -> tu
         ClusterError: the cluster does not have it.
     """
     joined = "RAY_ADDRESS" in os.environ
-    environment = {"TOKENIZERS_PARALLELISM": "false", "HYDRA_FULL_ERROR": "1"}
+    environment = dict(QUIET)
     if not joined:
         environment |= _worker_environment("cuda" if torch.cuda.is_available() else "cpu", workers_per_node or 1)
     local = {} if joined else {"num_cpus": os.cpu_count(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
@@ -49,6 +54,8 @@ def connect(method_folder: Path, nodes: int, workers_per_node: int | None) -> tu
         for file in method_folder.glob("*.py"):
             shutil.copy(file, code)
         ray.init(logging_level="warning", runtime_env={"working_dir": code, "env_vars": environment}, **local)
+    os.environ.update(QUIET)
+    warnings.filterwarnings("ignore", category=UserWarning)
     device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
     # verl asks its platform for the name of Ray's resource; the driver must answer for the cluster, not for itself
     os.environ["VERL_PLATFORM"] = "nvidia" if device == "cuda" else "cpu"
@@ -64,6 +71,11 @@ def connect(method_folder: Path, nodes: int, workers_per_node: int | None) -> tu
             "Lower NNODES or N_GPUS_PER_NODE, wait for running jobs, or set RAY_ADDRESS to a larger cluster."
         )
     return device, workers_per_node
+
+
+def disconnect() -> None:
+    """Leave the cluster, or stop the local one."""
+    ray.shutdown()
 
 
 def _worker_environment(device: str, workers_per_node: int) -> dict[str, str]:
