@@ -26,7 +26,6 @@ from common.parquet import BadRow, DataError, check_rows, prompt_of, read_conver
 
 TRUNCATIONS = ("error", "drop", "left")
 TOKENIZE_AT_ONCE = 512  # rows per call of the tokenizer, which spreads a call over all cores
-PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<unk>")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,9 @@ def check_pair(row: dict) -> dict:
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise BadRow("rejected", "one side is plain text and the other a conversation")
     if chosen == rejected:
-        raise BadRow("rejected", "chosen and rejected are equal", rejected if isinstance(rejected, str) else rejected[-1])
+        raise BadRow(
+            "rejected", "chosen and rejected are equal", rejected if isinstance(rejected, str) else rejected[-1]
+        )
     margin = row.get("margin")
     if margin is None:
         margin = 0.0
@@ -187,27 +188,6 @@ def collate(pairs: list[Pair]) -> dict[str, torch.Tensor]:
     }
 
 
-def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer a pad token that is not its end token.
-
-    A served reward model reads the last token that is not padding. Where pad and end are one token, that is the token
-    before the end, and every served reward is wrong.
-
-    Raises:
-        DataError: no candidate is in the vocabulary.
-    """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
-        return
-    vocabulary = tokenizer.get_vocab()
-    fitting = [token for token in PAD_CANDIDATES if token in vocabulary and token != tokenizer.eos_token]
-    if not fitting:
-        raise DataError(
-            f"{tokenizer.name_or_path}: the tokenizer has no pad token of its own (pad {tokenizer.pad_token!r}, end "
-            f"{tokenizer.eos_token!r}). Set pad_token in its tokenizer_config.json to a token that ends no text."
-        )
-    tokenizer.pad_token = fitting[0]
-
-
 def describe(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> str:
     """Show a pair as the model sees it, its branches marked."""
     parts = ((name, tokenizer.decode(getattr(pair, name))) for name in ("prompt", "chosen", "rejected"))
@@ -220,7 +200,9 @@ def report_pairs(name: str, pairs: list[Pair], set_aside: Counter) -> None:
         print(f"{name}: no pairs")
         return
     tokens, prompts = sum(pair.tokens for pair in pairs), sum(len(pair.prompt) for pair in pairs)
-    print(f"{name}: {len(pairs)} pairs, {tokens / len(pairs):.0f} tokens a pair, longest {max(p.longest for p in pairs)}")
+    print(
+        f"{name}: {len(pairs)} pairs, {tokens / len(pairs):.0f} tokens a pair, longest {max(p.longest for p in pairs)}"
+    )
     print(f"  computing each prompt once saves {prompts / (tokens + prompts):.0%} of the tokens")
     for kind, count in set_aside.items():
         print(f"  {count} x {kind}")

@@ -1,8 +1,8 @@
 """verl's FSDP2 engine, taught to score pairs; on CPU and CUDA alike.
 
-Four things differ from verl's own engine for value models: the module is transformers' AutoModelForSequenceClassification
-with one label, so the checkpoint is what servers and libraries load; a micro-batch stays one packed row of pairs
-(see dataset.py); only the two ends of each pair are scored, in fp32; and LoRA trains the reward head too.
+Four things differ from verl's own engine for value models. The module is transformers' sequence classifier with one
+label, so the checkpoint is what servers and libraries load. A micro-batch stays one packed row of pairs (see
+dataset.py). Only the two ends of each pair are scored, in fp32. And LoRA trains the reward head too.
 """
 
 import types
@@ -22,6 +22,7 @@ from verl.workers.engine_workers import TrainingWorker
 
 from common.attention import SEGMENT_ATTENTION, Segments
 from common.checkpoint import export_model
+
 from loss import batch_sums, pair_losses
 
 SELF_TEST_TOLERANCE = 1e-3  # of the rewards' spread; fp32 rounding is far below, a leak between branches far above
@@ -47,7 +48,12 @@ def pack(branch_lengths: torch.Tensor, device: torch.device) -> tuple[Segments, 
 
 
 def score_ends(
-    model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor, segments: Segments, ends: torch.Tensor, **_
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    segments: Segments,
+    ends: torch.Tensor,
+    **_,
 ) -> dict[str, torch.Tensor]:
     """Replace the model's forward: the backbone over the packed row, the head at the ends alone.
 
@@ -79,20 +85,22 @@ class PairEngine(FSDPEngineWithLMHead):
 
     def _build_module(self) -> PreTrainedModel:
         config = self.model_config.hf_config
-        config.num_labels = 1
-        trust = {"trust_remote_code": self.model_config.trust_remote_code}
+        config.num_labels, config.attention_dropout = 1, 0.0
+        options = {
+            "dtype": torch.float32,
+            "attn_implementation": "sdpa",
+            "trust_remote_code": self.model_config.trust_remote_code,
+        }
         torch.manual_seed(self.engine_config.seed)  # a new reward head is random: same in every run, any world size
         if self.rank == 0:
-            module = AutoModelForSequenceClassification.from_pretrained(
-                self.model_config.local_path, config=config, dtype=torch.float32, attn_implementation="sdpa", **trust
-            )
+            path = self.model_config.local_path
+            module = AutoModelForSequenceClassification.from_pretrained(path, config=config, **options)
         else:  # filled by broadcast from rank 0, so the checkpoint is read once
             with torch.device("meta"):
-                module = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **trust)
+                module = AutoModelForSequenceClassification.from_config(config, **options)
         for part in module.modules():
             if isinstance(part, nn.Dropout):  # noise on a prompt that two branches share would not be a fair comparison
                 part.p = 0.0
-        config.attention_dropout = 0.0
         if self.rank == 0:
             self_test(module)
         module.set_attn_implementation(SEGMENT_ATTENTION)
@@ -122,7 +130,9 @@ class PairEngine(FSDPEngineWithLMHead):
         self._uses_fsdp2_cpu_offload_policy = offload is not None
         shard = {"mesh": self.device_mesh, "reshard_after_forward": self.engine_config.reshard_after_forward}
         shard |= {"offload_policy": offload} if offload else {}
-        fp32, mixed = (MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) for dtype in (torch.float32, compute))
+        fp32, mixed = (
+            MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) for dtype in (torch.float32, compute)
+        )
         full_state = module.state_dict()
         fully_shard(unwrap(module).score, **shard, mp_policy=fp32)
         apply_fsdp2(module, {**shard, "mp_policy": mixed}, self.engine_config)
@@ -167,9 +177,12 @@ def self_test(model: PreTrainedModel) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([[6, 4, 3], [5, 2, 5], [1, 3, 2]])
-    pairs = [[torch.randint(0, model.config.vocab_size, (n,), generator=generator) for n in row] for row in lengths.tolist()]
+    pairs = [
+        [torch.randint(0, model.config.vocab_size, (n,), generator=generator) for n in row] for row in lengths.tolist()
+    ]
     was_training = model.training
     model.eval()
+    model.set_attn_implementation("sdpa")
 
     def hidden(ids: list[torch.Tensor], **kwargs) -> torch.Tensor:
         return model.base_model(input_ids=torch.cat(ids)[None], use_cache=False, **kwargs).last_hidden_state[0].float()

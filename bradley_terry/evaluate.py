@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common.parquet import DataError
 from common.report import draw, format_value, write_text
+
 from dataset import Pair, encode_pairs, load_pairs
 
 CALIBRATION_BINS = 10
@@ -114,7 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pair accuracy of a reward model, beside its baselines.")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
     parser.add_argument("--data", required=True, help="Parquet with chosen and rejected")
-    parser.add_argument("--output", help="folder for evaluation.json and evaluation.png; default: beside the data's figures")
+    parser.add_argument(
+        "--output", help="folder for evaluation.json and evaluation.png; default: beside the data's figures"
+    )
     parser.add_argument("--max-length", type=int, help="tokens; default: what the model can take")
     parser.add_argument("--truncation", default="drop", choices=("error", "drop", "left"))
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from common.demo import preference_pairs
 from common.parquet import BadRow, Conversation, DataError, check_rows, split_by_prompt, write_rows
+
 from dataset import check_pair
 
 
@@ -42,7 +43,7 @@ def prefer(prompt: Conversation, first: str, second: str, second_is_better_by: f
 
 
 def from_helpsteer2(row: dict) -> Preference | None:
-    """`preference_strength`, -3 to 3, is positive where response 2 is better. Later turns are marked inside `prompt`."""
+    """`preference_strength`, -3 to 3, is positive where response 2 is better. `prompt` marks its later turns."""
     parts = re.split(r"\n*<extra_id_1>(User|Assistant)\n", "<extra_id_1>User\n" + row["prompt"])[1:]
     prompt = [{"role": role.lower(), "content": content} for role, content in zip(parts[::2], parts[1::2])]
     return prefer(prompt, row["response_1"], row["response_2"], row["preference_strength"])
@@ -130,12 +131,17 @@ def convert_rows(rows: Iterable[dict], convert: Callable[[dict], Preference | No
 
 def longer_wins(rows: list[dict]) -> float:
     """Share of pairs whose chosen answer has more characters, equal lengths counting one half: 0.5 is no bias."""
-    sides = [[len(row[side] if isinstance(row[side], str) else row[side][-1]["content"]) for side in ("chosen", "rejected")] for row in rows]
+    sides = [
+        [len(row[side] if isinstance(row[side], str) else row[side][-1]["content"]) for side in ("chosen", "rejected")]
+        for row in rows
+    ]
     return sum((chosen > rejected) + 0.5 * (chosen == rejected) for chosen, rejected in sides) / len(sides)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write train.parquet, val.parquet and test.parquet of preference pairs.")
+    parser = argparse.ArgumentParser(
+        description="Write train.parquet, val.parquet and test.parquet of preference pairs."
+    )
     parser.add_argument("--source", required=True, choices=["demo", *SOURCES])
     parser.add_argument("--path", help="hub id or local file, where it is not the source's usual one")
     parser.add_argument("--output", required=True, help="folder to write into")

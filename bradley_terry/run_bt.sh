@@ -2,14 +2,14 @@
 # Train a Bradley-Terry reward model. With nothing set, it makes a tiny model and data with a known right answer and
 # trains on them on the CPU in a few minutes. The same script trains an 8B model on a cluster.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 # ---- yours to set -------------------------------------------------------------------------------------------------
 MODEL_PATH=${MODEL_PATH:-}              # a language model to start from: folder or hub id; empty: the tiny demo model
 TRAIN_FILES=${TRAIN_FILES:-}            # Parquet with chosen and rejected; empty: the demo data
 VAL_FILES=${VAL_FILES:-}                # the same, other prompts; may be empty
 TEST_FILES=${TEST_FILES:-}              # measured once, after training; may be empty
-OUTPUT=${OUTPUT:-outputs}               # a second run with the same settings resumes what is here
+OUTPUT=${OUTPUT:-outputs}               # everything the run leaves; a second run with the same settings resumes what is here
 NNODES=${NNODES:-1}
 N_GPUS_PER_NODE=${N_GPUS_PER_NODE:-null} # null: all GPUs of a node; without GPUs, how many processes (null: one)
 SEED=${SEED:-0}
@@ -17,36 +17,36 @@ SEED=${SEED:-0}
 # -------------------------------------------------------------------------------------------------------------------
 
 if [[ -z "$TRAIN_FILES" ]]; then
-    python prepare_data.py --source demo --seed "$SEED" --output "$OUTPUT/data"
+    python "$HERE/prepare_data.py" --source demo --seed "$SEED" --output "$OUTPUT/data"
     TRAIN_FILES=$OUTPUT/data/train.parquet VAL_FILES=$OUTPUT/data/val.parquet TEST_FILES=$OUTPUT/data/test.parquet
 fi
 if [[ -z "$MODEL_PATH" ]]; then
-    # from scratch: 2 layers x 128 learn the demo in one pass of small batches at a high rate
+    # from scratch: 0.4 M parameters learn the demo in one pass of small batches at a high rate, after a long warm-up
     MODEL_PATH=$OUTPUT/model
-    python -m common.tiny_model --output "$MODEL_PATH" --seed "$SEED"
-    BATCH=16 LR=1e-3 WARMUP=20 EPOCHS=1
+    python -m common.tiny_model --seed "$SEED" --output "$MODEL_PATH"
+    BATCH=16 LR=1e-3 WARMUP=0.16
 else
-    # from a pretrained model: few, large batches at a low rate. Two epochs overfit preferences (Ouyang et al. 2022, C.2)
-    BATCH=64 LR=1e-5 WARMUP=20 EPOCHS=1
+    # pretrained: large batches at a low rate
+    BATCH=64 LR=1e-5 WARMUP=0.05
 fi
 
 DATA=(
-    data.train_files="$TRAIN_FILES"
-    data.val_files="${VAL_FILES:-null}"
+    data.train_files="'$TRAIN_FILES'"
+    data.val_files="${VAL_FILES:+'$VAL_FILES'}"
     data.train_batch_size=$BATCH        # pairs per step; a pair is one row, so no factor of two
     data.max_length=2048                # tokens of prompt and answer
     data.max_tokens_per_gpu=16384       # per micro-batch, at least twice max_length; raise until memory is full
 )
 MODEL=(
-    model.path="$MODEL_PATH"
+    model.path="'$MODEL_PATH'"
     model.enable_gradient_checkpointing=False # True trades a third more compute for memory: for large models
 )
 OPTIM=(
     optim.lr=$LR
-    optim.lr_warmup_steps=$WARMUP       # the reward head starts at random and would kick the backbone
-    optim.min_lr_ratio=0.1
+    optim.lr_warmup_steps_ratio=$WARMUP # the reward head starts at random and would kick the backbone
+    optim.min_lr_ratio=0.0
     optim.weight_decay=0.01
-    optim.betas='[0.9,0.95]'            # 0.95, as in LLM training: gradients of preferences change quickly
+    optim.betas='[0.9,0.98]'            # a memory of 50 steps: small batches of noisy preferences
     optim.clip_grad=1.0
 )
 LOSS=(
@@ -54,8 +54,8 @@ LOSS=(
     loss.centering=0.01                 # keeps rewards around 0 (Eisenstein et al. 2023, who use 0.01)
 )
 TRAINER=(
-    trainer.output="$OUTPUT"
-    trainer.total_epochs=$EPOCHS
+    trainer.output="'$OUTPUT'"
+    trainer.total_epochs=1            # a second pass over preferences overfits (Ouyang et al. 2022, appendix C.2)
     trainer.seed="$SEED"
     trainer.test_freq=100
     trainer.save_freq=200
@@ -64,8 +64,8 @@ TRAINER=(
     trainer.n_gpus_per_node="$N_GPUS_PER_NODE"
 )
 
-python train.py "${DATA[@]}" "${MODEL[@]}" "${OPTIM[@]}" "${LOSS[@]}" "${TRAINER[@]}" "$@"
+python "$HERE/train.py" "${DATA[@]}" "${MODEL[@]}" "${OPTIM[@]}" "${LOSS[@]}" "${TRAINER[@]}" "$@"
 
 if [[ -n "$TEST_FILES" ]]; then
-    python evaluate.py --model "$OUTPUT/checkpoint" --data "$TEST_FILES"
+    python "$HERE/evaluate.py" --model "$OUTPUT/checkpoint" --data "$TEST_FILES"
 fi

@@ -8,7 +8,6 @@ share of the CPU, hold the sharded model and answer: train_batch, infer_batch, s
 """
 
 import hashlib
-import os
 import time
 from collections import Counter
 from functools import partial
@@ -17,9 +16,9 @@ from pathlib import Path
 import hydra
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from ray.exceptions import RayActorError
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from common.checkpoint import CheckpointError, EpochShuffle, check_resume, save_checkpoint
 from common.cluster import (
@@ -33,9 +32,11 @@ from common.cluster import (
     make_batch,
     start_workers,
 )
-from common.parquet import DataError
+from common.parquet import DataError, write_rows
 from common.report import draw, read_history, start_tracking, write_model_card
-from dataset import Pair, collate, describe, encode_pairs, ensure_pad_token, load_pairs, report_leak, report_pairs
+from common.tokenizer import load_tokenizer
+
+from dataset import Pair, collate, describe, encode_pairs, load_pairs, report_leak, report_pairs
 from evaluate import pair_metrics
 from loss import batch_metrics
 
@@ -56,6 +57,10 @@ def main(config: DictConfig) -> None:
         train(config)
     except (DataError, ClusterError, CheckpointError, TrainingError) as error:
         raise SystemExit(f"\ntrain.py: {error}") from None
+    except RayActorError as error:
+        raise SystemExit(
+            f"\ntrain.py: a worker died; the same command goes on from the last checkpoint. {error}"
+        ) from None
     finally:
         disconnect()
 
@@ -139,25 +144,15 @@ def train(config: DictConfig) -> None:
     rewards = validate(step)
     worker_group.export(str(output / "checkpoint"))
     tracking.finish()
-    write_report(config, output, model_name, train_pairs, val_pairs, rewards, step)
+    about = {
+        "base model": model_name,
+        "training pairs": len(train_pairs),
+        "steps": step,
+        "workers": f"{workers} {device}",
+    }
+    about["set aside"] = dict(train_bad + train_cut) or "no pair"
+    write_report(config, output, about, val_pairs, rewards)
     print(f"\nreward model, its card and picture: {output / 'checkpoint'}")
-
-
-def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:
-    """Return the model's name for people, and its tokenizer with a pad token of its own."""
-    path = os.path.expanduser(model.path)
-    if not os.path.isdir(path) and (path.startswith((".", "/")) or path.count("/") != 1):
-        raise DataError(f"model.path={model.path}: no such folder. Set MODEL_PATH to a model's folder or hub id.")
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise DataError(f"model.path={model.path}: cannot be loaded: {error}") from error
-    architecture = (config.architectures or ["unknown"])[0]
-    if architecture.endswith("ForSequenceClassification") and config.num_labels != 1:
-        raise DataError(f"model.path={model.path}: a classifier with {config.num_labels} labels; a reward has one")
-    ensure_pad_token(tokenizer)
-    return f"{architecture}, {config.num_hidden_layers} layers x {config.hidden_size}", tokenizer
 
 
 def check_sizes(config: DictConfig, train_pairs: list[Pair], val_pairs: list[Pair]) -> None:
@@ -200,14 +195,19 @@ def infer(worker_group, config: DictConfig, pairs: list[Pair], workers: int) -> 
     for start in tqdm(range(0, len(pairs), size), desc="validate", unit="batch", leave=False, delay=3):
         batch = pairs[start : start + size]
         filled = batch + batch[-1:] * (-len(batch) % workers)  # an equal share for each worker
-        result = worker_group.infer_batch(make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)).get()
+        result = worker_group.infer_batch(
+            make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)
+        ).get()
         rewards.append(tu.get(result, "rewards").values().view(-1, 2)[: len(batch)].float().numpy())
     return np.concatenate(rewards)
 
 
-def log_validation(worker_group, config: DictConfig, pairs: list[Pair], workers: int, tracking, step: int):
+def log_validation(
+    worker_group, config: DictConfig, pairs: list[Pair], workers: int, tracking, step: int
+) -> np.ndarray:
+    """Score the val pairs, log and show how good that is; return the rewards, (pairs, 2)."""
     if not pairs:
-        return None
+        return np.empty((0, 2), dtype=np.float32)
     rewards = infer(worker_group, config, pairs, workers)
     if not np.isfinite(rewards).all():
         bad = [pair.source for pair, row in zip(pairs, rewards) if not np.isfinite(row).all()]
@@ -219,27 +219,32 @@ def log_validation(worker_group, config: DictConfig, pairs: list[Pair], workers:
     return rewards
 
 
-def write_report(config, output, model_name, train_pairs, val_pairs, rewards, step) -> None:
+def write_report(config: DictConfig, output: Path, about: dict, val_pairs: list[Pair], rewards: np.ndarray) -> None:
+    """Write the picture, the model card and the reward of every val pair."""
     history = read_history(output)
+    panels = {"loss": "loss", "pair accuracy": "accuracy", "mean margin": "margin_mean"}
     curves = {
-        name: {part: history[f"{part}/{key}"] for part in ("train", "val") if f"{part}/{key}" in history}
-        for name, key in (("pair accuracy", "accuracy"), ("mean margin", "margin_mean"))
+        title: {part: history[f"{part}/{name}"] for part in ("train", "val") if f"{part}/{name}" in history}
+        for title, name in panels.items()
     }
-    curves = {"loss": {"train": history["train/loss"]}, **curves}
-    margins = {} if rewards is None else {"val: chosen - rejected": {"margin": (rewards[:, 0] - rewards[:, 1]).tolist()}}
-    draw(output / "checkpoint" / "run.png", curves, margins)
-    figures = pair_metrics(rewards, val_pairs) if val_pairs else {}
-    settings = {"base model": model_name, "training pairs": len(train_pairs), "steps": step}
-    for section in ("data", "optim", "loss", "model"):
-        settings |= {f"{section}.{name}": value for name, value in config[section].items() if not name.endswith("path")}
+    figures, histograms = {}, {}
+    if val_pairs:
+        figures = {f"val {name}": value for name, value in pair_metrics(rewards, val_pairs).items()}
+        histograms = {"val margins": {"chosen - rejected": (rewards[:, 0] - rewards[:, 1]).tolist()}}
+        rows = zip(val_pairs, rewards.tolist())
+        rows = [{"source": pair.source, "chosen": row[0], "rejected": row[1]} for pair, row in rows]
+        write_rows(output / "val_rewards.parquet", rows)
+    draw(output / "checkpoint" / "run.png", curves, histograms)
+    for section in ("data", "model", "optim", "loss"):
+        about |= {f"{section}.{name}": value for name, value in config[section].items() if not name.startswith("_")}
     write_model_card(
         output / "checkpoint",
         title="Bradley-Terry reward model",
-        summary="Gives a conversation one unbounded number; of two answers to a prompt, the better one scores higher: "
-        "P(A better than B) = sigmoid(reward A - reward B). Numbers of different prompts do not compare.",
+        summary="Gives a conversation one unbounded number. Of two answers to a prompt the better one scores higher: "
+        "P(A better than B) = sigmoid(reward of A - reward of B). Rewards of different prompts do not compare.",
         usage=USAGE,
-        figures={f"val {name}": value for name, value in figures.items()},
-        settings=settings,
+        figures=figures,
+        settings=about,
         pipeline_tag="text-classification",
         tags=["reward-model", "bradley-terry"],
     )

@@ -1,4 +1,4 @@
-"""What the method folders share: Parquet IO, cluster set-up, attention over packed rows, checkpoints, the demo world."""
+"""What the method folders share: Parquet IO, cluster set-up, packed attention, checkpoints, reports, the demo world."""
 
 import os
 

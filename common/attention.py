@@ -43,7 +43,9 @@ class Segments:
         """The same cuts as the flash kernel wants them: cumulative lengths and the index that gathers the keys."""
         query_lengths = [end - start for start, end, _, _ in self.spans]
         key_lengths = [length + p_end - p_start for length, (_, _, p_start, p_end) in zip(query_lengths, self.spans)]
-        gather = [torch.arange(a, b) for start, end, p_start, p_end in self.spans for a, b in ((p_start, p_end), (start, end))]
+        gather = [
+            torch.arange(a, b) for start, end, p_start, p_end in self.spans for a, b in ((p_start, p_end), (start, end))
+        ]
         offsets = [torch.tensor([0] + lengths).cumsum(0) for lengths in (query_lengths, key_lengths)]
         return {
             "gather": torch.cat(gather).to(self.device),
@@ -85,7 +87,9 @@ def segment_attention(
     unsupported = [name for name in ("softcap", "s_aux", "sinks") if kwargs.get(name) is not None]
     if dropout or unsupported:
         named = ", ".join(unsupported + [f"dropout={dropout}"] * bool(dropout))
-        raise ValueError(f"segment attention does not compute {named}; choose a model whose attention has none of these")
+        raise ValueError(
+            f"segment attention does not compute {named}; choose a model whose attention has none of these"
+        )
     flash = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)  # the kernel takes no fp32
     attend = _attend_with_flash if flash else _attend_per_segment
     return attend(query, key, value, segments, scaling, sliding_window), None

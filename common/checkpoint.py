@@ -63,7 +63,9 @@ def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
         if not note.exists():
             raise CheckpointError(f"{folder} holds a checkpoint of unknown origin ({RUN_FILE} is missing). {_REMEDY}")
         earlier = json.loads(note.read_text())
-        changed = [f"{key}: {earlier.get(key)!r} there, {run[key]!r} here" for key in run if earlier.get(key) != run[key]]
+        changed = [
+            f"{key}: {earlier.get(key)!r} there, {run[key]!r} here" for key in run if earlier.get(key) != run[key]
+        ]
         if changed:
             raise CheckpointError(f"{folder} holds a checkpoint of another run. " + "; ".join(changed) + f". {_REMEDY}")
     elif resume_mode == "disable":
@@ -91,7 +93,9 @@ def save_checkpoint(handler, folder: Path, step: int, keep: int | None) -> None:
             f"complete checkpoints, {last}; free some space and run the same command again to continue from there."
         ) from error
     newest = int((folder / TRACKER).read_text())
-    steps = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"global_step_(\d+)", path.name))}
+    steps = {
+        int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"global_step_(\d+)", path.name))
+    }
     complete = sorted(saved for saved in steps if saved <= newest)
     for saved in complete[:-keep] if keep else []:
         shutil.rmtree(steps[saved])

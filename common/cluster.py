@@ -1,4 +1,4 @@
-"""From a script to running workers: join or start Ray, check that it holds what the run needs, start workers, call them.
+"""From a script to running workers: join or start Ray, check that it has what the run needs, start workers, call them.
 
 - `RAY_ADDRESS` set: join that cluster. Unset: start a local one, on loopback, without a dashboard.
 - Preflight: Ray waits for ever for a GPU or core that no node has. Here the run stops in seconds and names what is
@@ -20,7 +20,6 @@ import ray
 import torch
 from omegaconf import DictConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 
 # verl warns about every engine that is not installed, and prints its platform at INFO
 QUIET = {"PYTHONWARNINGS": "ignore::UserWarning", "VERL_LOGGING_LEVEL": "WARN", "TOKENIZERS_PARALLELISM": "false"}
@@ -113,7 +112,9 @@ def check_shared_folder(folder: Path, nodes: int) -> None:
             )
         ]
     if blind:
-        raise ClusterError(f"{folder} is not visible on {', '.join(blind)}. Set OUTPUT to a folder that all nodes share.")
+        raise ClusterError(
+            f"{folder} is not visible on {', '.join(blind)}. Set OUTPUT to a folder that all nodes share."
+        )
 
 
 def start_workers(worker_class: type, model_type: str, loss_fn, config: DictConfig, device: str, workers_per_node: int):
@@ -192,7 +193,10 @@ def make_batch(rows: list, collate: Callable[[list], dict], max_tokens: int, **s
 
 
 def join_metrics(result, rows: list, step: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Join the workers' metrics of a training step: loss, grad_norm, lr and memory_gb; and the sums of the loss function.
+    """Join the workers' metrics of a training step.
+
+    Returns:
+        loss, grad_norm, lr and memory_gb; and the sums that the loss function reports.
 
     Raises:
         TrainingError: the loss or the gradient is not finite. verl skips such a step and goes on.

@@ -29,8 +29,8 @@ SPLITS = ("train", "val", "test")
 # which words agree, and with each further synonym it stays longer at chance. With two place words per topic and eight
 # things, some seeds never learned the topic at all.
 THINGS = {
-    "kitchen": ("kettle", "bowl", "apron", "spoon", "whisk", "toaster"),
-    "garden": ("rake", "spade", "hose", "bench", "shovel", "lantern"),
+    "kitchen": ("kettle", "bowl", "apron", "spoon", "whisk"),
+    "garden": ("rake", "spade", "hose", "bench", "shovel"),
 }
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 REASON_WISHES = {"why": ("say why", "give a reason"), "none": ("skip the reasons", "do not explain")}
@@ -114,9 +114,11 @@ def preference_pairs(split: str, n: int, seed: int) -> list[dict]:
         worse, better = sorted(rng.sample(range(len(VALUES) + 1), 2))
         chosen, rejected = draw_response(rng, query, better), draw_response(rng, query, worse)
         user_turn = {"role": "user", "content": query.text}
-        rows.append({
-            "chosen": [user_turn, {"role": "assistant", "content": chosen.text}],
-            "rejected": [user_turn, {"role": "assistant", "content": rejected.text}],
-            "margin": float(better - worse),
-        })
+        rows.append(
+            {
+                "chosen": [user_turn, {"role": "assistant", "content": chosen.text}],
+                "rejected": [user_turn, {"role": "assistant", "content": rejected.text}],
+                "margin": float(better - worse),
+            }
+        )
     return rows

@@ -28,7 +28,7 @@ Conversation = list[dict[str, str]]
 
 
 class DataError(ValueError):
-    """Input that cannot be trained on. Its text is for the user: what was found where, what was expected, the remedy."""
+    """Input that cannot be trained on. Its text is for the user: what was found where, what is expected, what to do."""
 
 
 class BadRow(ValueError):
@@ -104,7 +104,9 @@ def _as_list(files) -> list:
 
 def _read_columns(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> list[dict]:
     if not path.is_file():
-        raise DataError(f"{path}: no such file (looked in {Path.cwd()}). Make one with prepare_data.py or mend the path.")
+        raise DataError(
+            f"{path}: no such file (looked in {Path.cwd()}). Make one with prepare_data.py or mend the path."
+        )
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -120,7 +122,9 @@ def _read_columns(path: Path, required: tuple[str, ...], optional: tuple[str, ..
 
 
 def _report_bad_rows(total: int, faults: list[tuple[str, BadRow]], kinds: Counter) -> str:
-    shown = [f"  {source}, column '{fault.column}': {fault.kind}{fault.found}" for source, fault in faults[:BAD_ROWS_SHOWN]]
+    shown = [
+        f"  {source}, column '{fault.column}': {fault.kind}{fault.found}" for source, fault in faults[:BAD_ROWS_SHOWN]
+    ]
     more = [f"  … and {len(faults) - BAD_ROWS_SHOWN} more"] if len(faults) > BAD_ROWS_SHOWN else []
     lines = [f"{len(faults)} of {total} rows cannot be used:", *shown, *more, f"In all: {_list_counts(kinds)}."]
     return "\n".join(lines + ["Mend these rows, or drop them with data.on_bad_row=drop."])
@@ -253,4 +257,7 @@ def export_data(
         The written paths of each split. Same rows and seed, same files.
     """
     splits = split_by_prompt(rows, split_ratio or {"train": 0.8, "test": 0.2}, seed)
-    return {name: [write_rows(Path(output_dir) / f"{name}.{form}", part) for form in formats] for name, part in splits.items()}
+    return {
+        name: [write_rows(Path(output_dir) / f"{name}.{form}", part) for form in formats]
+        for name, part in splits.items()
+    }

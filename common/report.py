@@ -67,7 +67,13 @@ def draw(path: Path, curves: dict[str, dict[str, list]], histograms: dict[str, d
 
 
 def write_model_card(
-    folder: Path, title: str, summary: str, usage: str, figures: dict[str, object], settings: dict[str, object], **metadata
+    folder: Path,
+    title: str,
+    summary: str,
+    usage: str,
+    figures: dict[str, object],
+    settings: dict[str, object],
+    **metadata,
 ) -> None:
     """Write the checkpoint's README.md.
 

@@ -47,10 +47,12 @@ CHAT_TEMPLATE = """\
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Train the byte-level BPE on training conversations of the demo world."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PRETOKEN_PATTERN), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKEN_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(THINK_TOKENS),
@@ -85,7 +87,8 @@ def save_tiny_model(path: str | Path, seed: int = 0) -> None:
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=4096,
-        initializer_range=0.05,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},  # Qwen3's own value, not the library's default
+        initializer_range=0.05,  # from 0.02, usual for wide models, a model this narrow leaves the plateau later
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -1,0 +1,48 @@
+"""A model's tokenizer, with a pad token of its own, and an early word if the model cannot be used."""
+
+import os
+
+from omegaconf import DictConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from common.parquet import DataError
+
+PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<unk>")
+
+
+def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:
+    """Return the model's name for people, and its tokenizer with a pad token of its own."""
+    path = os.path.expanduser(model.path)
+    if not os.path.isdir(path) and (path.startswith((".", "/")) or path.count("/") != 1):
+        raise DataError(f"model.path={model.path}: no such folder. Set MODEL_PATH to a model's folder or hub id.")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise DataError(f"model.path={model.path}: cannot be loaded: {error}") from error
+    architecture = (config.architectures or ["unknown"])[0]
+    if architecture.endswith("ForSequenceClassification") and config.num_labels != 1:
+        raise DataError(f"model.path={model.path}: a classifier with {config.num_labels} labels; a reward has one")
+    ensure_pad_token(tokenizer)
+    return f"{architecture}, {config.num_hidden_layers} layers x {config.hidden_size}", tokenizer
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer a pad token that is not its end token.
+
+    A served reward model reads the last token that is not padding. Where pad and end are one token, that is the token
+    before the end, and every served reward is wrong.
+
+    Raises:
+        DataError: no candidate is in the vocabulary.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    vocabulary = tokenizer.get_vocab()
+    fitting = [token for token in PAD_CANDIDATES if token in vocabulary and token != tokenizer.eos_token]
+    if not fitting:
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has no pad token of its own (pad {tokenizer.pad_token!r}, end "
+            f"{tokenizer.eos_token!r}). Set pad_token in its tokenizer_config.json to a token that ends no text."
+        )
+    tokenizer.pad_token = fitting[0]

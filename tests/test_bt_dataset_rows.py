@@ -1,0 +1,183 @@
+"""Which preference rows are refused and why, and what real data hold."""
+
+import pytest
+from conftest import method_modules
+from tokenizers import normalizers
+
+from common.demo import preference_pairs
+from common.parquet import BadRow, DataError, write_rows
+
+(dataset,) = method_modules("bradley_terry", "dataset")
+check_pair, encode_pairs = dataset.check_pair, dataset.encode_pairs
+
+PROMPT = {"role": "user", "content": "Why?"}
+BETTER, WORSE = ([PROMPT, {"role": "assistant", "content": text}] for text in ("Because.", "No."))
+LONG = 10**6
+
+
+def row(chosen, rejected) -> dict:
+    return {"chosen": chosen, "rejected": rejected, "margin": 0.0, "source": "train.parquet row 0"}
+
+
+# ---- rows
+
+
+@pytest.mark.parametrize(("margin", "read"), [(None, 0.0), (0, 0.0), (3, 3.0), (0.5, 0.5)])
+def test_a_margin_is_read_as_a_number_and_is_zero_where_it_is_missing(margin, read):
+    pair = check_pair({"chosen": BETTER, "rejected": WORSE, "margin": margin})
+    assert pair == {"chosen": BETTER, "rejected": WORSE, "margin": read}
+    assert type(pair["margin"]) is float
+    assert check_pair({"chosen": BETTER, "rejected": WORSE})["margin"] == 0.0
+
+
+@pytest.mark.parametrize("margin", [-1, -0.001, float("nan"), float("inf"), "3", True, [1]])
+def test_a_margin_that_is_no_finite_number_of_at_least_zero_is_a_bad_row(margin):
+    with pytest.raises(BadRow, match="expected a finite number of at least 0") as caught:
+        check_pair({"chosen": BETTER, "rejected": WORSE, "margin": margin})
+    assert caught.value.column == "margin"
+    assert repr(margin) in caught.value.found
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [(BETTER, [*BETTER]), ("same", "same")])
+def test_equal_sides_are_a_bad_row(chosen, rejected):
+    """Trap 11: a pair of equal answers is noise."""
+    with pytest.raises(BadRow, match="chosen and rejected are equal"):
+        check_pair({"chosen": chosen, "rejected": rejected})
+
+
+def test_an_empty_answer_is_a_bad_row_on_either_side():
+    empty = [PROMPT, {"role": "assistant", "content": ""}]
+    for side, pair in (("chosen", (empty, WORSE)), ("rejected", (BETTER, empty))):
+        with pytest.raises(BadRow, match="empty response") as caught:
+            check_pair(dict(zip(("chosen", "rejected"), pair)))
+        assert caught.value.column == side
+
+
+def test_plain_text_against_a_conversation_is_a_bad_row():
+    with pytest.raises(BadRow, match="one side is plain text and the other a conversation"):
+        check_pair({"chosen": "Because.", "rejected": WORSE})
+
+
+def test_a_file_of_pairs_is_read_with_its_margins_and_bad_rows_are_counted(tmp_path):
+    rows = [{"chosen": BETTER, "rejected": WORSE, "margin": 2.0}, {"chosen": WORSE, "rejected": WORSE, "margin": None}]
+    path = write_rows(tmp_path / "train.parquet", rows)
+    pairs, bad = dataset.load_pairs(path, "drop")
+    assert pairs == [{**rows[0], "source": "train.parquet row 0"}]
+    assert bad == {"column 'rejected': chosen and rejected are equal": 1}
+    with pytest.raises(DataError, match="train.parquet row 1, column 'rejected': chosen and rejected are equal"):
+        dataset.load_pairs(path)
+
+
+# ---- the chat template
+
+
+def test_sides_that_the_template_renders_alike_are_a_bad_row(tiny_tokenizer):
+    """The template strips the thinking of earlier turns, which is all that differs here."""
+    sides = [
+        [PROMPT, {"role": "assistant", "content": f"<think>{thought}</think>Hm."}, PROMPT, BETTER[1]]
+        for thought in ("one", "two")
+    ]
+    with pytest.raises(DataError, match="row 0, column 'rejected': chosen and rejected are equal once rendered"):
+        encode_pairs([row(*sides), row(BETTER, WORSE)], tiny_tokenizer, LONG, "error")
+    pairs, counts = encode_pairs([row(*sides), row(BETTER, WORSE)], tiny_tokenizer, LONG, "error", "drop")
+    assert len(pairs) == 1
+    assert list(counts.values()) == [1]
+
+
+def test_sides_that_the_tokenizer_makes_alike_are_a_bad_row(tiny_tokenizer):
+    """Qwen's tokenizers normalise to NFC, so a composed and a decomposed é are the same ids."""
+    tiny_tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    sides = [[PROMPT, {"role": "assistant", "content": f"caf{accented}"}] for accented in ("\u00e9", "e\u0301")]
+    pairs, counts = encode_pairs([row(*sides), row(BETTER, WORSE)], tiny_tokenizer, LONG, "error", "drop")
+    assert len(pairs) == 1
+    assert sum(counts.values()) == 1
+
+
+def test_a_template_that_refuses_a_conversation_makes_a_bad_row_with_its_own_words(tiny_tokenizer):
+    tiny_tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + tiny_tokenizer.chat_template
+    )
+    system = {"role": "system", "content": "Be kind."}
+    rows = [row([system, *BETTER], [system, *WORSE]), row(BETTER, WORSE)]
+    refusal = "the model's chat template refuses the conversation: System role not supported"
+    with pytest.raises(DataError, match=f"1 of 2 rows.*\n.*row 0, column 'chosen': {refusal}"):
+        encode_pairs(rows, tiny_tokenizer, LONG, "error")
+    pairs, counts = encode_pairs(rows, tiny_tokenizer, LONG, "error", "drop")
+    assert (len(pairs), counts) == (1, {f"column 'chosen': {refusal}": 1})
+
+
+def test_conversations_need_a_chat_template_and_plain_text_does_not(tiny_tokenizer):
+    tiny_tokenizer.chat_template = None
+    with pytest.raises(DataError, match="the tokenizer has no chat template, but the rows are conversations"):
+        encode_pairs([row(BETTER, WORSE)], tiny_tokenizer, LONG, "error")
+    pairs, _ = encode_pairs([row("Q: 1", "Q: 2")], tiny_tokenizer, LONG, "error")
+    assert len(pairs) == 1
+
+
+@pytest.mark.parametrize("ended", [0, 1])
+def test_a_text_that_ends_in_the_pad_token_is_refused_on_either_side(tiny_tokenizer, ended):
+    sides = ["Q: 1", "Q: 2"]
+    sides[ended] += "<|endoftext|>"
+    with pytest.raises(DataError, match=r"train.parquet row 0: the text ends in the pad token '<\|endoftext\|>'"):
+        encode_pairs([row(*sides)], tiny_tokenizer, LONG, "error")
+
+
+# ---- what is printed
+
+
+def test_the_report_counts_pairs_tokens_savings_and_what_was_set_aside(tiny_tokenizer, capsys):
+    pairs = [dataset.Pair(*([0] * count for count in counts), 0.0, "") for counts in ((6, 2, 1), (4, 3, 4))]
+    dataset.report_pairs("train", pairs, {"longer than 9 tokens, dropped": 3})
+    assert capsys.readouterr().out.splitlines() == [
+        "train: 2 pairs, 10 tokens a pair, longest 8",
+        "  computing each prompt once saves 33% of the tokens",
+        "  3 x longer than 9 tokens, dropped",
+    ]
+
+
+def test_prompts_of_val_that_training_has_seen_are_warned_about(capsys):
+    other = [[{"role": "user", "content": "How?"}, side[1]] for side in (BETTER, WORSE)]
+    dataset.report_leak([row(BETTER, WORSE)], [row(*other)])
+    assert capsys.readouterr().out == ""
+    dataset.report_leak([row(BETTER, WORSE)], [row(*other), row(WORSE, BETTER)])
+    assert "the prompts of 1 val pairs are also in train" in capsys.readouterr().out
+
+
+# ---- real data
+
+REAL = {
+    "bt_train.parquet": (2019, {"column 'rejected': empty response": 46}),
+    "bt_val_json.parquet": (468, {"column 'rejected': empty response": 5, "column 'chosen': empty response": 1}),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_pairs_are_read_and_their_empty_answers_are_dropped(shared_data, name):
+    pairs, bad = dataset.load_pairs(shared_data / name, "drop")
+    assert (len(pairs), bad) == REAL[name]
+    with pytest.raises(DataError, match=f"{sum(bad.values())} of .* rows cannot be used"):
+        dataset.load_pairs(shared_data / name)
+
+
+def test_real_pairs_share_no_prompt_between_train_and_val(shared_data, capsys):
+    train, val = (dataset.load_pairs(shared_data / name, "drop")[0] for name in REAL)
+    dataset.report_leak(train, val)
+    assert capsys.readouterr().out == ""
+
+
+def test_real_pairs_encode_to_what_they_say(shared_data, tiny_tokenizer):
+    rows, _ = dataset.load_pairs(shared_data / "bt_val_json.parquet", "drop")
+    rows = rows[::4]
+    pairs, counts = encode_pairs(rows, tiny_tokenizer, LONG, "error")
+    assert (len(pairs), counts) == (117, {})
+    for pair, source in zip(pairs, rows):
+        for side in ("chosen", "rejected"):
+            turns = [f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in source[side]]
+            assert tiny_tokenizer.decode([*pair.prompt, *getattr(pair, side)]) == "".join(turns)
+
+
+def test_demo_pairs_have_nothing_to_drop(tmp_path):
+    path = write_rows(tmp_path / "train.parquet", preference_pairs("train", 200, seed=0))
+    pairs, bad = dataset.load_pairs(path)
+    assert (len(pairs), bad) == (200, {})

@@ -1,0 +1,169 @@
+"""The packed tree against the textbook: same rewards, same gradients as two right-padded sequences per pair."""
+
+import pytest
+import torch
+from conftest import method_modules
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, MistralConfig, Qwen3Config
+
+from common.attention import segment_attention
+
+dataset, engine, loss = method_modules("bradley_terry", "dataset", "engine", "loss")
+
+SMALL = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_labels": 1,
+    "pad_token_id": 0,
+}
+
+
+def make_model(config=None):
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config or Qwen3Config(**SMALL, head_dim=16))
+    return model
+
+
+def random_pairs(count: int, seed: int, longest: int = 60) -> list:
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(low: int):
+        length = int(torch.randint(low, longest, (1,), generator=generator))
+        return torch.randint(1, 512, (length,), generator=generator).int().numpy()
+
+    return [dataset.Pair(tokens(0), tokens(1), tokens(1), 0.0, f"row {n}") for n in range(count)]
+
+
+def packed_rewards(model, pairs) -> torch.Tensor:
+    batch = dataset.collate(pairs)
+    segments, ends = engine.pack(batch["branch_lengths"], torch.device("cpu"))
+    model.set_attn_implementation(engine.SEGMENT_ATTENTION)
+    ids, positions = (batch[name].values()[None] for name in ("input_ids", "position_ids"))
+    return engine.score_ends(model, ids, positions, segments, ends)["rewards"]
+
+
+def padded_rewards(model, pairs) -> torch.Tensor:
+    texts = [
+        torch.cat([torch.from_numpy(pair.prompt), torch.from_numpy(side)]).long()
+        for pair in pairs
+        for side in (pair.chosen, pair.rejected)
+    ]
+    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([len(text) for text in texts])[:, None]
+    model.set_attn_implementation("sdpa")
+    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits.view(-1, 2)
+
+
+def gradients(model, rewards) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.pair_losses(rewards).mean().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same(model, pairs) -> None:
+    packed, padded = packed_rewards(model, pairs), padded_rewards(model, pairs)
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0)
+    ours, reference = gradients(model, packed), gradients(model, padded)
+    for name in reference:
+        difference = (ours[name] - reference[name]).norm() / reference[name].norm()
+        assert difference < 1e-4, f"{name}: relative difference {difference:.2e}"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_lengths_score_and_learn_like_padded(seed):
+    assert_same(make_model(), random_pairs(6, seed))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SMALL),
+        MistralConfig(**SMALL, sliding_window=16),
+        Qwen3Config(**SMALL, head_dim=16, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    ],
+    ids=["llama", "mistral, sliding window", "qwen3, full and sliding layers"],
+)
+def test_other_architectures_score_and_learn_like_padded(config):
+    assert_same(make_model(config), random_pairs(6, seed=7))
+
+
+def test_a_real_batch_scores_and_learns_like_padded(tiny_model, shared_data):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    rows, _ = dataset.load_pairs(shared_data / "bt_train.parquet", on_bad_row="drop")
+    pairs, _ = dataset.encode_pairs(rows[:64], tokenizer, 1500, "drop")
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+    assert_same(model, pairs[:8])
+
+
+def test_a_pair_scores_the_same_in_any_company_and_order():
+    model, pairs = make_model(), random_pairs(8, seed=3)
+    alone = torch.cat([packed_rewards(model, [pair]) for pair in pairs])
+    together = packed_rewards(model, pairs)
+    reversed_order = packed_rewards(model, pairs[::-1]).flip(0)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(reversed_order, alone, atol=1e-5, rtol=0)
+
+
+def test_the_rejected_answer_does_not_see_the_chosen_one():
+    model, (pair, other) = make_model(), random_pairs(2, seed=4)
+    swapped = dataset.Pair(pair.prompt, other.chosen, pair.rejected, 0.0, "")
+    ours, theirs = (packed_rewards(model, [each])[0, 1].item() for each in (pair, swapped))
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_rewards_are_read_at_the_last_token_of_each_answer():
+    pairs = random_pairs(5, seed=5)
+    batch = dataset.collate(pairs)
+    _, ends = engine.pack(batch["branch_lengths"], torch.device("cpu"))
+    expected = [side[-1] for pair in pairs for side in (pair.chosen, pair.rejected)]
+    assert batch["input_ids"].values()[ends].tolist() == expected
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    pairs, plain, checkpointed = random_pairs(4, seed=6), make_model().train(), make_model().train()
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
+    reference = gradients(plain, packed_rewards(plain, pairs))
+    for name, gradient in gradients(checkpointed, packed_rewards(checkpointed, pairs)).items():
+        torch.testing.assert_close(gradient, reference[name], atol=1e-7, rtol=1e-5)
+
+
+def test_micro_batches_add_up_to_the_global_mean():
+    """Two workers with two micro-batches each report what one batch of all pairs has as its mean loss."""
+    rewards, margin = torch.randn(8, 2), torch.rand(8)
+    parts = []
+    for start in range(0, 8, 2):
+        output = {
+            "rewards": torch.nested.nested_tensor_from_jagged(
+                rewards[start : start + 2].flatten(), torch.arange(0, 5, 2)
+            )
+        }
+        data = {"margin": margin[start : start + 2], "global_batch_size": 8, "dp_size": 2}
+        parts.append(engine.pair_loss(output, data, None, margin_scale=0.5, centering=0.01)[0])
+    over_workers = torch.stack(parts).sum() / 2  # FSDP averages over the two workers
+    torch.testing.assert_close(over_workers, loss.pair_losses(rewards, 0.5 * margin, 0.01).mean())
+
+
+def test_dropout_and_soft_caps_are_refused_not_ignored():
+    query = torch.randn(1, 2, 4, 8)
+    segments = engine.Segments([(0, 4, 0, 0)], torch.device("cpu"))
+    for name, value in (("dropout", 0.1), ("softcap", 30.0), ("s_aux", torch.ones(2))):
+        with pytest.raises(ValueError, match=f"does not compute {name}"):
+            segment_attention(None, query, query, query, None, segments=segments, **{name: value})
+
+
+def test_the_self_test_catches_an_architecture_that_leaks_between_pairs():
+    model = make_model()
+    engine.self_test(model)
+    layer = model.model.layers[0]
+    original = layer.forward
+
+    def leaking(hidden, *args, **kwargs):
+        return original(hidden + hidden.cumsum(dim=1), *args, **kwargs)
+
+    layer.forward = leaking
+    with pytest.raises(ValueError, match="does not keep packed sequences apart"):
+        engine.self_test(model)

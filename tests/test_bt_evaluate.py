@@ -1,0 +1,198 @@
+"""Metrics of a reward model on cases counted by hand, and rewards that do not depend on the batch."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import method_modules
+from transformers import AutoModelForSequenceClassification
+
+from common.demo import preference_pairs
+from common.parquet import DataError, write_rows
+
+dataset, evaluate = method_modules("bradley_terry", "dataset", "evaluate")
+pair_metrics, score_pairs, calibration_error = evaluate.pair_metrics, evaluate.score_pairs, evaluate.calibration_error
+
+
+def pair(chosen: int = 1, rejected: int = 1, prompt: int = 0, margin: float = 0.0):
+    """A pair of so many tokens."""
+    return dataset.Pair(*(np.zeros(count, dtype=np.int32) for count in (prompt, chosen, rejected)), margin, "row")
+
+
+def metrics_of(margins: list[float], pairs: list) -> dict[str, float]:
+    rewards = np.array([[margin + 1, 1] for margin in margins], dtype=np.float32)
+    return pair_metrics(rewards, pairs)
+
+
+def test_accuracy_margins_and_loss_of_four_pairs():
+    """By hand: differences 2, 1, 0, -1; mean 0.5, variance 6/4 - 1/4."""
+    metrics = metrics_of([2, 1, 0, -1], [pair()] * 4)
+    assert metrics["pairs"] == 4
+    assert metrics["accuracy"] == 0.5
+    assert metrics["tie_rate"] == 0.25
+    assert metrics["margin_mean"] == 0.5
+    assert metrics["margin_std"] == pytest.approx(math.sqrt(1.25))
+    assert metrics["log_loss"] == pytest.approx((0.1269280 + 0.3132617 + 0.6931472 + 1.3132617) / 4, abs=1e-6)
+
+
+def test_a_scorer_that_gives_every_text_the_same_reward_is_wrong_everywhere():
+    """Trap 29: a tie is never a win, so a constant scorer does not reach the majority baseline."""
+    metrics = metrics_of([0, 0, 0], [pair()] * 3)
+    assert (metrics["accuracy"], metrics["tie_rate"], metrics["majority_accuracy"]) == (0.0, 1.0, 0.5)
+
+
+def test_rewards_that_differ_by_one_bit_are_no_tie():
+    rewards = np.array([[np.nextafter(np.float32(100), np.float32(101)), 100]], dtype=np.float32)
+    metrics = pair_metrics(rewards, [pair()])
+    assert (metrics["accuracy"], metrics["tie_rate"]) == (1.0, 0.0)
+
+
+def test_the_length_baseline_counts_equal_lengths_one_half_and_ignores_the_prompt():
+    pairs = [pair(5, 2), pair(2, 5), pair(3, 3, prompt=9), pair(4, 1)]
+    assert metrics_of([1] * 4, pairs)["longer_wins_accuracy"] == (1 + 0 + 0.5 + 1) / 4
+
+
+def test_accuracy_by_which_answer_is_longer():
+    """A model that likes length: right where chosen is longer, wrong where it is shorter."""
+    metrics = metrics_of([1, 2, -1, -2, 3], [pair(5, 2), pair(4, 1), pair(2, 5), pair(1, 4), pair(2, 2)])
+    assert (metrics["accuracy_chosen_longer"], metrics["accuracy_chosen_shorter"]) == (1.0, 0.0)
+    assert metrics["accuracy"] == 0.6
+
+
+def test_accuracy_on_the_pairs_with_fewest_and_most_tokens():
+    """By hand: tokens 2, 3, …, 9; quartiles 3.75 and 7.25, so the two shortest and the two longest pairs count."""
+    metrics = metrics_of([1, 1, -1, -1, -1, -1, -1, 1], [pair(1, 1, prompt=number) for number in range(8)])
+    assert (metrics["accuracy_short_quarter"], metrics["accuracy_long_quarter"]) == (1.0, 0.5)
+
+
+def test_accuracy_by_the_datas_margin():
+    pairs = [pair(margin=margin) for margin in (1, 1, 2.5, 2.5, 0)]
+    metrics = metrics_of([1, -1, 1, 1, -1], pairs)
+    by_margin = {name: value for name, value in metrics.items() if name.startswith("accuracy_margin_")}
+    assert by_margin == {"accuracy_margin_1": 0.5, "accuracy_margin_2.5": 1.0}
+
+
+@pytest.mark.parametrize("margins", [[0, 0, 0], [2, 2, 2], range(1, 12)], ids=["none", "one", "eleven"])
+def test_no_accuracy_by_margin_where_margins_are_missing_all_alike_or_too_many(margins):
+    metrics = metrics_of([1] * len(margins), [pair(margin=margin) for margin in margins])
+    assert not [name for name in metrics if name.startswith("accuracy_margin_")]
+
+
+def test_empty_subsets_are_left_out_and_every_figure_is_a_number():
+    metrics = metrics_of([1, -1], [pair(3, 3), pair(2, 2)])
+    assert "accuracy_chosen_longer" not in metrics and "accuracy_chosen_shorter" not in metrics
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_calibration_error_of_known_cases():
+    """By hand: confidence σ(log 3) = 0.75. Right three times of four, the gap is 0; always right, 0.25; never, 0.75."""
+    margin = math.log(3)
+    assert calibration_error(np.array([margin, margin, margin, -margin])) == pytest.approx(0, abs=1e-12)
+    assert calibration_error(np.array([margin] * 4)) == pytest.approx(0.25)
+    assert calibration_error(np.array([-margin] * 4)) == pytest.approx(0.75)
+
+
+def test_calibration_error_weighs_each_bin_by_its_pairs_and_takes_any_margin():
+    """By hand: three sure and right pairs (gap 0), one at 0.75 and wrong (gap 0.75): 0.75 / 4."""
+    assert calibration_error(np.array([1e4, 800.0, 50.0, -math.log(3)])) == pytest.approx(0.75 / 4)
+    assert calibration_error(np.array([-1e4])) == pytest.approx(1.0)
+
+
+# ---- scoring
+
+
+@pytest.fixture(scope="module")
+def reward_model(tiny_model):
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1, dtype=torch.float32)
+    return model.eval()
+
+
+@pytest.fixture
+def pairs(tiny_tokenizer):
+    rows = [{**row, "source": ""} for row in preference_pairs("test", 12, seed=0)]
+    rows.append({"chosen": "1", "rejected": "2 and much more " * 20, "margin": 0.0, "source": ""})
+    return dataset.encode_pairs(rows, tiny_tokenizer, 10**6, "error")[0]
+
+
+@torch.inference_mode()
+def scored_alone(model, pairs) -> np.ndarray:
+    """Each side in a batch of its own, the reward head at its last token: no padding, no pooling."""
+    rewards = []
+    for pair in pairs:
+        for side in (pair.chosen, pair.rejected):
+            ids = torch.from_numpy(np.concatenate([pair.prompt, side])).long()
+            rewards.append(model.score(model.model(input_ids=ids[None]).last_hidden_state[0, -1]).item())
+    return np.array(rewards).reshape(-1, 2)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 100, 700, 10**6])
+def test_rewards_are_those_of_each_text_alone_whatever_the_batch(reward_model, tiny_tokenizer, pairs, max_tokens):
+    """Traps 1 and 12: read at the known end of each text, untouched by batch size, padding and company."""
+    rewards = score_pairs(reward_model, pairs, tiny_tokenizer.pad_token_id, max_tokens)
+    assert rewards.shape == (13, 2) and rewards.dtype == np.float32
+    assert rewards.std() > 0.05  # the rewards differ by far more than the tolerance
+    np.testing.assert_allclose(rewards, scored_alone(reward_model, pairs), atol=1e-5)
+
+
+def test_rewards_follow_their_pairs_through_any_row_order(reward_model, tiny_tokenizer, pairs):
+    order = np.random.default_rng(0).permutation(len(pairs))
+    rewards = score_pairs(reward_model, pairs, tiny_tokenizer.pad_token_id, 700)
+    shuffled = score_pairs(reward_model, [pairs[index] for index in order], tiny_tokenizer.pad_token_id, 700)
+    np.testing.assert_allclose(shuffled, rewards[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("configured", [None, 7])
+def test_rewards_do_not_hang_on_the_pad_token_in_the_models_config(reward_model, pairs, monkeypatch, configured):
+    """Trap 1: transformers reads the last token that is not the config's pad token, maybe not the tokenizer's."""
+    expected = scored_alone(reward_model, pairs)
+    monkeypatch.setattr(reward_model.config, "pad_token_id", configured)
+    np.testing.assert_allclose(score_pairs(reward_model, pairs, 0, 700), expected, atol=1e-5)
+
+
+# ---- the command
+
+
+def run_main(monkeypatch, model, data, *options) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--model", str(model), "--data", str(data), *options])
+    evaluate.main()
+
+
+@pytest.fixture
+def held_out(tmp_path):
+    return write_rows(tmp_path / "test.parquet", preference_pairs("test", 8, seed=0))
+
+
+def test_the_command_writes_the_figures_that_the_pure_functions_give(
+    reward_model, tiny_tokenizer, tmp_path, held_out, monkeypatch, capsys
+):
+    reward_model.save_pretrained(tmp_path / "checkpoint")
+    tiny_tokenizer.save_pretrained(tmp_path / "checkpoint")
+    run_main(monkeypatch, tmp_path / "checkpoint", held_out, "--output", str(tmp_path / "figures"))
+    written = json.loads((tmp_path / "figures" / "evaluation_test.json").read_text())
+    pairs, _ = dataset.encode_pairs(dataset.load_pairs(held_out)[0], tiny_tokenizer, 4096, "error")
+    expected = pair_metrics(scored_alone(reward_model, pairs), pairs)
+    assert written.pop("set_aside") == {}
+    assert written == pytest.approx(expected, abs=1e-5)
+    assert (tmp_path / "figures" / "evaluation_test.png").read_bytes().startswith(b"\x89PNG")
+    assert "accuracy_margin_1" in capsys.readouterr().out
+
+
+def test_a_model_of_two_labels_is_refused(tiny_model, held_out, monkeypatch):
+    with pytest.raises(DataError, match="2 labels, expected 1. Is it a reward model?"):
+        run_main(monkeypatch, tiny_model, held_out)
+
+
+def test_a_model_whose_reward_head_is_not_in_its_file_is_refused(tiny_model, held_out, tmp_path, monkeypatch):
+    """Trap 3: transformers fills a missing score.weight with random numbers and only warns."""
+    model = tmp_path / "headless"
+    model.mkdir()
+    for file in tiny_model.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    config = json.loads((model / "config.json").read_text()) | {"id2label": {"0": "reward"}}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="score.weight"):
+        run_main(monkeypatch, model, held_out, "--output", str(tmp_path))

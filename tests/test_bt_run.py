@@ -1,0 +1,133 @@
+"""The default run from end to end: it learns, it leaves everything behind, and what it leaves loads elsewhere."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from runs import REPO, finish, log_of, metrics_of, run, start
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from common.parquet import read_rows
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory):
+    output = tmp_path_factory.mktemp("default") / "outputs"
+    run(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def val_texts(default_run):
+    """The val conversations as rendered text, chosen and rejected in turn, and the rewards the trainer gave them."""
+    tokenizer = AutoTokenizer.from_pretrained(default_run / "checkpoint")
+    rows, _ = read_rows(default_run / "data" / "val.parquet", ("chosen", "rejected"))
+    rewards, _ = read_rows(default_run / "val_rewards.parquet", ("chosen", "rejected"))
+    texts = [
+        tokenizer.apply_chat_template(row[side], tokenize=False) for row in rows for side in ("chosen", "rejected")
+    ]
+    return texts, torch.tensor([row[side] for row in rewards for side in ("chosen", "rejected")])
+
+
+def test_it_learns_what_its_baselines_cannot(default_run):
+    evaluation = json.loads((default_run / "evaluation_test.json").read_text())
+    assert evaluation["pairs"] == 1000
+    assert evaluation["accuracy"] >= 0.95
+    assert 0.45 <= evaluation["longer_wins_accuracy"] <= 0.55
+    assert metrics_of(default_run, "val/accuracy")[0] < 0.65  # it did not know before
+
+
+def test_it_leaves_checkpoint_card_picture_logs_and_progress(default_run):
+    checkpoint = default_run / "checkpoint"
+    names = {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "README.md", "run.png"}
+    assert names <= {path.name for path in checkpoint.iterdir()}
+    card = (checkpoint / "README.md").read_text()
+    accuracy = metrics_of(default_run, "val/accuracy")[625]
+    assert f"| val accuracy | {accuracy:.4g} |" in card and "pipeline_tag: text-classification" in card
+    assert (checkpoint / "run.png").stat().st_size > 10_000
+    assert list((default_run / "tensorboard").glob("events.out.tfevents.*"))
+    assert len(metrics_of(default_run, "train/loss")) == 625
+    assert "train: 100%" in log_of(default_run)
+
+
+def test_no_pickle_is_in_the_checkpoint_others_load(default_run):
+    assert not [path for path in (default_run / "checkpoint").rglob("*") if path.suffix in (".pt", ".bin", ".pkl")]
+
+
+def test_config_reads_as_one_unbounded_number(default_run):
+    config = json.loads((default_run / "checkpoint" / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForSequenceClassification"]
+    assert config["problem_type"] == "regression"  # otherwise served as a sigmoid
+    assert config["id2label"] == {"0": "reward"} and config["label2id"] == {"reward": 0}
+    assert config["pad_token_id"] not in (None, config["eos_token_id"])
+    assert "attn_implementation" not in json.dumps(config)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_plain_transformers_gives_the_trainers_rewards(default_run, val_texts, batch):
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        default_run / "checkpoint", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(default_run / "checkpoint", padding_side="right")
+    texts, rewards = val_texts[0][:96], val_texts[1][:96]
+    with torch.no_grad():
+        scored = [
+            model(**tokenizer(texts[start : start + batch], padding=True, return_tensors="pt")).logits[:, 0]
+            for start in range(0, len(texts), batch)
+        ]
+    torch.testing.assert_close(torch.cat(scored), rewards, atol=1e-5, rtol=0)
+
+
+def test_the_pipeline_gives_the_trainers_rewards(default_run, val_texts):
+    score = pipeline("text-classification", model=str(default_run / "checkpoint"), device="cpu")
+    answers = score(val_texts[0][:32], function_to_apply="none", batch_size=8)
+    torch.testing.assert_close(torch.tensor([a["score"] for a in answers]), val_texts[1][:32], atol=1e-5, rtol=0)
+    assert {answer["label"] for answer in answers} == {"reward"}
+
+
+def test_a_copied_folder_runs_unedited(tmp_path, small_run):
+    """Beside the original and outside the repo, both at once; the copies are started from another folder."""
+    few = ("data.train_batch_size=8", "trainer.total_training_steps=2")
+    sibling, elsewhere = REPO / f"copied_{os.getpid()}", tmp_path / "my project"
+    try:
+        for copy in (sibling, elsewhere):
+            shutil.copytree(REPO / "bradley_terry", copy, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
+        runs = [
+            start(tmp_path / name, *few, script=copy / "run_bt.sh", **small_run)
+            for name, copy in (("first", sibling), ("second", elsewhere))
+        ]
+        assert [finish(process) for process in runs] == [0, 0], log_of(tmp_path / "first") + log_of(tmp_path / "second")
+    finally:
+        shutil.rmtree(sibling, ignore_errors=True)
+
+
+def test_lora_trains_adapters_and_head_and_both_exports_score_alike(tmp_path, small_run):
+    from peft import AutoPeftModelForSequenceClassification
+    from safetensors.torch import load_file
+
+    output = tmp_path / "outputs"
+    run(
+        output,
+        "model.lora_rank=4",
+        "data.train_batch_size=8",
+        "optim.lr=1e-2",
+        "model.enable_gradient_checkpointing=True",
+        **small_run,
+    )
+    before, after = (
+        load_file(f"{folder}/model.safetensors") for folder in (small_run["MODEL_PATH"], output / "checkpoint")
+    )
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
+    merged = AutoModelForSequenceClassification.from_pretrained(output / "checkpoint")
+    adapter = AutoPeftModelForSequenceClassification.from_pretrained(output / "checkpoint_adapter", num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(output / "checkpoint")
+    rows, _ = read_rows(small_run["VAL_FILES"], ("chosen", "rejected"))
+    rewards, _ = read_rows(output / "val_rewards.parquet", ("chosen", "rejected"))
+    for row, reward in zip(rows, rewards):
+        batch = tokenizer.apply_chat_template([row["chosen"]], return_dict=True, return_tensors="pt")
+        for model in (merged, adapter):
+            assert model(**batch).logits.item() == pytest.approx(reward["chosen"], abs=1e-5)

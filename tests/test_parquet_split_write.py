@@ -1,0 +1,209 @@
+"""Splitting by prompt and writing: no prompt on two sides, the same files for the same rows, no half-written file."""
+
+import json
+import random
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from common import parquet
+from common.parquet import DataError, export_data, prompt_of, split_by_prompt, write_rows
+
+RATIOS = [{"train": 0.8, "test": 0.2}, {"train": 0.5, "test": 0.5}, {"train": 0.9, "val": 0.05, "test": 0.05}]
+
+
+def pair(prompt: int | str, answer: int | str) -> dict:
+    user = {"role": "user", "content": f"question {prompt}"}
+    chosen, rejected = ({"role": "assistant", "content": f"{word} answer {answer}"} for word in ("good", "bad"))
+    return {"chosen": [user, chosen], "rejected": [user, rejected]}
+
+
+def make_rows(prompts) -> list[dict]:
+    return [pair(prompt, number) for number, prompt in enumerate(prompts)]
+
+
+def as_sets(splits: dict[str, list[dict]]) -> dict[str, set[str]]:
+    return {name: {json.dumps(row) for row in rows} for name, rows in splits.items()}
+
+
+# ---- prompts
+
+
+def test_the_prompt_is_what_comes_before_the_answer_in_every_schema():
+    system, user, answer = ({"role": role, "content": role} for role in ("system", "user", "assistant"))
+    rows = [
+        {"chosen": [system, user, answer], "rejected": [system, user, {**answer, "content": "no"}]},
+        {"messages": [system, user, answer]},
+        {"input": [system, user], "output": "anything"},
+    ]
+    assert {prompt_of(row) for row in rows} == {json.dumps([system, user])}
+
+
+def test_the_prompt_of_plain_text_is_the_lines_that_both_sides_share():
+    assert prompt_of({"chosen": "Q: why?\nA: because", "rejected": "Q: why?\nA: but"}) == "Q: why?"
+
+
+@pytest.mark.parametrize("column", ["input", "messages", "chosen"])
+def test_the_prompt_does_not_depend_on_the_order_of_a_messages_fields(column):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    turned = [{"content": message["content"], "role": message["role"]} for message in messages]
+    assert prompt_of({column: messages}) == prompt_of({column: turned})
+
+
+@pytest.mark.parametrize("column", ["input", "messages", "chosen"])
+def test_the_prompt_of_json_text_is_that_of_the_messages_in_it(column):
+    """With `export_data`, rows may hold what the readers accept; else a prompt lands on both sides of the split."""
+    row = {column: pair(1, 1)["chosen"], "rejected": pair(1, 1)["rejected"]}
+    assert prompt_of({name: json.dumps(value) for name, value in row.items()}) == prompt_of(row)
+
+
+# ---- splits
+
+
+@given(st.lists(st.integers(0, 12), min_size=3, max_size=60), st.sampled_from(RATIOS), st.integers(0, 5))
+def test_each_row_is_in_one_split_each_prompt_too_and_no_split_is_empty(prompts, ratio, seed):
+    assume(len(set(prompts)) >= len(ratio))
+    rows = make_rows(prompts)
+    splits = split_by_prompt(rows, ratio, seed)
+    assert list(splits) == list(ratio)
+    assert sorted(json.dumps(row) for part in splits.values() for row in part) == sorted(map(json.dumps, rows))
+    sides = [{prompt_of(row) for row in part} for part in splits.values()]
+    assert all(sides)
+    assert sum(map(len, sides)) == len(set().union(*sides))
+    largest_prompt = max(prompts.count(prompt) for prompt in prompts)
+    for name, share in ratio.items():
+        assert abs(len(splits[name]) - share * len(rows)) <= len(ratio) * largest_prompt
+
+
+@given(st.lists(st.integers(0, 12), min_size=3, max_size=60), st.randoms(use_true_random=False))
+def test_a_split_depends_on_the_rows_and_not_on_their_order(prompts, rng):
+    assume(len(set(prompts)) >= 3)
+    rows = make_rows(prompts)
+    shuffled = rng.sample(rows, len(rows))
+    assert as_sets(split_by_prompt(rows, RATIOS[2], 0)) == as_sets(split_by_prompt(shuffled, RATIOS[2], 0))
+
+
+@given(st.integers(20, 200), st.sampled_from(RATIOS), st.integers(0, 3))
+def test_with_one_row_a_prompt_sizes_are_the_ratio_to_the_row(count, ratio, seed):
+    splits = split_by_prompt(make_rows(range(count)), ratio, seed)
+    assert all(abs(len(splits[name]) - share * count) <= 1 for name, share in ratio.items())
+
+
+@settings(max_examples=300)
+@given(st.lists(st.integers(1, 8), min_size=3, max_size=20), st.sampled_from(RATIOS[:2]))
+def test_no_prompt_at_the_cut_would_bring_the_sizes_nearer_to_the_ratio(rows_of_prompt, ratio):
+    """The docstring's "as nearly as whole prompts allow"; prompts stay in their hashed order."""
+    rows = make_rows(prompt for prompt, count in enumerate(rows_of_prompt) for _ in range(count))
+    train, test = split_by_prompt(rows, ratio, 0).values()
+    off_by = abs(len(train) - ratio["train"] * len(rows)) + 1e-9
+    for side, sign, edge in ((train, -1, train[-1]), (test, 1, test[0])):
+        at_edge = sum(prompt_of(row) == prompt_of(edge) for row in side)
+        if at_edge < len(side):  # a split keeps one prompt at least
+            assert abs(len(train) + sign * at_edge - ratio["train"] * len(rows)) >= off_by - 2e-9
+
+
+def test_another_seed_is_another_split_and_the_same_seed_the_same():
+    rows = make_rows(range(50))
+    assert split_by_prompt(rows, RATIOS[0], 0) == split_by_prompt(rows, RATIOS[0], 0)
+    assert as_sets(split_by_prompt(rows, RATIOS[0], 0)) != as_sets(split_by_prompt(rows, RATIOS[0], 1))
+
+
+@pytest.mark.parametrize("ratio", [{"train": 0.8, "test": 0.1}, {"train": 1.2, "test": -0.2}, {"train": 1, "test": 0}])
+def test_ratios_that_are_no_shares_of_one_are_refused(ratio):
+    with pytest.raises(DataError, match="expected positive shares that sum to 1"):
+        split_by_prompt(make_rows(range(10)), ratio, 0)
+
+
+def test_fewer_prompts_than_splits_are_refused():
+    with pytest.raises(DataError, match="1 different prompts cannot fill 2 splits"):
+        split_by_prompt(make_rows([7, 7, 7]), RATIOS[0], 0)
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "json"])
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, ending):
+    path = write_rows(tmp_path / f"train.{ending}", make_rows([1, 2]))
+    before = path.read_bytes()
+
+    def fill_the_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(parquet.os, "replace", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_rows(path, make_rows([3]))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "json"])
+def test_a_row_that_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path, ending):
+    path = write_rows(tmp_path / f"train.{ending}", [{"a": 1}])
+    before = path.read_bytes()
+    with pytest.raises((DataError, TypeError)):
+        write_rows(path, [{"a": "fine"}, {"a": object()}])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+REFUSED = [
+    ("a.parquet", [], "there is no row to write"),
+    ("a.csv", [{"a": 1}], "unknown format '.csv', expected .parquet, .jsonl or .json"),
+    ("a.parquet", [{"a": 1}, {"a": 1}, {"b": 1}], r"row 2 has columns \['b'\], row 0 has \['a'\]"),
+    ("a.parquet", [{"a": 1}, {"a": "x"}], "the rows share no Parquet type"),
+    ("a.parquet", [{"a": {}}], "the rows share no Parquet type"),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "message"), REFUSED)
+def test_rows_that_make_no_table_are_refused_with_the_file_and_the_reason(tmp_path, name, rows, message):
+    with pytest.raises(DataError, match=message) as caught:
+        write_rows(tmp_path / name, rows)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_makes_the_folder_and_replaces_an_older_file(tmp_path):
+    path = tmp_path / "new" / "folder" / "train.parquet"
+    assert write_rows(path, [{"a": 1}]) == path
+    write_rows(path, [{"a": 2}])
+    assert pq.read_table(path).to_pylist() == [{"a": 2}]
+
+
+def test_exported_rows_read_back_the_same_in_every_format(tmp_path):
+    rows = [{**pair(number // 2, "é 😀\u2028"), "margin": float(number)} for number in range(20)]
+    formats = ("parquet", "jsonl", "json")
+    paths = export_data(rows, tmp_path, formats, split_ratio={"train": 0.7, "val": 0.1, "test": 0.2}, seed=3)
+    assert paths == {name: [tmp_path / f"{name}.{form}" for form in formats] for name in ("train", "val", "test")}
+    read_back = []
+    for as_parquet, as_jsonl, as_json in paths.values():
+        part = pq.read_table(as_parquet).to_pylist()
+        assert part == [json.loads(line) for line in as_jsonl.read_text(encoding="utf-8").split("\n") if line]
+        assert part == json.loads(as_json.read_text(encoding="utf-8"))
+        read_back += part
+    assert [len(pq.read_table(files[0])) for files in paths.values()] == [14, 2, 4]
+    assert sorted(read_back, key=lambda row: row["margin"]) == rows
+
+
+def test_an_export_is_the_same_bytes_for_the_same_rows_and_by_default_four_fifths_train(tmp_path):
+    rows = make_rows(range(50))
+    for folder in ("a", "b"):
+        export_data(rows, tmp_path / folder, ("parquet", "jsonl"))
+    names = ["test.jsonl", "test.parquet", "train.jsonl", "train.parquet"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
+    assert [len(pq.read_table(tmp_path / "a" / f"{name}.parquet")) for name in ("train", "test")] == [40, 10]
+
+
+def test_the_mirror_of_a_pair_never_crosses_a_split():
+    """Trap 21: both orders of two answers, shuffled among others, belong to one prompt."""
+    rows = make_rows(range(40))
+    rows += [{"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    random.Random(0).shuffle(rows)
+    train, test = split_by_prompt(rows, RATIOS[0], 0).values()
+    assert not {prompt_of(row) for row in train} & {prompt_of(row) for row in test}
+    assert (len(train), len(test)) == (64, 16)
