@@ -22,7 +22,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from common.parquet import BadRow, DataError, check_rows, prompt_of, read_conversation, read_rows
+from common.conversation import BadRow, prompt_of, read_conversation
+from common.parquet import DataError, check_rows, read_rows
 
 TRUNCATIONS = ("error", "drop", "left")
 TOKENIZE_AT_ONCE = 512  # rows per call of the tokenizer, which spreads a call over all cores
@@ -114,22 +115,29 @@ def encode_pairs(
     if truncation not in TRUNCATIONS:
         raise DataError(f"data.truncation={truncation!r}: expected one of {', '.join(TRUNCATIONS)}")
     conversations = any(not isinstance(row["chosen"], str) for row in rows)
+    if conversations and any(isinstance(row["chosen"], str) for row in rows):
+        raise DataError(
+            "plain text and conversations in one set: only plain text gets the tokenizer's special tokens, "
+            "so keep them in sets of their own"
+        )
     if conversations and not tokenizer.chat_template:
         raise DataError(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template, but the rows are conversations. Put a "
             "chat_template.jinja beside the model, or use plain-text columns."
         )
     rows, counts = check_rows(rows, lambda row: render(row, tokenizer), on_bad_row)
-    pairs, too_long = [], []
-    with tqdm(total=len(rows), desc="tokenise", unit="pair", disable=len(rows) <= TOKENIZE_AT_ONCE) as progress:
+    with tqdm(total=len(rows), desc="tokenise", unit="pair", delay=1) as progress:
         for start in range(0, len(rows), TOKENIZE_AT_ONCE):
             chunk = rows[start : start + TOKENIZE_AT_ONCE]
             texts = [text for row in chunk for text in row["texts"]]
             ids = tokenizer(texts, add_special_tokens=not conversations)["input_ids"]
             for row, chosen, rejected in zip(chunk, ids[::2], ids[1::2]):
-                pair = _make_pair(row, chosen, rejected, tokenizer)
-                (pairs if pair.longest <= max_length else too_long).append(pair)
+                row["ids"] = (chosen, rejected)
             progress.update(len(chunk))
+    rows, equal = check_rows(rows, lambda row: {"pair": make_pair(row, tokenizer)}, on_bad_row)
+    counts += equal
+    pairs = [row["pair"] for row in rows if row["pair"].longest <= max_length]
+    too_long = [row["pair"] for row in rows if row["pair"].longest > max_length]
     if too_long and truncation == "error":
         raise DataError(_report_too_long(len(rows), too_long, max_length))
     for pair in too_long:
@@ -144,7 +152,11 @@ def encode_pairs(
     return pairs, counts
 
 
-def _make_pair(row: dict, chosen: list[int], rejected: list[int], tokenizer: PreTrainedTokenizerBase) -> Pair:
+def make_pair(row: dict, tokenizer: PreTrainedTokenizerBase) -> Pair:
+    """Cut the two tokenised sides of a row into prompt and branches."""
+    chosen, rejected = row["ids"]
+    if chosen == rejected:
+        raise BadRow("rejected", "chosen and rejected are equal once tokenised", row["texts"][1])
     if tokenizer.pad_token_id in (chosen[-1], rejected[-1]):
         raise DataError(
             f"{row['source']}: the text ends in the pad token {tokenizer.pad_token!r}. Rewards are read at the last "

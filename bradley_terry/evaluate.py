@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common.parquet import DataError
 from common.report import draw, format_value, write_text
+from common.tokenizer import ensure_pad_token
 
 from dataset import Pair, encode_pairs, load_pairs
 
@@ -91,6 +92,7 @@ def score_pairs(model, pairs: list[Pair], pad_token_id: int, max_tokens: int) ->
     Returns:
         (pairs, 2) float32, chosen then rejected.
     """
+    model.config.get_text_config().pad_token_id = pad_token_id  # transformers scores the last token that is not this
     sequences = [np.concatenate([pair.prompt, branch]) for pair in pairs for branch in (pair.chosen, pair.rejected)]
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     rewards = np.empty(len(sequences), dtype=np.float32)
@@ -130,12 +132,21 @@ def main() -> None:
 
     trust = {"trust_remote_code": options.trust_remote_code}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("high")  # fp32 rewards: in bf16 close rewards round to a tie
     tokenizer = AutoTokenizer.from_pretrained(options.model, **trust)
-    model = AutoModelForSequenceClassification.from_pretrained(options.model, dtype=torch.float32, **trust)
+    ensure_pad_token(tokenizer)
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        options.model,
+        dtype=torch.float32,
+        output_loading_info=True,
+        **trust,  # in bf16 close rewards round to a tie
+    )
     model = model.to(device).eval()
     if model.config.num_labels != 1:
         raise DataError(f"{options.model}: {model.config.num_labels} labels, expected 1. Is it a reward model?")
+    if loading["missing_keys"]:
+        raise DataError(
+            f"{options.model}: {', '.join(sorted(loading['missing_keys']))} is missing. Is it a reward model?"
+        )
     max_length = options.max_length or model.config.max_position_embeddings
     pairs, cut = encode_pairs(rows, tokenizer, max_length, options.truncation, options.on_bad_row)
     rewards = score_pairs(model, pairs, tokenizer.pad_token_id, options.max_tokens)

@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from common.conversation import Conversation
 from common.demo import preference_pairs
-from common.parquet import BadRow, Conversation, DataError, check_rows, split_by_prompt, write_rows
+from common.parquet import DataError, check_rows, split_by_prompt, write_rows
 
 from dataset import check_pair
 
@@ -92,6 +93,9 @@ SOURCES = {
 }
 
 
+LOCAL_FORMS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+
+
 def load_source(source: Source, path: str | None) -> Iterable[dict]:
     """Return the rows of a local .parquet, .json, .jsonl (also gzipped) file or of a hub set.
 
@@ -101,13 +105,18 @@ def load_source(source: Source, path: str | None) -> Iterable[dict]:
     import datasets
 
     path = path or source.hub
-    form = next((part.lstrip(".").replace("jsonl", "json") for part in Path(path).suffixes[-2:] if part != ".gz"), None)
+    form = LOCAL_FORMS.get(Path(path.removesuffix(".gz")).suffix)
+    is_file = Path(path).is_file()
+    if is_file and not form:
+        raise DataError(f"{path}: expected a .parquet, .json or .jsonl file")
+    if not is_file and (form or path.startswith((".", "/"))):  # no hub id: do not wait for the network
+        raise DataError(f"{path}: no such file (looked in {Path.cwd()})")
     try:
-        if Path(path).is_file():
+        if is_file:
             return datasets.load_dataset(form, data_files=path, split="train")
         return datasets.load_dataset(path, split=source.split, **source.options)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: neither a local .parquet/.json/.jsonl file nor a set on the hub: {error}") from error
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise DataError(f"{path}: cannot be read: {error.__cause__ or error}") from error
 
 
 def convert_rows(rows: Iterable[dict], convert: Callable[[dict], Preference | None]) -> tuple[list[dict], Counter]:
@@ -118,6 +127,8 @@ def convert_rows(rows: Iterable[dict], convert: Callable[[dict], Preference | No
             preference = convert(row)
         except KeyError as missing:
             raise DataError(f"row {number} has no column {missing}; it has {sorted(row)}. Is --source right?") from None
+        except TypeError as error:
+            raise DataError(f"row {number} has columns of another kind: {error}. Is --source right?") from error
         if preference is None:
             left_out["ties"] += 1
         elif (key := repr(preference[:2])) in seen:
@@ -169,5 +180,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, BadRow) as error:
+    except DataError as error:
         raise SystemExit(f"prepare_data.py: {error}") from None

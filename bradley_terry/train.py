@@ -20,18 +20,8 @@ from ray.exceptions import RayActorError
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
 
+from common import cluster
 from common.checkpoint import CheckpointError, EpochShuffle, check_resume, save_checkpoint
-from common.cluster import (
-    ClusterError,
-    TrainingError,
-    balance,
-    check_shared_folder,
-    connect,
-    disconnect,
-    join_metrics,
-    make_batch,
-    start_workers,
-)
 from common.parquet import DataError, write_rows
 from common.report import draw, read_history, start_tracking, write_model_card
 from common.tokenizer import load_tokenizer
@@ -55,14 +45,14 @@ reward = model(**tokenizer.apply_chat_template(chat, return_tensors="pt", return
 def main(config: DictConfig) -> None:
     try:
         train(config)
-    except (DataError, ClusterError, CheckpointError, TrainingError) as error:
+    except (DataError, cluster.ClusterError, CheckpointError, cluster.TrainingError) as error:
         raise SystemExit(f"\ntrain.py: {error}") from None
     except RayActorError as error:
         raise SystemExit(
             f"\ntrain.py: a worker died; the same command goes on from the last checkpoint. {error}"
         ) from None
     finally:
-        disconnect()
+        cluster.disconnect()
 
 
 def train(config: DictConfig) -> None:
@@ -83,13 +73,13 @@ def train(config: DictConfig) -> None:
     check_sizes(config, train_pairs, val_pairs)
 
     # 2. Start the cluster and the workers
-    device, per_node = connect(Path(__file__).resolve().parent, trainer.nnodes, trainer.n_gpus_per_node)
+    device, per_node = cluster.connect(Path(__file__).resolve().parent, trainer.nnodes, trainer.n_gpus_per_node)
     workers = per_node * trainer.nnodes
     if data.train_batch_size % workers:
         raise DataError(f"data.train_batch_size={data.train_batch_size} cannot be shared equally by {workers} workers")
     steps = len(train_pairs) // data.train_batch_size * trainer.total_epochs
     last_step = min(steps, trainer.total_training_steps or steps)
-    check_shared_folder(output, trainer.nnodes)
+    cluster.check_shared_folder(output, trainer.nnodes)
     check_resume(output, identity(config, model_name, train_pairs, workers), trainer.resume_mode)
     tokenizer.save_pretrained(output / "tokenizer")
     config.model.tokenizer_path = str(output / "tokenizer")
@@ -101,7 +91,7 @@ def train(config: DictConfig) -> None:
     from engine import PairWorker, pair_loss
 
     loss = partial(pair_loss, **config.loss)
-    worker_group = start_workers(PairWorker, "reward_model", loss, config, device, per_node)
+    worker_group = cluster.start_workers(PairWorker, "reward_model", loss, config, device, per_node)
 
     # 3. Start, or resume where an interrupted run of the same settings stopped
     order = EpochShuffle(len(train_pairs), data.train_batch_size, trainer.total_epochs, trainer.seed)
@@ -124,8 +114,9 @@ def train(config: DictConfig) -> None:
     for pairs in loader if step < last_step else ():
         step += 1
         started = time.perf_counter()
-        batch = make_batch(balance(pairs, workers), collate, data.max_tokens_per_gpu, update_lr_scheduler=True)
-        metrics, sums = join_metrics(worker_group.train_batch(batch).get(), pairs, step)
+        shared = cluster.balance(pairs, workers)
+        batch = cluster.make_batch(shared, collate, data.max_tokens_per_gpu, update_lr_scheduler=True)
+        metrics, sums = cluster.join_metrics(worker_group.train_batch(batch).get(), pairs, step)
         metrics |= batch_metrics(sums, len(pairs))
         metrics["seconds"] = time.perf_counter() - started
         metrics["tokens_per_second"] = sum(pair.tokens for pair in pairs) / metrics["seconds"]
@@ -196,7 +187,7 @@ def infer(worker_group, config: DictConfig, pairs: list[Pair], workers: int) -> 
         batch = pairs[start : start + size]
         filled = batch + batch[-1:] * (-len(batch) % workers)  # an equal share for each worker
         result = worker_group.infer_batch(
-            make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)
+            cluster.make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)
         ).get()
         rewards.append(tu.get(result, "rewards").values().view(-1, 2)[: len(batch)].float().numpy())
     return np.concatenate(rewards)
@@ -211,7 +202,7 @@ def log_validation(
     rewards = infer(worker_group, config, pairs, workers)
     if not np.isfinite(rewards).all():
         bad = [pair.source for pair, row in zip(pairs, rewards) if not np.isfinite(row).all()]
-        raise TrainingError(f"step {step}: {len(bad)} val rewards are not finite, the first for {bad[0]}")
+        raise cluster.TrainingError(f"step {step}: {len(bad)} val rewards are not finite, the first for {bad[0]}")
     metrics = pair_metrics(rewards, pairs)
     tracking.log({f"val/{name}": value for name, value in metrics.items()}, step)
     names = ("accuracy", "longer_wins_accuracy", "margin_mean", "log_loss")

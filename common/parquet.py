@@ -2,8 +2,7 @@
 
 - Rows are checked before Ray or a model starts. All bad rows are reported in one message: the first few by file and
   row number, then a count of each kind. `on_bad_row="drop"` drops them and says how many.
-- A conversation column may hold native list<struct<role, content>>, JSON text of the same, or plain text. Files are
-  read by pyarrow into plain Python: pandas would turn a native list into a numpy array, which
+- Files are read by pyarrow into plain Python: pandas would turn a native list into a numpy array, which
   `isinstance(value, list)` denies, and such rows then train on empty text.
 - A split is made by prompt, never by row: two answers to one prompt on both sides of a split leak the test.
 - Files are written beside their place and moved over it, so a reader never sees half of one.
@@ -12,7 +11,6 @@
 import hashlib
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,29 +18,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROLES = ("system", "user", "assistant", "tool")
-BAD_ROWS_SHOWN = 5
-JSON_CONVERSATION = re.compile(r'\s*\[\s*\{\s*"(role|content)"')
+from common.conversation import BadRow, prompt_of
 
-Conversation = list[dict[str, str]]
+BAD_ROWS_SHOWN = 5
 
 
 class DataError(ValueError):
     """Input that cannot be trained on. Its text is for the user: what was found where, what is expected, what to do."""
-
-
-class BadRow(ValueError):
-    """One row's fault. `kind` groups equal faults for the count, `found` shows the offending value."""
-
-    def __init__(self, column: str, kind: str, found: object = None):
-        super().__init__(kind)
-        self.column, self.kind = column, kind
-        self.found = "" if found is None else f" (found {_shorten(found)})"
-
-
-def _shorten(value: object, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[:limit] + "…"
 
 
 def read_rows(
@@ -108,17 +90,16 @@ def _read_columns(path: Path, required: tuple[str, ...], optional: tuple[str, ..
             f"{path}: no such file (looked in {Path.cwd()}). Make one with prepare_data.py or mend the path."
         )
     try:
-        table = pq.read_table(path)
+        names = pq.read_schema(path).names
+        missing = [name for name in required if name not in names]
+        if missing:
+            raise DataError(
+                f"{path}: column {', '.join(map(repr, missing))} is missing; the file has "
+                f"{', '.join(map(repr, names))}. Rename the column or convert the file with prepare_data.py."
+            )
+        return pq.read_table(path, columns=[name for name in (*required, *optional) if name in names]).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a Parquet file ({error}). Convert it with prepare_data.py.") from error
-    missing = [name for name in required if name not in table.column_names]
-    if missing:
-        raise DataError(
-            f"{path}: column {', '.join(map(repr, missing))} is missing; the file has "
-            f"{', '.join(map(repr, table.column_names))}. Rename the column or convert the file with prepare_data.py."
-        )
-    table = table.select([name for name in (*required, *optional) if name in table.column_names])
-    return table.to_pylist()
 
 
 def _report_bad_rows(total: int, faults: list[tuple[str, BadRow]], kinds: Counter) -> str:
@@ -132,53 +113,6 @@ def _report_bad_rows(total: int, faults: list[tuple[str, BadRow]], kinds: Counte
 
 def _list_counts(kinds: Counter) -> str:
     return "; ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
-
-
-def read_conversation(column: str, value: object) -> Conversation | str:
-    """Return a cell as messages with `role` and `content` only, or as plain text.
-
-    Raises:
-        BadRow: not text, JSON or messages; JSON that does not parse; a message without role or content; an unknown
-            role; a conversation that does not end with the assistant; an empty response.
-    """
-    if isinstance(value, str):
-        if not JSON_CONVERSATION.match(value):
-            if not value.strip():
-                raise BadRow(column, "empty text")
-            return value
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise BadRow(column, "JSON that does not parse", f"{error}: {value}") from error
-    if not isinstance(value, list) or not value:
-        raise BadRow(column, "expected a list of messages, JSON text of one, or plain text", value)
-    messages = [_read_message(column, position, message) for position, message in enumerate(value)]
-    if messages[-1]["role"] != "assistant":
-        raise BadRow(column, "the last turn is not the assistant's", f"role {messages[-1]['role']!r}")
-    if not messages[-1]["content"].strip():
-        raise BadRow(column, "empty response", messages[-1]["content"])
-    return messages
-
-
-def _read_message(column: str, position: int, message: object) -> dict[str, str]:
-    if not isinstance(message, dict) or message.get("role") is None or message.get("content") is None:
-        raise BadRow(column, "a message without role or content", f"message {position}: {message!r}")
-    if message["role"] not in ROLES:
-        raise BadRow(column, f"unknown role, expected one of {', '.join(ROLES)}", message["role"])
-    if not isinstance(message["content"], str):
-        raise BadRow(column, "a message whose content is not text", message["content"])
-    return {"role": message["role"], "content": message["content"]}
-
-
-def prompt_of(row: dict) -> str:
-    """Return what a row's answers answer: the key by which rows stay together in a split."""
-    if "input" in row:
-        return json.dumps(row["input"])
-    if "messages" in row:
-        return json.dumps(row["messages"][:-1])
-    if isinstance(row["chosen"], str):  # plain text: up to the last line that both sides share
-        return os.path.commonprefix([row["chosen"], row["rejected"]]).rpartition("\n")[0]
-    return json.dumps(row["chosen"][:-1])
 
 
 def split_by_prompt(rows: list[dict], split_ratio: dict[str, float], seed: int) -> dict[str, list[dict]]:
@@ -202,7 +136,7 @@ def split_by_prompt(rows: list[dict], split_ratio: dict[str, float], seed: int) 
     for left, (name, share) in zip(range(len(split_ratio) - 1, -1, -1), split_ratio.items()):
         goal += share * len(rows)
         splits[name] = []
-        while len(order) > left and (filled < goal - 0.5 or not splits[name] or not left):
+        while len(order) > left and (filled + len(groups[order[0]]) / 2 < goal or not splits[name] or not left):
             group = groups[order.pop(0)]
             splits[name] += group
             filled += len(group)
@@ -233,7 +167,7 @@ def write_rows(path: str | Path, rows: list[dict]) -> Path:
         else:
             raise DataError(f"{path}: unknown format {path.suffix!r}, expected .parquet, .jsonl or .json")
         os.replace(partial, path)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         raise DataError(f"{path}: the rows share no Parquet type: {error}") from error
     finally:
         partial.unlink(missing_ok=True)

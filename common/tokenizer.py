@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from common.parquet import DataError
 
-PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<unk>")
+# in the order of preference, from the vocabularies of Llama 3, Qwen (whose base models also end with <|endoftext|>), …
+PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|fim_pad|>", "<pad>", "[PAD]", "<unk>")
 
 
 def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:

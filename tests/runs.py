@@ -15,17 +15,17 @@ RUN_SCRIPT = REPO / "bradley_terry" / "run_bt.sh"
 def start(output: Path, *overrides: str, script: Path = RUN_SCRIPT, **environment: str) -> subprocess.Popen:
     """Start a run script in a process group of its own, its output in `output.log`."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    log = open(f"{output}.log", "ab")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.Popen(
-        ["bash", str(script), *overrides],
-        env={**os.environ, "PATH": path, "OUTPUT": str(output), **environment},
-        cwd=script.parent,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    with open(f"{output}.log", "ab") as log:
+        return subprocess.Popen(
+            ["bash", str(script), *overrides],
+            env={**os.environ, "PATH": path, "OUTPUT": str(output), **environment},
+            cwd=script.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def finish(process: subprocess.Popen, timeout: float = 300) -> int:

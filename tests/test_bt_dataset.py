@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
+from common.conversation import BadRow
 from common.demo import preference_pairs
-from common.parquet import BadRow, DataError
+from common.parquet import DataError
 
 (dataset,) = method_modules("bradley_terry", "dataset")
 Pair, encode_pairs = dataset.Pair, dataset.encode_pairs

@@ -4,8 +4,9 @@ import pytest
 from conftest import method_modules
 from tokenizers import normalizers
 
+from common.conversation import BadRow
 from common.demo import preference_pairs
-from common.parquet import BadRow, DataError, write_rows
+from common.parquet import DataError, write_rows
 
 (dataset,) = method_modules("bradley_terry", "dataset")
 check_pair, encode_pairs = dataset.check_pair, dataset.encode_pairs

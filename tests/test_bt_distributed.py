@@ -42,7 +42,7 @@ def test_two_workers_train_like_one(tmp_path, small_run, one_worker):
 
 
 def test_two_nodes_train_like_one(tmp_path, small_run, one_worker):
-    """Two Ray nodes with one core each on this machine, joined by RAY_ADDRESS; a third node is asked for and refused."""
+    """Two Ray nodes with one core each on this machine, joined by RAY_ADDRESS; a run on three is refused."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

@@ -114,7 +114,8 @@ def reward_model(tiny_model):
 @pytest.fixture
 def pairs(tiny_tokenizer):
     rows = [{**row, "source": ""} for row in preference_pairs("test", 12, seed=0)]
-    rows.append({"chosen": "1", "rejected": "2 and much more " * 20, "margin": 0.0, "source": ""})
+    short, long = ([{"role": "assistant", "content": text}] for text in ("1", "2 and much more " * 20))
+    rows.append({"chosen": short, "rejected": long, "margin": 0.0, "source": ""})
     return dataset.encode_pairs(rows, tiny_tokenizer, 10**6, "error")[0]
 
 

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPO, method_modules
 
+from common.conversation import prompt_of
 from common.demo import preference_pairs
-from common.parquet import DataError, prompt_of
+from common.parquet import DataError
 
 (prepare_data,) = method_modules("bradley_terry", "prepare_data")
 SPLITS = ("train", "val", "test")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from runs import finish, kill_group, log_of, metrics_of, run, start, wait_for
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 SETTINGS = (
     "data.train_batch_size=8",
@@ -93,13 +94,15 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, small_run, uninterrup
     torch.testing.assert_close(list(losses.values()), list(expected.values()), atol=1e-6, rtol=0)
 
 
-def test_another_run_in_the_output_folder_is_not_resumed(small_run, uninterrupted):
-    for change, named in (
-        (("trainer.seed=5",), "trainer.seed: 0 there, 5 here"),
-        (("data.train_batch_size=16",), "data.train_batch_size: 8 there, 16 here"),
-        (("model.override_config.num_hidden_layers=1",), "layers x 128"),
-    ):
-        assert finish(start(uninterrupted, *SETTINGS, *change, **small_run)) != 0
-        assert "holds a checkpoint of another run" in log_of(uninterrupted)
-        assert named in log_of(uninterrupted)
+def test_another_run_in_the_output_folder_is_not_resumed(tmp_path, small_run, uninterrupted):
+    config = AutoConfig.from_pretrained(small_run["MODEL_PATH"], num_hidden_layers=1, layer_types=["full_attention"])
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(small_run["MODEL_PATH"]).save_pretrained(tmp_path)
+    process = start(uninterrupted, *SETTINGS, "trainer.seed=5", **small_run | {"MODEL_PATH": str(tmp_path)})
+    assert finish(process) != 0
+    message = log_of(uninterrupted).splitlines()[-1]
+    assert f"{uninterrupted} holds a checkpoint of another run" in message
+    assert "model: 'Qwen3ForCausalLM, 2 layers x 128' there, 'Qwen3ForCausalLM, 1 layers x 128' here" in message
+    assert "trainer.seed: 0 there, 5 here" in message
+    assert "Choose another OUTPUT" in message
     assert tracked_step(uninterrupted) == LAST_STEP

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.parquet import BadRow, DataError, check_rows, read_conversation, read_rows
+from common.conversation import BadRow, read_conversation
+from common.parquet import DataError, check_rows, read_rows
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}

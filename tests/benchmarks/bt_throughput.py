@@ -2,17 +2,17 @@
 
     python tests/benchmarks/bt_throughput.py --trl-python /path/to/venv/bin/python --data pairs.parquet
 
-Both sides run as a user would start them, ours through Ray and verl, TRL in an environment of its own, in turns. Equal:
-the rows and their order, the initial weights with the reward head, the batch, fp32 on one CPU thread, AdamW's numbers,
-a constant rate, no dropout, no pair cut. One stopwatch times both, the moment this process reads a step's line in their
-output, so loading, logging and Ray's messages count; start-up and the first steps do not.
+Both sides run as a user would start them, in turns: ours through Ray and verl, TRL in an environment of its own. Equal:
+rows and their order, initial weights with the reward head, batch, fp32 on one CPU thread, AdamW's numbers, a constant
+rate, no dropout, no pair cut, no gradient checkpointing (TRL's default) unless asked for. One stopwatch times both, the
+moment a step's line is read from their output, so loading, logging and Ray's messages count; the first steps do not.
 
 Not equal: batching, which is what is measured (TRL pads to the longest of the batch), and AdamW's implementation (TRL:
-fused, no decay of norms; here: torch's default, all decay). Gradient checkpointing, TRL's default, is off unless asked
-for, and then on in both. Linux only: memory is read from /proc.
+fused, no decay of norms; here: torch's default, all decay). Linux only: memory is read from /proc.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -87,10 +88,9 @@ def prepare(folder: Path, profile: str, options: argparse.Namespace) -> dict:
     tokenizer.save_pretrained(folder / "model")
     longest = [max(pairs[row].longest for row in order[start : start + BATCH]) for start in range(0, count, BATCH)]
     computed = {OURS: sum(pair.tokens for pair in pairs) / count, TRL: 2 * statistics.mean(longest)}
-    quartiles = {
-        name: statistics.quantiles([len(getattr(pair, name)) for pair in pairs]) for name in ("prompt", "chosen")
-    }
-    return {"parameters": model.num_parameters(), "tokens computed": computed, "quartiles of tokens": quartiles}
+    prompt = statistics.quantiles([len(pair.prompt) for pair in pairs])
+    answer = statistics.quantiles([len(part) for pair in pairs for part in (pair.chosen, pair.rejected)])
+    return {"prompt tokens, quartiles": prompt, "answer tokens": answer, "tokens computed": computed}
 
 
 def our_command(folder: Path, output: Path, options: argparse.Namespace) -> list:
@@ -163,32 +163,39 @@ def measure(command: list[str], output: Path, holder_name: str, options: argpars
         pipes = {"stdout": subprocess.PIPE, "stderr": file, "text": True}
         root = psutil.Popen(command, cwd=output.parent, env=os.environ | fixed, **pipes)
 
-    def processes() -> tuple[list, list]:  # all, and those that hold the model
-        tree = [root, *root.children(recursive=True)]
-        return tree, [process for process in tree if holder_name in " ".join(process.cmdline())]
+    def processes() -> list[tuple]:  # with command line and CPU seconds; one that ends meanwhile is left out
+        found = []
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                found.append((process, " ".join(process.cmdline()), sum(process.cpu_times()[:2])))
+        return found
 
     def watch() -> None:
         due, holders = 0.0, []
         while not finished.wait(WATCH_SECONDS):
             now = time.perf_counter()
-            try:
+            with suppress(psutil.NoSuchProcess, OSError, TypeError):  # a process ended while it was read
                 if now > due:
-                    due = now + TREE_SECONDS
-                    tree, holders = processes()
-                    total.append((now, sum(memory_mib(process.pid, "smaps_rollup", "Pss")[0] for process in tree)))
+                    due, running = now + TREE_SECONDS, processes()
+                    holders = [process for process, name, _ in running if holder_name in name]
+                    pids = [process.pid for process, *_ in running]
+                    total.append((now, sum(memory_mib(pid, "smaps_rollup", "Pss")[0] for pid in pids)))
                 if holders:
                     resident.append((now, *memory_mib(holders[0].pid, "status", "VmRSS", "VmHWM")))
-            except (psutil.Error, OSError, TypeError):  # a process ended while it was read
-                continue
 
-    watcher = threading.Thread(target=watch)
-    limit = threading.Timer(TIMEOUT, lambda: [process.kill() for process in processes()[0]])
+    def stop() -> None:
+        for process, *_ in processes()[::-1]:  # children first, so that each still has the parent that reaps it
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    watcher, limit = threading.Thread(target=watch), threading.Timer(TIMEOUT, stop)
     watcher.start()
     limit.start()
     for line in root.stdout:
         if line.startswith("step "):
-            now = time.perf_counter()
-            marks.append((now, *(sum(sum(process.cpu_times()[:2]) for process in group) for group in processes())))
+            now, running = time.perf_counter(), processes()
+            held = sum(seconds for _, name, seconds in running if holder_name in name)
+            marks.append((now, held, sum(seconds for *_, seconds in running)))
     code = root.wait()
     limit.cancel()
     finished.set()
@@ -197,18 +204,16 @@ def measure(command: list[str], output: Path, holder_name: str, options: argpars
         raise SystemExit(f"{errors.read_text()[-4000:]}\n{' '.join(command)}\nended with status {code}")
     history = read_history(output)
     first, last = marks[0][0] - history["train/seconds"][0][1], marks[-1][0]
-    before = [sample for sample in resident if sample[0] <= first][-1]
-    during = [sample for sample in resident if first < sample[0] <= last]
-    peak = during[-1][2]  # the kernel's own record; where it is from before training, the highest reading in training
-    highest = peak if peak > before[2] else max(sample[1] for sample in during)
+    before = [mib for now, mib, _ in resident if now <= first][-1]
+    peak = [record for now, _, record in resident if now <= last][-1]  # the kernel's own record, which misses no spike
     pairs = (options.steps - options.skip) * BATCH
-    wall, all_cpu, holder_cpu = (end - start for start, end in zip(marks[options.skip - 1], marks[-1]))
+    wall, holder_cpu, all_cpu = (end - start for start, end in zip(marks[options.skip - 1], marks[-1]))
     return {
         "pairs/s": pairs / wall,
         "pairs/CPU-s": pairs / holder_cpu,
         "pairs/CPU-s, all processes": pairs / all_cpu,
         "peak RSS, MiB": peak,
-        "growth in training, MiB": highest - before[1],
+        "growth in training, MiB": peak - before,
         "all processes, MiB": max(mib for now, mib in total if now <= last),
         "loss": [loss for _, loss in history["train/loss"]],
     }
@@ -219,7 +224,6 @@ def report(results: dict) -> str:
     rows = []
     for profile, result in results.items():
         both = list(zip(result["runs"][OURS], result["runs"][TRL]))
-        ratios = [ours["pairs/s"] / trl["pairs/s"] for ours, trl in both]
         gap = max(abs(ours - trl) for ours, trl in zip(*(run["loss"] for run in both[0])))
         for side, runs in result["runs"].items():
             tokens = result["facts"]["tokens computed"][side]
@@ -230,7 +234,11 @@ def report(results: dict) -> str:
             for name, part in (("first 10", slice(10)), ("last 10", slice(-10, None))):
                 row[f"loss, {name} steps"] = f"{statistics.mean(runs[0]['loss'][part]):.4f}"
             rows.append(row)
-        print(f"{profile}: pairs/s ours/TRL {statistics.median(ratios):.2f}, run by run", *(f"{r:.2f}" for r in ratios))
+        for name in ("pairs/s", "pairs/CPU-s", "pairs/CPU-s, all processes"):
+            ratios = [ours[name] / trl[name] for ours, trl in both]
+            print(
+                f"{profile}: {name}, ours/TRL {statistics.median(ratios):.2f};", *(f"{ratio:.2f}" for ratio in ratios)
+            )
         print(f"{profile}: the losses of a step differ by at most {gap:.1e}")
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -258,13 +266,15 @@ def main() -> None:
             folder = Path(temporary)
             results[profile] = {"facts": prepare(folder, profile, options), "runs": {side: [] for side in sides}}
             print(profile, json.dumps(results[profile]["facts"]), flush=True)
-            for repeat in range(options.repeats):
-                for side, (command, holder) in sides.items():
-                    output = folder / f"{side}_{repeat}"
-                    run = measure(command(folder, output, options), output, holder, options)
-                    results[profile]["runs"][side].append(run)
-                    shown = {name: round(value, 3) for name, value in run.items() if name != "loss"}
-                    print(f"  {side}: {json.dumps(shown)}", flush=True)
+            for repeat, (side, (command, holder)) in itertools.product(range(options.repeats), sides.items()):
+                output = folder / f"{side}_{repeat}"
+                run = measure(command(folder, output, options), output, holder, options)
+                results[profile]["runs"][side].append(run)
+                print(
+                    f"  {side}:",
+                    *(f"{name} {value:.4g}  " for name, value in run.items() if name != "loss"),
+                    flush=True,
+                )
     print(report(results))
     if options.output:
         options.output.write_text(json.dumps(results, indent=1))

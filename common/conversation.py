@@ -1,0 +1,83 @@
+"""Conversations in a table's cell: read, checked, and keyed by their prompt.
+
+A cell may hold native list<struct<role, content>>, JSON text of the same, or plain text; all become plain Python. A
+broken message is named, never repaired: a role guessed or a content emptied would be trained on.
+"""
+
+import json
+import os
+import re
+
+ROLES = ("system", "user", "assistant", "tool")
+JSON_CONVERSATION = re.compile(r'\s*\[\s*\{[^{}]*"(role|content|from)"\s*:')  # the first object names one of these
+
+Conversation = list[dict[str, str]]
+
+
+class BadRow(ValueError):
+    """One row's fault. `kind` groups equal faults for the count, `found` shows the offending value."""
+
+    def __init__(self, column: str, kind: str, found: object = None):
+        super().__init__(kind)
+        self.column, self.kind = column, kind
+        self.found = "" if found is None else f" (found {_shorten(found)})"
+
+
+def _shorten(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _is_json(value: object) -> bool:
+    """Tell a conversation as JSON text from plain text."""
+    return isinstance(value, str) and bool(JSON_CONVERSATION.match(value))
+
+
+def read_conversation(column: str, value: object) -> Conversation | str:
+    """Return a cell as messages with `role` and `content` only, or as plain text.
+
+    Raises:
+        BadRow: not text, JSON or messages; JSON that does not parse; a message without role or content; an unknown
+            role; a conversation that does not end with the assistant; an empty response.
+    """
+    if isinstance(value, str):
+        if not _is_json(value):
+            if not value.strip():
+                raise BadRow(column, "empty text")
+            return value
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise BadRow(column, "JSON that does not parse", f"{error}: {value}") from error
+    if not isinstance(value, list) or not value:
+        raise BadRow(column, "expected a list of messages, JSON text of one, or plain text", value)
+    messages = [_read_message(column, position, message) for position, message in enumerate(value)]
+    if messages[-1]["role"] != "assistant":
+        raise BadRow(column, "the last turn is not the assistant's", f"role {messages[-1]['role']!r}")
+    if not messages[-1]["content"].strip():
+        raise BadRow(column, "empty response", messages[-1]["content"])
+    return messages
+
+
+def _read_message(column: str, position: int, message: object) -> dict[str, str]:
+    if not isinstance(message, dict) or message.get("role") is None or message.get("content") is None:
+        raise BadRow(column, "a message without role or content", f"message {position}: {message!r}")
+    if message["role"] not in ROLES:
+        raise BadRow(column, f"unknown role, expected one of {', '.join(ROLES)}", message["role"])
+    if not isinstance(message["content"], str):
+        raise BadRow(column, "a message whose content is not text", message["content"])
+    if re.search("[\ud800-\udfff]", message["content"]):  # JSON can escape half an emoji; no tokenizer takes it
+        raise BadRow(column, "text that is not Unicode, half of a surrogate pair", message["content"])
+    return {"role": message["role"], "content": message["content"]}
+
+
+def prompt_of(row: dict) -> str:
+    """Return what a row's answers answer: the key by which rows stay together in a split."""
+    row = {name: json.loads(value) if _is_json(value) else value for name, value in row.items()}
+    if "input" in row:
+        return json.dumps(row["input"], sort_keys=True)
+    if "messages" in row:
+        return json.dumps(row["messages"][:-1], sort_keys=True)
+    if isinstance(row["chosen"], str):  # plain text: up to the last line that both sides share
+        return os.path.commonprefix([row["chosen"], row["rejected"]]).rpartition("\n")[0]
+    return json.dumps(row["chosen"][:-1], sort_keys=True)

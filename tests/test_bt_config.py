@@ -1,0 +1,93 @@
+"""Every knob is real: set in the run script, known to the config, read by our code or by the pinned verl."""
+
+import dataclasses
+import importlib
+import os
+import re
+import subprocess
+
+import pytest
+from conftest import REPO
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+FOLDER = REPO / "bradley_terry"
+
+
+def script_overrides(tmp_path, **environment: str) -> list[str]:
+    """Run the script with a `python` that only notes its arguments."""
+    (tmp_path / "python").write_text('#!/bin/sh\ncase "$1" in *train.py) shift; printf "%s\\n" "$@" > "$NOTE";; esac\n')
+    (tmp_path / "python").chmod(0o755)
+    note = tmp_path / "overrides"
+    settings = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTE": str(note), **environment}
+    subprocess.run(["bash", FOLDER / "run_bt.sh"], env=settings, check=True, timeout=30, cwd=tmp_path)
+    return note.read_text().splitlines()
+
+
+def compose_config(overrides: list[str]):
+    with initialize_config_dir(str(FOLDER), version_base=None):
+        return compose("config", overrides)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {
+            "MODEL_PATH": "Qwen/Qwen3-8B",
+            "TRAIN_FILES": "a b.parquet,c.parquet",
+            "VAL_FILES": "v=1.parquet",
+            "NNODES": "4",
+        },
+        {"N_GPUS_PER_NODE": "8", "OUTPUT": "my outputs (2)"},
+    ],
+)
+def test_the_run_script_sets_every_number_and_only_known_keys(tmp_path, environment):
+    config = compose_config(script_overrides(tmp_path, **environment))
+    assert OmegaConf.missing_keys(config) == set()
+    assert config.data.train_files == environment.get("TRAIN_FILES", "outputs/data/train.parquet").replace(
+        "outputs", environment.get("OUTPUT", "outputs")
+    )
+    assert config.trainer.output == environment.get("OUTPUT", "outputs")
+
+
+def test_an_unknown_key_is_refused(tmp_path):
+    with pytest.raises(Exception, match="optim.typo"):
+        compose_config([*script_overrides(tmp_path), "optim.typo=1"])
+
+
+def test_every_key_is_read(tmp_path):
+    code = "".join(path.read_text() for path in [*FOLDER.glob("*.py"), *(REPO / "common").glob("*.py")])
+    config = compose_config(script_overrides(tmp_path))
+    for section in ("model", "engine", "optim"):
+        module, _, name = config[section]._target_.rpartition(".")
+        fields = {field.name for field in dataclasses.fields(getattr(importlib.import_module(module), name))}
+        assert set(config[section]) - {"_target_"} <= fields
+    for section in ("data", "trainer"):
+        for key in config[section]:
+            assert re.search(rf"\b{section}\.{key}\b", code), f"{section}.{key} is declared and never read"
+
+
+def test_a_number_is_set_in_one_place_only():
+    """What the run script sets has no default of its own in the config."""
+    text = (FOLDER / "run_bt.sh").read_text()
+    set_there = set(re.findall(r"^    ((?:data|model|optim|loss|trainer)\.\w+)=", text, flags=re.M))
+    with initialize_config_dir(str(FOLDER), version_base=None):
+        config = OmegaConf.to_container(compose("config"), resolve=False)
+    null = {"data.val_files", "trainer.n_gpus_per_node"}  # none, all
+    assert {name for name in set_there if config[name.split(".")[0]][name.split(".")[1]] != "???"} == null
+
+
+def test_a_failing_step_stops_the_script(tmp_path):
+    """Nothing says "completed" after a failure."""
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 7\n")
+    (tmp_path / "python").chmod(0o755)
+    result = subprocess.run(
+        ["bash", FOLDER / "run_bt.sh"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 7 and result.stdout == ""
