@@ -117,11 +117,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pair accuracy of a reward model, beside its baselines.")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
     parser.add_argument("--data", required=True, help="Parquet with chosen and rejected")
-    parser.add_argument(
-        "--output", help="folder for evaluation.json and evaluation.png; default: beside the data's figures"
-    )
+    parser.add_argument("--output", help="folder for evaluation_*.json and .png; default: beside the checkpoint")
     parser.add_argument("--max-length", type=int, help="tokens; default: what the model can take")
-    parser.add_argument("--truncation", default="drop", choices=("error", "drop", "left"))
+    parser.add_argument("--truncation", default="error", choices=("error", "drop", "left"))
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
     parser.add_argument("--max-tokens", type=int, default=16384, help="padded tokens per batch")
     parser.add_argument("--trust-remote-code", action="store_true")
@@ -153,7 +151,8 @@ def main() -> None:
     metrics = pair_metrics(rewards, pairs) | {"set_aside": dict(bad + cut)}
     for name, value in metrics.items():
         print(f"{name:28} {format_value(value)}")
-    output = Path(options.output or Path(options.model).parent)
+    beside = Path(options.model).parent if Path(options.model).is_dir() else Path.cwd()
+    output = Path(options.output or beside)
     output.mkdir(parents=True, exist_ok=True)
     name = Path(options.data).stem
     write_text(output / f"evaluation_{name}.json", json.dumps(metrics, indent=1))

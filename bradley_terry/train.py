@@ -21,7 +21,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
 
 from common import cluster
-from common.checkpoint import CheckpointError, EpochShuffle, check_resume, save_checkpoint
+from common.checkpoint import CheckpointError, EpochShuffle, check_resume, export_checkpoint, save_checkpoint
 from common.parquet import DataError, write_rows
 from common.report import draw, read_history, start_tracking, write_model_card
 from common.tokenizer import load_tokenizer
@@ -48,9 +48,8 @@ def main(config: DictConfig) -> None:
     except (DataError, cluster.ClusterError, CheckpointError, cluster.TrainingError) as error:
         raise SystemExit(f"\ntrain.py: {error}") from None
     except RayActorError as error:
-        raise SystemExit(
-            f"\ntrain.py: a worker died; the same command goes on from the last checkpoint. {error}"
-        ) from None
+        advice = "the same command goes on from the last checkpoint"
+        raise SystemExit(f"\ntrain.py: a worker died; {advice}. {error}") from None
     finally:
         cluster.disconnect()
 
@@ -133,17 +132,12 @@ def train(config: DictConfig) -> None:
 
     # 5. Leave behind what people and servers use
     rewards = validate(step)
-    worker_group.export(str(output / "checkpoint"))
+    checkpoint = export_checkpoint(worker_group, output, "checkpoint")
     tracking.finish()
-    about = {
-        "base model": model_name,
-        "training pairs": len(train_pairs),
-        "steps": step,
-        "workers": f"{workers} {device}",
-    }
-    about["set aside"] = dict(train_bad + train_cut) or "no pair"
+    about = {"base model": model_name, "training pairs": len(train_pairs), "steps": step}
+    about |= {"workers": f"{workers} x {device}", "set aside": dict(train_bad + train_cut) or "no pair"}
     write_report(config, output, about, val_pairs, rewards)
-    print(f"\nreward model, its card and picture: {output / 'checkpoint'}")
+    print(f"\nreward model, its card and picture: {checkpoint}")
 
 
 def check_sizes(config: DictConfig, train_pairs: list[Pair], val_pairs: list[Pair]) -> None:

@@ -85,13 +85,7 @@ def save_checkpoint(handler, folder: Path, step: int, keep: int | None) -> None:
     try:
         handler.save_checkpoint(step=step)
     except (RayTaskError, OSError, RuntimeError) as error:
-        cause = getattr(error, "cause", None) or error
-        tracker = folder / TRACKER
-        last = f"step {tracker.read_text()}'s is intact" if tracker.exists() else "there is no earlier one"
-        raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {folder}: {cause}. {_free_space(folder)} Of the "
-            f"complete checkpoints, {last}; free some space and run the same command again to continue from there."
-        ) from error
+        raise CheckpointError(_report_failed_write(f"the checkpoint of step {step}", folder, error)) from error
     newest = int((folder / TRACKER).read_text())
     steps = {
         int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"global_step_(\d+)", path.name))
@@ -101,8 +95,27 @@ def save_checkpoint(handler, folder: Path, step: int, keep: int | None) -> None:
         shutil.rmtree(steps[saved])
 
 
-def _free_space(folder: Path) -> str:
-    return f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB are free there."
+def export_checkpoint(worker_group, folder: Path, name: str) -> Path:
+    """Have the workers write the model for others to load, as `folder/name`, and return that path.
+
+    Raises:
+        CheckpointError: it could not be written; the resumable checkpoint is untouched.
+    """
+    try:
+        worker_group.export(str(folder / name))
+    except (RayTaskError, OSError) as error:
+        raise CheckpointError(_report_failed_write("the model", folder / name, error)) from error
+    return folder / name
+
+
+def _report_failed_write(what: str, place: Path, error: Exception) -> str:
+    tracker = next(parent for parent in (place, place.parent) if parent.is_dir()) / TRACKER
+    last = f"The checkpoint of step {tracker.read_text()} is intact" if tracker.exists() else "There is no earlier one"
+    free = shutil.disk_usage(tracker.parent).free / 2**30
+    return (
+        f"{what} could not be written to {place}: {getattr(error, 'cause', None) or error}. {free:.1f} GiB are free "
+        f"there. {last}. Free some space and run the same command again to go on."
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -42,7 +42,7 @@ def connect(method_folder: Path, nodes: int, workers_per_node: int | None) -> tu
             asks for all GPUs of a node, or for one worker on CPU.
 
     Raises:
-        ClusterError: the cluster does not have it.
+        ClusterError: there is no cluster, or it does not have it.
     """
     joined = "RAY_ADDRESS" in os.environ
     environment = dict(QUIET)
@@ -52,7 +52,11 @@ def connect(method_folder: Path, nodes: int, workers_per_node: int | None) -> tu
     with tempfile.TemporaryDirectory() as code:
         for file in method_folder.glob("*.py"):
             shutil.copy(file, code)
-        ray.init(logging_level="warning", runtime_env={"working_dir": code, "env_vars": environment}, **local)
+        try:
+            _check_reachable(os.environ.get("RAY_ADDRESS", ""))
+            ray.init(logging_level="warning", runtime_env={"working_dir": code, "env_vars": environment}, **local)
+        except OSError as error:
+            raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}") from error
     os.environ.update(QUIET)
     warnings.filterwarnings("ignore", category=UserWarning)
     device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
@@ -70,6 +74,13 @@ def connect(method_folder: Path, nodes: int, workers_per_node: int | None) -> tu
             "Lower NNODES or N_GPUS_PER_NODE, wait for running jobs, or set RAY_ADDRESS to a larger cluster."
         )
     return device, workers_per_node
+
+
+def _check_reachable(address: str) -> None:
+    """Knock at a `host:port` address; Ray itself would knock for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def disconnect() -> None:

@@ -20,7 +20,8 @@ data.max_length=2048 data.max_tokens_per_gpu=16384 data.train_batch_size=8
 model.enable_gradient_checkpointing=False
 optim.lr=1e-3 optim.lr_warmup_steps_ratio=0 optim.min_lr_ratio=0 optim.weight_decay=0 optim.betas=[0.9,0.98]
 optim.clip_grad=1 loss.margin_scale=0 loss.centering=0
-trainer.total_epochs=1 trainer.nnodes=1 trainer.seed=0 trainer.test_freq=0 trainer.save_freq=0 trainer.max_ckpt_to_keep=1
+trainer.total_epochs=1 trainer.nnodes=1 trainer.seed=0
+trainer.test_freq=0 trainer.save_freq=0 trainer.max_ckpt_to_keep=1
 """
 
 

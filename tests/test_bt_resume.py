@@ -51,7 +51,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, small_run, uninterrup
     shard.symlink_to("/dev/full")
     assert finish(start(output, *SETTINGS, **small_run)) != 0
     assert "the checkpoint of step 4 could not be written" in log_of(output)
-    assert "there is no earlier one" in log_of(output) and tracked_step(output) == 0
+    assert "There is no earlier one" in log_of(output) and tracked_step(output) == 0
     shard.unlink()
 
     # a worker dies
