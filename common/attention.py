@@ -39,6 +39,18 @@ class Segments:
     device: torch.device
 
     @cached_property
+    def for_split(self) -> tuple[list[int], list[list[int]]]:
+        """The pieces between any two neighbouring cuts: their lengths, and which of them each segment's keys are."""
+        cuts = sorted({cut for span in self.spans for cut in span})
+        piece = {cut: number for number, cut in enumerate(cuts)}
+        lengths = [end - start for start, end in zip(cuts, cuts[1:])]
+        keys = [
+            [*range(piece[p_start], piece[p_end]), *range(piece[start], piece[end])]
+            for start, end, p_start, p_end in self.spans
+        ]
+        return lengths, keys
+
+    @cached_property
     def for_flash(self) -> dict:
         """The same cuts as the flash kernel wants them: cumulative lengths and the index that gathers the keys."""
         query_lengths = [end - start for start, end, _, _ in self.spans]
@@ -96,24 +108,26 @@ def segment_attention(
 
 
 def _attend_per_segment(query, key, value, segments, scaling, sliding_window):
-    out = torch.empty_like(query)
-    for start, end, prefix_start, prefix_end in segments.spans:
-        prefix = prefix_end - prefix_start
-        keys, values = key[:, :, start:end], value[:, :, start:end]
-        if prefix:
-            keys = torch.cat([key[:, :, prefix_start:prefix_end], keys], dim=2)
-            values = torch.cat([value[:, :, prefix_start:prefix_end], values], dim=2)
-        windowed = sliding_window is not None and sliding_window < prefix + end - start
+    # split and cat: with slices and assignment, each segment's backward would write a gradient of the whole row's size
+    piece_lengths, pieces_of_keys = segments.for_split
+    keys, values = (tensor.split(piece_lengths, dim=2) for tensor in (key, value))
+    queries = query.split([end - start for start, end, _, _ in segments.spans], dim=2)
+    out = []
+    for segment, pieces, (_, _, prefix_start, prefix_end) in zip(queries, pieces_of_keys, segments.spans):
+        prefix, length = prefix_end - prefix_start, segment.shape[2]
+        seen_keys, seen_values = (torch.cat([parts[piece] for piece in pieces], dim=2) for parts in (keys, values))
+        windowed = sliding_window is not None and sliding_window < prefix + length
         mask = None
         if prefix or windowed:
-            shape = (end - start, prefix + end - start)
-            mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril(prefix)
+            mask = torch.ones(length, prefix + length, dtype=torch.bool, device=query.device).tril(prefix)
             if windowed:
                 mask = mask.triu(prefix - sliding_window + 1)
-        out[:, :, start:end] = F.scaled_dot_product_attention(
-            query[:, :, start:end], keys, values, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        out.append(
+            F.scaled_dot_product_attention(
+                segment, seen_keys, seen_values, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+            )
         )
-    return out.transpose(1, 2).contiguous()
+    return torch.cat(out, dim=2).transpose(1, 2).contiguous()
 
 
 def _attend_with_flash(query, key, value, segments, scaling, sliding_window):
