@@ -85,14 +85,11 @@ def render(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
     return {**row, "texts": sides}
 
 
-def split_branches(chosen: list[int], rejected: list[int]) -> tuple[int, list[int], list[int]]:
-    """Return the length of the shared prefix and the two branches after it, neither of them empty."""
-    shared = 0
-    for left, right in zip(chosen[:-1], rejected[:-1]):
-        if left != right:
-            break
-        shared += 1
-    return shared, chosen[shared:], rejected[shared:]
+def shared_prefix(chosen: np.ndarray, rejected: np.ndarray) -> int:
+    """Return how many tokens both sides start with, at least one token less than the shorter of them has."""
+    most = min(len(chosen), len(rejected)) - 1
+    different = np.flatnonzero(chosen[:most] != rejected[:most])
+    return int(different[0]) if len(different) else most
 
 
 def encode_pairs(
@@ -132,7 +129,7 @@ def encode_pairs(
             texts = [text for row in chunk for text in row["texts"]]
             ids = tokenizer(texts, add_special_tokens=not conversations)["input_ids"]
             for row, chosen, rejected in zip(chunk, ids[::2], ids[1::2]):
-                row["ids"] = (chosen, rejected)
+                row["ids"] = [np.asarray(side, dtype=np.int32) for side in (chosen, rejected)]
             progress.update(len(chunk))
     rows, equal = check_rows(rows, lambda row: {"pair": make_pair(row, tokenizer)}, on_bad_row)
     counts += equal
@@ -155,16 +152,15 @@ def encode_pairs(
 def make_pair(row: dict, tokenizer: PreTrainedTokenizerBase) -> Pair:
     """Cut the two tokenised sides of a row into prompt and branches."""
     chosen, rejected = row["ids"]
-    if chosen == rejected:
+    if np.array_equal(chosen, rejected):
         raise BadRow("rejected", "chosen and rejected are equal once tokenised", row["texts"][1])
     if tokenizer.pad_token_id in (chosen[-1], rejected[-1]):
         raise DataError(
             f"{row['source']}: the text ends in the pad token {tokenizer.pad_token!r}. Rewards are read at the last "
             "token that is not padding, so they would be read elsewhere. Give the tokenizer another pad token."
         )
-    shared, chosen_branch, rejected_branch = split_branches(chosen, rejected)
-    arrays = [np.asarray(part, dtype=np.int32) for part in (chosen[:shared], chosen_branch, rejected_branch)]
-    return Pair(*arrays, row["margin"], row["source"])
+    shared = shared_prefix(chosen, rejected)
+    return Pair(chosen[:shared], chosen[shared:], rejected[shared:], row["margin"], row["source"])
 
 
 def _report_too_long(total: int, too_long: list[Pair], max_length: int) -> str:

@@ -59,15 +59,8 @@ def train(config: DictConfig) -> None:
     output = Path(trainer.output).absolute()
 
     # 1. Check the input
-    train_rows, train_bad = load_pairs(data.train_files, data.on_bad_row)
-    val_rows, val_bad = load_pairs(data.val_files, data.on_bad_row) if data.val_files else ([], Counter())
     model_name, tokenizer = load_tokenizer(config.model)
-    limits = {"max_length": data.max_length, "truncation": data.truncation, "on_bad_row": data.on_bad_row}
-    train_pairs, train_cut = encode_pairs(train_rows, tokenizer, **limits)
-    val_pairs, val_cut = encode_pairs(val_rows, tokenizer, **limits) if val_rows else ([], Counter())
-    report_pairs("train", train_pairs, train_bad + train_cut)
-    report_pairs("val", val_pairs, val_bad + val_cut)
-    report_leak(train_rows, val_rows)
+    train_pairs, val_pairs, set_aside = read_data(config, tokenizer)
     print(f"\nThe first training pair, as the model sees it:\n{describe(train_pairs[0], tokenizer)}\n", flush=True)
     check_sizes(config, train_pairs, val_pairs)
 
@@ -135,9 +128,23 @@ def train(config: DictConfig) -> None:
     checkpoint = export_checkpoint(worker_group, output, "checkpoint")
     tracking.finish()
     about = {"base model": model_name, "training pairs": len(train_pairs), "steps": step}
-    about |= {"workers": f"{workers} x {device}", "set aside": dict(train_bad + train_cut) or "no pair"}
+    about |= {"workers": f"{workers} x {device}", "set aside": dict(set_aside) or "no pair"}
     write_report(config, output, about, val_pairs, rewards)
     print(f"\nreward model, its card and picture: {checkpoint}")
+
+
+def read_data(config: DictConfig, tokenizer) -> tuple[list[Pair], list[Pair], Counter]:
+    """Return the training pairs, the val pairs, and what was set aside of the training rows."""
+    data = config.data
+    limits = {"max_length": data.max_length, "truncation": data.truncation, "on_bad_row": data.on_bad_row}
+    train_rows, bad = load_pairs(data.train_files, data.on_bad_row)
+    val_rows, val_bad = load_pairs(data.val_files, data.on_bad_row) if data.val_files else ([], Counter())
+    train_pairs, cut = encode_pairs(train_rows, tokenizer, **limits)
+    val_pairs, val_cut = encode_pairs(val_rows, tokenizer, **limits) if val_rows else ([], Counter())
+    report_pairs("train", train_pairs, bad + cut)
+    report_pairs("val", val_pairs, val_bad + val_cut)
+    report_leak(train_rows, val_rows)
+    return train_pairs, val_pairs, bad + cut
 
 
 def check_sizes(config: DictConfig, train_pairs: list[Pair], val_pairs: list[Pair]) -> None:

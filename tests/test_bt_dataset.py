@@ -75,12 +75,10 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 @given(TOKENS, TOKENS, TOKENS)
 def test_prefix_and_branches_are_the_two_sides_and_neither_branch_is_empty(prompt, chosen, rejected):
     for left, right in ((chosen, rejected), (prompt + chosen, prompt + rejected), (prompt, prompt + chosen)):
-        shared, left_branch, right_branch = dataset.split_branches(left, right)
+        shared = dataset.shared_prefix(np.array(left), np.array(right))
         assert left[:shared] == right[:shared]
-        assert left[:shared] + left_branch == left
-        assert right[:shared] + right_branch == right
-        assert left_branch and right_branch
-        assert left_branch[0] != right_branch[0] or 1 in (len(left_branch), len(right_branch))  # the prefix is longest
+        assert left[shared:] and right[shared:]
+        assert left[shared] != right[shared] or 1 in (len(left) - shared, len(right) - shared)  # the prefix is longest
 
 
 # ---- token ids
