@@ -13,6 +13,7 @@ Conversations are rendered by the chat template once and tokenised once; plain t
 ids result when the finished model scores the same text, which is what makes the two rewards equal.
 """
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
@@ -194,6 +195,14 @@ def collate(pairs: list[Pair]) -> dict[str, torch.Tensor]:
         "margin": torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
         "loss_mask": torch.ones(len(pairs), 1),
     }
+
+
+def digest(pairs: list[Pair]) -> str:
+    """Return a short hash of all tokens, to tell whether two runs train on the same pairs."""
+    total = hashlib.sha256()
+    for pair in pairs:
+        total.update(b"".join(part.tobytes() for part in (pair.prompt, pair.chosen, pair.rejected)))
+    return total.hexdigest()[:16]
 
 
 def describe(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> str:

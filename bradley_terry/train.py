@@ -7,7 +7,6 @@ share of the CPU, hold the sharded model and answer: train_batch, infer_batch, s
 `if rank == 0`. All input is checked before Ray or a model starts.
 """
 
-import hashlib
 import time
 from collections import Counter
 from functools import partial
@@ -21,12 +20,19 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
 
 from common import cluster
-from common.checkpoint import CheckpointError, EpochShuffle, check_resume, export_checkpoint, save_checkpoint
+from common.checkpoint import (
+    CheckpointError,
+    EpochShuffle,
+    check_resume,
+    claim_folder,
+    export_checkpoint,
+    save_checkpoint,
+)
 from common.parquet import DataError, write_rows
 from common.report import draw, read_history, start_tracking, write_model_card
 from common.tokenizer import load_tokenizer
 
-from dataset import Pair, collate, describe, encode_pairs, load_pairs, report_leak, report_pairs
+from dataset import Pair, collate, describe, digest, encode_pairs, load_pairs, report_leak, report_pairs
 from evaluate import pair_metrics
 from loss import batch_metrics
 
@@ -71,6 +77,7 @@ def train(config: DictConfig) -> None:
         raise DataError(f"data.train_batch_size={data.train_batch_size} cannot be shared equally by {workers} workers")
     steps = len(train_pairs) // data.train_batch_size * trainer.total_epochs
     last_step = min(steps, trainer.total_training_steps or steps)
+    claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
     check_resume(output, identity(config, model_name, train_pairs, workers), trainer.resume_mode)
     tokenizer.save_pretrained(output / "tokenizer")
@@ -88,13 +95,8 @@ def train(config: DictConfig) -> None:
     # 3. Start, or resume where an interrupted run of the same settings stopped
     order = EpochShuffle(len(train_pairs), data.train_batch_size, trainer.total_epochs, trainer.seed)
     loader = StatefulDataLoader(train_pairs, batch_size=data.train_batch_size, sampler=order, collate_fn=list)
-    handler = CheckpointHandler(
-        worker_group,
-        loader,
-        default_local_dir=str(output),
-        resume_mode=trainer.resume_mode,
-        mode=OrchestrationMode.RAY,
-    )
+    resume = {"default_local_dir": str(output), "resume_mode": trainer.resume_mode}
+    handler = CheckpointHandler(worker_group, loader, mode=OrchestrationMode.RAY, **resume)
     step = handler.load_checkpoint()
     tracking = start_tracking(output, trainer.project_name, list(trainer.logger), OmegaConf.to_container(config), step)
     validate = partial(log_validation, worker_group, config, val_pairs, workers, tracking)
@@ -130,6 +132,7 @@ def train(config: DictConfig) -> None:
     about = {"base model": model_name, "training pairs": len(train_pairs), "steps": step}
     about |= {"workers": f"{workers} x {device}", "set aside": dict(set_aside) or "no pair"}
     write_report(config, output, about, val_pairs, rewards)
+    claim.close()
     print(f"\nreward model, its card and picture: {checkpoint}")
 
 
@@ -163,12 +166,9 @@ def check_sizes(config: DictConfig, train_pairs: list[Pair], val_pairs: list[Pai
 
 def identity(config: DictConfig, model_name: str, pairs: list[Pair], workers: int) -> dict:
     """What must be equal for a resumed run to be the same run."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(b"".join(part.tobytes() for part in (pair.prompt, pair.chosen, pair.rejected)))
     return {
         "model": model_name,
-        "training pairs": f"{len(pairs)}, digest {digest.hexdigest()[:16]}",
+        "training pairs": f"{len(pairs)}, digest {digest(pairs)}",
         "workers": workers,
         "data.train_batch_size": config.data.train_batch_size,
         "trainer.total_epochs": config.trainer.total_epochs,

@@ -7,6 +7,7 @@
   config that transformers, vLLM and SGLang read as a regression to one unbounded number.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -46,6 +47,21 @@ class EpochShuffle(Sampler):
             yield from torch.randperm(self.rows, generator=generator)[: self.kept].tolist()
 
 
+def claim_folder(folder: Path):
+    """Keep other runs out of a folder until the returned file is closed or this process ends, however it ends.
+
+    Raises:
+        CheckpointError: another run has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    claim = open(folder / ".claimed", "w")  # noqa: SIM115  (open for as long as the run lasts)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CheckpointError(f"another run is writing to {folder}. Wait for it, or choose another OUTPUT.") from None
+    return claim
+
+
 def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
     """Refuse to resume a run that is not this one, then note down what this run is.
 
@@ -57,7 +73,6 @@ def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
     Raises:
         CheckpointError: the folder's checkpoints come from other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     note = folder / RUN_FILE
     if resume_mode == "auto" and (folder / TRACKER).exists():
         if not note.exists():

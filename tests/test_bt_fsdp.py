@@ -1,0 +1,89 @@
+"""The sharded engine in one process, with the precision that a GPU run has: bf16 compute over fp32 weights."""
+
+import socket
+
+import pytest
+import torch
+from conftest import method_modules
+from transformers import AutoTokenizer
+
+from common import cluster
+from common.demo import preference_pairs
+
+dataset, engine = method_modules("bradley_terry", "dataset", "engine")
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_model):
+    rows = [dataset.check_pair(row) | {"source": ""} for row in preference_pairs("train", 16, seed=0)]
+    return dataset.encode_pairs(rows, AutoTokenizer.from_pretrained(tiny_model), 512, "error")[0]
+
+
+@pytest.fixture(scope="module")
+def process_group():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def bf16_engine(process_group, tiny_model):
+    from verl.trainer.config import CheckpointConfig
+    from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
+
+    built = engine.PairEngine(
+        HFModelConfig(path=str(tiny_model), enable_gradient_checkpointing=False),
+        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": "bf16"}),
+        FSDPOptimizerConfig(lr=2e-6, weight_decay=0.0, total_training_steps=10),
+        CheckpointConfig(),
+    )
+    built.initialize()
+    return built
+
+
+def loss_function(model_output, data, dp_group):
+    return engine.pair_loss(model_output, data, dp_group, margin_scale=0.0, centering=0.0)
+
+
+def weights_of(built) -> dict[str, torch.Tensor]:
+    return {name: weight.full_tensor().clone() for name, weight in built.module.named_parameters()}
+
+
+def test_small_steps_move_the_weights(bf16_engine, pairs):
+    """Trap 5: bf16 weights stepped by 2e-6 stay where they are, because the step is lost in rounding."""
+    before = weights_of(bf16_engine)
+    assert {weight.dtype for weight in before.values()} == {torch.float32}
+    gradients = {}
+    bf16_engine.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: gradients.update(
+            {name: weight.grad.full_tensor().clone() for name, weight in bf16_engine.module.named_parameters()}
+        )
+    )
+    with bf16_engine.train_mode():
+        bf16_engine.train_batch(cluster.make_batch(pairs, dataset.collate, 4096), loss_function)
+    moved, asked, moved_in_bf16 = 0, 0, 0
+    for name, after in weights_of(bf16_engine).items():
+        has_gradient = gradients[name] != 0
+        asked += int(has_gradient.sum())
+        moved += int((before[name] != after)[has_gradient].sum())
+        moved_in_bf16 += int((before[name].bfloat16() != after.bfloat16())[has_gradient].sum())
+    print(f"moved: {moved / asked:.3f} of fp32 weights, {moved_in_bf16 / asked:.3f} would in bf16")
+    assert asked > 100_000
+    assert moved / asked > 0.95
+    assert moved_in_bf16 / asked < 0.2  # the same step in bf16
+
+
+def test_the_head_is_fp32_over_a_bf16_backbone(bf16_engine, pairs):
+    """Trap 6: rewards rounded to bf16 would make ties of close answers."""
+    seen = {}
+    base = engine.unwrap(bf16_engine.module)
+    base.score.register_forward_hook(lambda module, inputs, output: seen.update(head=(inputs[0].dtype, output.dtype)))
+    base.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: seen.update(body=output.dtype))
+    with bf16_engine.eval_mode():
+        output = bf16_engine.infer_batch(cluster.make_batch(pairs, dataset.collate, 4096), loss_function=None)
+    assert seen == {"head": (torch.float32, torch.float32), "body": torch.bfloat16}
+    rewards = output["model_output"]["rewards"].values()
+    assert (rewards != rewards.bfloat16().float()).float().mean() > 0.9

@@ -1,0 +1,99 @@
+"""What makes a folder safe to resume from and to write to."""
+
+import json
+
+import pytest
+
+from common.checkpoint import TRACKER, CheckpointError, EpochShuffle, check_resume, claim_folder, save_checkpoint
+
+RUN = {"model": "a", "workers": 1}
+
+
+class Handler:
+    """Stands in for verl's handler: makes the step's folder and moves the tracker on, or fails half-way."""
+
+    def __init__(self, folder, fail=None):
+        self.folder, self.fail = folder, fail
+
+    def save_checkpoint(self, step):
+        (self.folder / f"global_step_{step}").mkdir()
+        if self.fail:
+            raise self.fail
+        (self.folder / TRACKER).write_text(str(step))
+
+
+def saved_steps(folder) -> list[int]:
+    return sorted(int(path.name.split("_")[-1]) for path in folder.glob("global_step_*"))
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for step in (5, 10, 15, 20):
+        save_checkpoint(Handler(tmp_path), tmp_path, step, keep=2)
+    assert saved_steps(tmp_path) == [15, 20]
+
+
+def test_null_keeps_all(tmp_path):
+    for step in (5, 10, 15):
+        save_checkpoint(Handler(tmp_path), tmp_path, step, keep=None)
+    assert saved_steps(tmp_path) == [5, 10, 15]
+
+
+def test_a_failed_write_deletes_nothing_and_names_what_is_intact(tmp_path):
+    save_checkpoint(Handler(tmp_path), tmp_path, 5, keep=1)
+    with pytest.raises(CheckpointError) as caught:
+        save_checkpoint(Handler(tmp_path, OSError(28, "No space left on device")), tmp_path, 10, keep=1)
+    for part in ("the checkpoint of step 10 could not be written", "No space left", "GiB are free", "step 5 is intact"):
+        assert part in str(caught.value)
+    assert saved_steps(tmp_path) == [5, 10] and (tmp_path / TRACKER).read_text() == "5"
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+    with claim_folder(tmp_path / "outputs"), pytest.raises(CheckpointError, match="another run is writing to"):
+        claim_folder(tmp_path / "outputs")
+    claim_folder(tmp_path / "outputs").close()
+
+
+def test_the_same_run_may_resume_and_another_may_not(tmp_path):
+    check_resume(tmp_path, RUN, "auto")
+    check_resume(tmp_path, {"model": "b", "workers": 1}, "auto")  # nothing was saved yet
+    (tmp_path / TRACKER).write_text("5")
+    check_resume(tmp_path, {"model": "b", "workers": 1}, "auto")
+    with pytest.raises(CheckpointError, match="another run. model: 'b' there, 'a' here; workers: 1 there, 2 here"):
+        check_resume(tmp_path, {"model": "a", "workers": 2}, "auto")
+    assert json.loads((tmp_path / "run.json").read_text())["model"] == "b"
+
+
+def test_a_checkpoint_of_unknown_origin_is_not_resumed(tmp_path):
+    (tmp_path / TRACKER).write_text("5")
+    with pytest.raises(CheckpointError, match="of unknown origin"):
+        check_resume(tmp_path, RUN, "auto")
+
+
+def test_disable_starts_over(tmp_path):
+    (tmp_path / TRACKER).write_text("5")
+    check_resume(tmp_path, RUN, "disable")
+    assert not (tmp_path / TRACKER).exists()
+
+
+def test_the_row_order_is_whole_batches_a_new_permutation_each_epoch_and_a_function_of_the_seed():
+    order = list(EpochShuffle(rows=10, batch_size=4, epochs=3, seed=1))
+    assert len(order) == 24 == len(EpochShuffle(10, 4, 3, 1))
+    epochs = [order[start : start + 8] for start in (0, 8, 16)]
+    assert all(len(set(epoch)) == 8 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert order == list(EpochShuffle(10, 4, 3, 1)) != list(EpochShuffle(10, 4, 3, 2))
+
+
+@pytest.mark.parametrize("steps_before", [1, 2, 3, 4, 5])
+def test_the_loader_goes_on_at_any_step(steps_before):
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def loader():
+        return StatefulDataLoader(list(range(10)), 4, sampler=EpochShuffle(10, 4, 3, 1), collate_fn=list)
+
+    whole, interrupted, resumed = list(loader()), loader(), loader()
+    batches = iter(interrupted)
+    for _ in range(steps_before):
+        next(batches)
+    resumed.load_state_dict(interrupted.state_dict())
+    assert list(resumed) == whole[steps_before:]
