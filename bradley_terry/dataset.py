@@ -198,10 +198,11 @@ def collate(pairs: list[Pair]) -> dict[str, torch.Tensor]:
 
 
 def digest(pairs: list[Pair]) -> str:
-    """Return a short hash of all tokens, to tell whether two runs train on the same pairs."""
+    """Return a short hash of all tokens and margins, to tell whether two runs train on the same pairs."""
     total = hashlib.sha256()
     for pair in pairs:
-        total.update(b"".join(part.tobytes() for part in (pair.prompt, pair.chosen, pair.rejected)))
+        parts = (pair.prompt, pair.chosen, pair.rejected, np.float32(pair.margin))
+        total.update(b"".join(part.tobytes() for part in parts))
     return total.hexdigest()[:16]
 
 
@@ -225,9 +226,9 @@ def report_pairs(name: str, pairs: list[Pair], set_aside: Counter) -> None:
         print(f"  {count} x {kind}")
 
 
-def report_leak(train_rows: list[dict], val_rows: list[dict]) -> None:
-    """Warn if a val prompt is also a training prompt."""
+def report_leak(train_rows: list[dict], name: str, rows: list[dict]) -> None:
+    """Warn if a held-out prompt is also a training prompt."""
     seen = {prompt_of(row) for row in train_rows}
-    leaked = sum(prompt_of(row) in seen for row in val_rows)
+    leaked = sum(prompt_of(row) in seen for row in rows)
     if leaked:
-        print(f"  warning: the prompts of {leaked} val pairs are also in train; val figures will flatter the model")
+        print(f"  warning: the prompts of {leaked} {name} pairs are also in train; {name} figures flatter the model")

@@ -134,10 +134,19 @@ class PairEngine(FSDPEngineWithLMHead):
             MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) for dtype in (torch.float32, compute)
         )
         full_state = module.state_dict()
-        fully_shard(unwrap(module).score, **shard, mp_policy=fp32)
+        model = unwrap(module)
+        fully_shard(model.score, **shard, mp_policy=fp32)
+        if model.config.tie_word_embeddings:  # verl keeps a tied embedding gathered; a classifier has nothing to tie
+            fully_shard(model.get_input_embeddings(), **shard, mp_policy=mixed)
         apply_fsdp2(module, {**shard, "mp_policy": mixed}, self.engine_config)
         fsdp2_load_full_state_dict(module, full_state, self.device_mesh, offload)
         return module
+
+    def lr_scheduler_step(self) -> float:
+        """Return the rate that this step was made with; verl returns the next one."""
+        used = self.lr_scheduler.get_last_lr()[0]
+        super().lr_scheduler_step()
+        return used
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
         ids = micro_batch["input_ids"].values()

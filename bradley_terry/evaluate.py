@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.parquet import DataError
+from common.parquet import DataError, write_rows
 from common.report import draw, format_value, write_text
 from common.tokenizer import ensure_pad_token
 
@@ -113,6 +113,14 @@ def score_pairs(model, pairs: list[Pair], pad_token_id: int, max_tokens: int) ->
     return rewards.reshape(-1, 2)
 
 
+def save_rewards(path: Path, pairs: list[Pair], rewards: np.ndarray) -> None:
+    """Keep the two rewards of every pair, to look at the ones the model gets wrong."""
+    rows = zip((pair.source for pair in pairs), *rewards.T.tolist())
+    columns = [dict(zip(("source", "chosen", "rejected"), row)) for row in rows]
+    if columns:
+        write_rows(path, columns)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pair accuracy of a reward model, beside its baselines.")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
@@ -132,11 +140,9 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(options.model, **trust)
     ensure_pad_token(tokenizer)
+    fp32 = {"dtype": torch.float32}  # in bf16 close rewards round to a tie
     model, loading = AutoModelForSequenceClassification.from_pretrained(
-        options.model,
-        dtype=torch.float32,
-        output_loading_info=True,
-        **trust,  # in bf16 close rewards round to a tie
+        options.model, output_loading_info=True, **fp32, **trust
     )
     model = model.to(device).eval()
     if model.config.num_labels != 1:
@@ -156,10 +162,11 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     name = Path(options.data).stem
     write_text(output / f"evaluation_{name}.json", json.dumps(metrics, indent=1))
+    save_rewards(output / f"evaluation_{name}.parquet", pairs, rewards)
     sides = {"chosen": rewards[:, 0].tolist(), "rejected": rewards[:, 1].tolist()}
     margins = {"margin": (rewards[:, 0] - rewards[:, 1]).tolist()}
     draw(output / f"evaluation_{name}.png", {}, {"reward": sides, "chosen - rejected": margins})
-    print(f"written: {output}/evaluation_{name}.json and .png")
+    print(f"written: {output}/evaluation_{name}.json, .parquet and .png")
 
 
 if __name__ == "__main__":

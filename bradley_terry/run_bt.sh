@@ -33,6 +33,7 @@ fi
 DATA=(
     data.train_files="'$TRAIN_FILES'"
     data.val_files="${VAL_FILES:+'$VAL_FILES'}"
+    data.test_files="${TEST_FILES:+'$TEST_FILES'}"
     data.train_batch_size=$BATCH        # pairs per step; a pair is one row, so no factor of two
     data.max_length=2048                # tokens of prompt and answer
     data.max_tokens_per_gpu=16384       # per micro-batch, at least twice max_length; raise until memory is full
@@ -59,13 +60,9 @@ TRAINER=(
     trainer.seed="$SEED"
     trainer.test_freq=100
     trainer.save_freq=200
-    trainer.max_ckpt_to_keep=2          # two, in case the newest falls to a failing disk
+    trainer.max_ckpt_to_keep=2          # each holds weights and optimizer: three times the model in fp32
     trainer.nnodes="$NNODES"
     trainer.n_gpus_per_node="$N_GPUS_PER_NODE"
 )
 
 python "$HERE/train.py" "${DATA[@]}" "${MODEL[@]}" "${OPTIM[@]}" "${LOSS[@]}" "${TRAINER[@]}" "$@"
-
-if [[ -n "$TEST_FILES" ]]; then
-    python "$HERE/evaluate.py" --model "$OUTPUT/checkpoint" --data "$TEST_FILES"
-fi

@@ -28,14 +28,15 @@ from common.checkpoint import (
     export_checkpoint,
     save_checkpoint,
 )
-from common.parquet import DataError, write_rows
-from common.report import draw, read_history, start_tracking, write_model_card
+from common.parquet import DataError
+from common.report import draw, format_value, read_history, start_tracking, write_model_card
 from common.tokenizer import load_tokenizer
 
 from dataset import Pair, collate, describe, digest, encode_pairs, load_pairs, report_leak, report_pairs
-from evaluate import pair_metrics
+from evaluate import pair_metrics, save_rewards
 from loss import batch_metrics
 
+PRECISION = {"cuda": "bf16", "cpu": "fp32"}
 SHOWN = ("loss", "accuracy", "margin_mean", "grad_norm", "lr", "tokens_per_second")
 USAGE = """
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -66,9 +67,10 @@ def train(config: DictConfig) -> None:
 
     # 1. Check the input
     model_name, tokenizer = load_tokenizer(config.model)
-    train_pairs, val_pairs, set_aside = read_data(config, tokenizer)
+    pairs_of, set_aside = read_data(config, tokenizer)
+    train_pairs, val_pairs = pairs_of["train"], pairs_of["val"]
     print(f"\nThe first training pair, as the model sees it:\n{describe(train_pairs[0], tokenizer)}\n", flush=True)
-    check_sizes(config, train_pairs, val_pairs)
+    check_sizes(config, pairs_of)
 
     # 2. Start the cluster and the workers
     device, per_node = cluster.connect(Path(__file__).resolve().parent, trainer.nnodes, trainer.n_gpus_per_node)
@@ -82,7 +84,7 @@ def train(config: DictConfig) -> None:
     check_resume(output, identity(config, model_name, train_pairs, workers), trainer.resume_mode)
     tokenizer.save_pretrained(output / "tokenizer")
     config.model.tokenizer_path = str(output / "tokenizer")
-    config.engine.mixed_precision = {"param_dtype": "fp32" if device == "cpu" else "bf16"}
+    config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION[device]}
     config.optim.total_training_steps = steps
     # verl takes seconds to import, so bad input is reported before
     from verl.utils.checkpoint import CheckpointHandler, OrchestrationMode
@@ -98,10 +100,11 @@ def train(config: DictConfig) -> None:
     resume = {"default_local_dir": str(output), "resume_mode": trainer.resume_mode}
     handler = CheckpointHandler(worker_group, loader, mode=OrchestrationMode.RAY, **resume)
     step = handler.load_checkpoint()
-    tracking = start_tracking(output, trainer.project_name, list(trainer.logger), OmegaConf.to_container(config), step)
-    validate = partial(log_validation, worker_group, config, val_pairs, workers, tracking)
+    settings = OmegaConf.to_container(config, resolve=True)
+    tracking = start_tracking(output, trainer.project_name, list(trainer.logger), settings, step)
+    score = partial(infer, worker_group, config, workers)
     if step == 0:
-        validate(step)
+        log_scores("val", val_pairs, score(val_pairs), tracking, step)
 
     # 4. Train
     progress = tqdm(total=last_step, initial=step, desc="train", unit="step", dynamic_ncols=True)
@@ -110,7 +113,7 @@ def train(config: DictConfig) -> None:
         started = time.perf_counter()
         shared = cluster.balance(pairs, workers)
         batch = cluster.make_batch(shared, collate, data.max_tokens_per_gpu, update_lr_scheduler=True)
-        metrics, sums = cluster.join_metrics(worker_group.train_batch(batch).get(), pairs, step)
+        metrics, sums = cluster.train_batch(worker_group, batch, pairs, step)
         metrics |= batch_metrics(sums, len(pairs))
         metrics["seconds"] = time.perf_counter() - started
         metrics["tokens_per_second"] = sum(pair.tokens for pair in pairs) / metrics["seconds"]
@@ -118,7 +121,7 @@ def train(config: DictConfig) -> None:
         progress.update()
         progress.write(f"step {step}/{last_step}  " + "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN))
         if trainer.test_freq > 0 and step % trainer.test_freq == 0 and step < last_step:
-            validate(step)
+            log_scores("val", val_pairs, score(val_pairs), tracking, step)
         if (trainer.save_freq > 0 and step % trainer.save_freq == 0) or step == last_step:
             save_checkpoint(handler, output, step, trainer.max_ckpt_to_keep)
         if step == last_step:
@@ -126,35 +129,42 @@ def train(config: DictConfig) -> None:
     progress.close()
 
     # 5. Leave behind what people and servers use
-    rewards = validate(step)
+    figures, rewards_of = {}, {name: score(pairs_of[name]) for name in ("val", "test")}
+    for name, rewards in rewards_of.items():
+        figures |= log_scores(name, pairs_of[name], rewards, tracking, step)
+        save_rewards(output / f"{name}_rewards.parquet", pairs_of[name], rewards)
     checkpoint = export_checkpoint(worker_group, output, "checkpoint")
     tracking.finish()
     about = {"base model": model_name, "training pairs": len(train_pairs), "steps": step}
     about |= {"workers": f"{workers} x {device}", "set aside": dict(set_aside) or "no pair"}
-    write_report(config, output, about, val_pairs, rewards)
+    write_report(config, output, rewards_of["val"], figures, about)
     claim.close()
+    print("\n" + "\n".join(f"{name:32} {format_value(value)}" for name, value in figures.items()))
     print(f"\nreward model, its card and picture: {checkpoint}")
 
 
-def read_data(config: DictConfig, tokenizer) -> tuple[list[Pair], list[Pair], Counter]:
-    """Return the training pairs, the val pairs, and what was set aside of the training rows."""
-    data = config.data
-    limits = {"max_length": data.max_length, "truncation": data.truncation, "on_bad_row": data.on_bad_row}
-    train_rows, bad = load_pairs(data.train_files, data.on_bad_row)
-    val_rows, val_bad = load_pairs(data.val_files, data.on_bad_row) if data.val_files else ([], Counter())
-    train_pairs, cut = encode_pairs(train_rows, tokenizer, **limits)
-    val_pairs, val_cut = encode_pairs(val_rows, tokenizer, **limits) if val_rows else ([], Counter())
-    report_pairs("train", train_pairs, bad + cut)
-    report_pairs("val", val_pairs, val_bad + val_cut)
-    report_leak(train_rows, val_rows)
-    return train_pairs, val_pairs, bad + cut
+def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Pair]], Counter]:
+    """Return the pairs of train, val and test, and what was set aside of the training rows."""
+    data, pairs_of, set_aside, rows_of = config.data, {}, {}, {}
+    for name, files in {"train": data.train_files, "val": data.val_files, "test": data.test_files}.items():
+        rows_of[name], bad = load_pairs(files, data.on_bad_row) if files else ([], Counter())
+        limits = (data.max_length, data.truncation, data.on_bad_row)
+        pairs_of[name], cut = encode_pairs(rows_of[name], tokenizer, *limits) if files else ([], Counter())
+        set_aside[name] = bad + cut
+        report_pairs(name, pairs_of[name], set_aside[name])
+        if name != "train":
+            report_leak(rows_of["train"], name, rows_of[name])
+    return pairs_of, set_aside["train"]
 
 
-def check_sizes(config: DictConfig, train_pairs: list[Pair], val_pairs: list[Pair]) -> None:
-    data = config.data
+def check_sizes(config: DictConfig, pairs_of: dict[str, list[Pair]]) -> None:
+    data, train_pairs = config.data, pairs_of["train"]
+    left_over = len(train_pairs) % data.train_batch_size
     if data.train_batch_size > len(train_pairs):
         raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {len(train_pairs)} pairs")
-    largest = max(pair.tokens for pair in train_pairs + val_pairs)
+    if left_over:
+        print(f"  {left_over} training pairs, others each epoch, do not fill a batch and are left out")
+    largest = max(pair.tokens for pairs in pairs_of.values() for pair in pairs)
     if largest > data.max_tokens_per_gpu:
         raise DataError(
             f"data.max_tokens_per_gpu={data.max_tokens_per_gpu} does not hold the largest pair, {largest} tokens with "
@@ -167,66 +177,58 @@ def check_sizes(config: DictConfig, train_pairs: list[Pair], val_pairs: list[Pai
 def identity(config: DictConfig, model_name: str, pairs: list[Pair], workers: int) -> dict:
     """What must be equal for a resumed run to be the same run."""
     return {
-        "model": model_name,
+        "model": f"{config.model.path} ({model_name})",
         "training pairs": f"{len(pairs)}, digest {digest(pairs)}",
         "workers": workers,
         "data.train_batch_size": config.data.train_batch_size,
         "trainer.total_epochs": config.trainer.total_epochs,
         "trainer.seed": config.trainer.seed,
-        "model.lora_rank": config.model.lora_rank,
+        "lora": {key: str(config.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
+        "engine.fsdp_size": config.engine.fsdp_size,
         "optim": OmegaConf.to_container(config.optim),
         "loss": OmegaConf.to_container(config.loss),
     }
 
 
-def infer(worker_group, config: DictConfig, pairs: list[Pair], workers: int) -> np.ndarray:
+def infer(worker_group, config: DictConfig, workers: int, pairs: list[Pair]) -> np.ndarray:
     """Score every pair once, whatever the batch size and the number of workers: (pairs, 2)."""
     from verl.utils import tensordict_utils as tu
 
-    rewards, size = [], config.data.train_batch_size
-    for start in tqdm(range(0, len(pairs), size), desc="validate", unit="batch", leave=False, delay=3):
+    rewards, size = [np.empty((0, 2), dtype=np.float32)], config.data.train_batch_size
+    for start in tqdm(range(0, len(pairs), size), desc="score", unit="batch", leave=False, delay=3):
         batch = pairs[start : start + size]
         filled = batch + batch[-1:] * (-len(batch) % workers)  # an equal share for each worker
-        result = worker_group.infer_batch(
-            cluster.make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)
-        ).get()
+        batch_of_all = cluster.make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)
+        result = worker_group.infer_batch(batch_of_all).get()
         rewards.append(tu.get(result, "rewards").values().view(-1, 2)[: len(batch)].float().numpy())
     return np.concatenate(rewards)
 
 
-def log_validation(
-    worker_group, config: DictConfig, pairs: list[Pair], workers: int, tracking, step: int
-) -> np.ndarray:
-    """Score the val pairs, log and show how good that is; return the rewards, (pairs, 2)."""
+def log_scores(name: str, pairs: list[Pair], rewards: np.ndarray, tracking, step: int) -> dict[str, float]:
+    """Log and show how good the rewards of held-out pairs are."""
     if not pairs:
-        return np.empty((0, 2), dtype=np.float32)
-    rewards = infer(worker_group, config, pairs, workers)
+        return {}
     if not np.isfinite(rewards).all():
         bad = [pair.source for pair, row in zip(pairs, rewards) if not np.isfinite(row).all()]
-        raise cluster.TrainingError(f"step {step}: {len(bad)} val rewards are not finite, the first for {bad[0]}")
-    metrics = pair_metrics(rewards, pairs)
-    tracking.log({f"val/{name}": value for name, value in metrics.items()}, step)
-    names = ("accuracy", "longer_wins_accuracy", "margin_mean", "log_loss")
-    tqdm.write(f"val at step {step}  " + "  ".join(f"{name} {metrics[name]:.4g}" for name in names))
-    return rewards
+        raise cluster.TrainingError(f"step {step}: {len(bad)} {name} rewards are not finite, the first for {bad[0]}")
+    metrics = {f"{name}/{key}": value for key, value in pair_metrics(rewards, pairs).items()}
+    tracking.log(metrics, step)
+    shown = ("accuracy", "longer_wins_accuracy", "margin_mean", "log_loss")
+    tqdm.write(f"{name} at step {step}  " + "  ".join(f"{key} {metrics[f'{name}/{key}']:.4g}" for key in shown))
+    return metrics
 
 
-def write_report(config: DictConfig, output: Path, about: dict, val_pairs: list[Pair], rewards: np.ndarray) -> None:
-    """Write the picture, the model card and the reward of every val pair."""
+def write_report(config: DictConfig, output: Path, val_rewards: np.ndarray, figures: dict, about: dict) -> None:
+    """Write the picture and the model card."""
     history = read_history(output)
-    panels = {"loss": "loss", "pair accuracy": "accuracy", "mean margin": "margin_mean"}
-    curves = {
-        title: {part: history[f"{part}/{name}"] for part in ("train", "val") if f"{part}/{name}" in history}
-        for title, name in panels.items()
+    panels = {
+        "loss": ("train/loss", "val/log_loss"),
+        "pair accuracy": ("train/accuracy", "val/accuracy"),
+        "mean margin": ("train/margin_mean", "val/margin_mean"),
     }
-    figures, histograms = {}, {}
-    if val_pairs:
-        figures = {f"val {name}": value for name, value in pair_metrics(rewards, val_pairs).items()}
-        histograms = {"val margins": {"chosen - rejected": (rewards[:, 0] - rewards[:, 1]).tolist()}}
-        rows = zip(val_pairs, rewards.tolist())
-        rows = [{"source": pair.source, "chosen": row[0], "rejected": row[1]} for pair, row in rows]
-        write_rows(output / "val_rewards.parquet", rows)
-    draw(output / "checkpoint" / "run.png", curves, histograms)
+    curves = {title: {name: history[name] for name in names if name in history} for title, names in panels.items()}
+    margins = {"chosen - rejected": (val_rewards[:, 0] - val_rewards[:, 1]).tolist()}
+    draw(output / "checkpoint" / "run.png", curves, {"val margins": margins} if len(val_rewards) else {})
     for section in ("data", "model", "optim", "loss"):
         about |= {f"{section}.{name}": value for name, value in config[section].items() if not name.startswith("_")}
     write_model_card(

@@ -9,15 +9,15 @@ with a sibling. That one idea serves three layouts:
 - plain packing (SFT): one segment per sequence, no prefix;
 - any mix of these in one micro-batch.
 
-On CPU (and in fp32) each segment is one call of torch's scaled-dot-product attention. In half precision on CUDA all
+On CPU, and in fp32, each segment is one call of torch's scaled-dot-product attention. In half precision on CUDA all
 segments go through torch's own
 variable-length flash kernel in one call, keys and values gathered so that each segment finds its prefix in front of
 itself; no flash-attn build is needed. Use it with `attn_implementation=SEGMENT_ATTENTION`, `attention_mask=None` and
 `segments=Segments(...)` in the model's forward; transformers hands the keyword down to every layer.
 """
 
-from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -26,17 +26,19 @@ from transformers import AttentionInterface
 SEGMENT_ATTENTION = "segment_attention"
 
 
-@dataclass(frozen=True)
 class Segments:
-    """The cuts of one packed row of `total` tokens.
+    """The cuts of one packed row.
 
-    spans: one `(start, end, prefix_start, prefix_end)` per segment, in row order. The segments tile the row; a
-        segment without a prefix has `prefix_start == prefix_end`.
-    device: where the row lives.
+    Not a dataclass: FSDP2 rebuilds every dataclass among a layer's arguments, and the cached cuts would be lost.
+
+    Args:
+        spans: one `(start, end, prefix_start, prefix_end)` per segment, in row order. The segments tile the row; a
+            segment without a prefix has `prefix_start == prefix_end`.
+        device: where the row lives.
     """
 
-    spans: list[tuple[int, int, int, int]]
-    device: torch.device
+    def __init__(self, spans: list[tuple[int, int, int, int]], device: torch.device):
+        self.spans, self.device = spans, device
 
     @cached_property
     def for_split(self) -> tuple[list[int], list[list[int]]]:
@@ -136,10 +138,12 @@ def _attend_with_flash(query, key, value, segments, scaling, sliding_window):
     cuts = dict(segments.for_flash)
     gather = cuts.pop("gather")
     queries = query[0].transpose(0, 1)  # (total, heads, head_dim)
-    keys, values = (tensor[0].transpose(0, 1)[gather] for tensor in (key, value))
+    keys, values = (tensor[0].transpose(0, 1).index_select(0, gather) for tensor in (key, value))
     left = -1 if sliding_window is None else sliding_window - 1
+    # torch 2.11 shares key heads between query heads without being asked and does not know the argument
+    grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     # window (left, 0) is causal with the last query on the last key, so a segment sees the whole of its prefix
-    out = varlen_attn(queries, keys, values, **cuts, scale=scaling, window_size=(left, 0), enable_gqa=True)
+    out = varlen_attn(queries, keys, values, **cuts, scale=scaling, window_size=(left, 0), **grouped)
     return out[None]
 
 

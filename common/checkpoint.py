@@ -68,13 +68,15 @@ def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
     Args:
         folder: where checkpoints go.
         run: what must be equal for resuming to mean "continue": model, data, batch size, seed, workers, …
-        resume_mode: "auto" or "disable".
+        resume_mode: "auto", or "disable" to remove what an earlier run left to resume from.
 
     Raises:
-        CheckpointError: the folder's checkpoints come from other settings.
+        CheckpointError: the folder's checkpoints come from other settings, or the newest is gone.
     """
-    note = folder / RUN_FILE
-    if resume_mode == "auto" and (folder / TRACKER).exists():
+    note, tracker = folder / RUN_FILE, folder / TRACKER
+    if resume_mode == "auto" and tracker.exists():
+        if not (folder / f"global_step_{tracker.read_text()}").is_dir():
+            raise CheckpointError(f"{tracker} names a checkpoint that is gone: step {tracker.read_text()}. {_REMEDY}")
         if not note.exists():
             raise CheckpointError(f"{folder} holds a checkpoint of unknown origin ({RUN_FILE} is missing). {_REMEDY}")
         earlier = json.loads(note.read_text())
@@ -84,7 +86,9 @@ def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
         if changed:
             raise CheckpointError(f"{folder} holds a checkpoint of another run. " + "; ".join(changed) + f". {_REMEDY}")
     elif resume_mode == "disable":
-        (folder / TRACKER).unlink(missing_ok=True)
+        tracker.unlink(missing_ok=True)
+        for left in (*folder.glob("global_step_*"), folder / "metrics", folder / "tensorboard"):
+            shutil.rmtree(left, ignore_errors=True)
     write_text(note, json.dumps(run, indent=1))
 
 
@@ -129,7 +133,7 @@ def _report_failed_write(what: str, place: Path, error: Exception) -> str:
     free = shutil.disk_usage(tracker.parent).free / 2**30
     return (
         f"{what} could not be written to {place}: {getattr(error, 'cause', None) or error}. {free:.1f} GiB are free "
-        f"there. {last}. Free some space and run the same command again to go on."
+        f"there. {last}. Once the cause is mended, the same command goes on from what is intact."
     )
 
 
@@ -166,8 +170,10 @@ def export_model(
 
         adapter = module.peft_config["default"]
         adapter.base_model_name_or_path = base_model
-        model = get_peft_model(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), adapter)
-        model.load_state_dict(state)
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+            model = get_peft_model(model, adapter)
+        model.load_state_dict(state, assign=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         _replace(partial, target.with_name(f"{target.name}_adapter"))

@@ -19,6 +19,7 @@ from pathlib import Path
 import ray
 import torch
 from omegaconf import DictConfig
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # verl warns about every engine that is not installed, and prints its platform at INFO
@@ -44,34 +45,36 @@ def connect(method_folder: Path, nodes: int, workers_per_node: int | None) -> tu
     Raises:
         ClusterError: there is no cluster, or it does not have it.
     """
-    joined = "RAY_ADDRESS" in os.environ
+    address = os.environ.get("RAY_ADDRESS")
     environment = dict(QUIET)
-    if not joined:
+    if not address:
         environment |= _worker_environment("cuda" if torch.cuda.is_available() else "cpu", workers_per_node or 1)
-    local = {} if joined else {"num_cpus": os.cpu_count(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    local = {} if address else {"num_cpus": os.cpu_count(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     with tempfile.TemporaryDirectory() as code:
         for file in method_folder.glob("*.py"):
             shutil.copy(file, code)
         try:
-            _check_reachable(os.environ.get("RAY_ADDRESS", ""))
+            _check_reachable(address or "")
             ray.init(logging_level="warning", runtime_env={"working_dir": code, "env_vars": environment}, **local)
         except OSError as error:
-            raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}") from error
+            what = f"no Ray cluster answers at RAY_ADDRESS={address}" if address else "Ray could not be started here"
+            raise ClusterError(f"{what}: {error}") from error
     os.environ.update(QUIET)
     warnings.filterwarnings("ignore", category=UserWarning)
     device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
     # verl asks its platform for the name of Ray's resource; the driver must answer for the cluster, not for itself
     os.environ["VERL_PLATFORM"] = "nvidia" if device == "cuda" else "cpu"
-    free = _free_per_node("GPU" if device == "cuda" else "CPU")
     if workers_per_node is None:
-        workers_per_node = max(free.values(), default=0) if device == "cuda" else 1
-    fitting = [address for address, count in free.items() if count >= workers_per_node > 0]
+        workers_per_node = int(max(node["Resources"].get("GPU", 0) for node in ray.nodes())) if device == "cuda" else 1
+    needed = ("GPU", "CPU") if device == "cuda" else ("CPU",)  # a worker takes one of each
+    free = _free_per_node(needed)
+    fitting = [node for node, counts in free.items() if min(counts.values()) >= workers_per_node > 0]
     if len(fitting) < nodes:
-        what = "GPUs" if device == "cuda" else "CPU cores (no node has a GPU)"
-        found = ", ".join(f"{address}: {count}" for address, count in free.items()) or "no node"
+        found = "; ".join(f"{node}: " + ", ".join(f"{n} {name}" for name, n in c.items()) for node, c in free.items())
         raise ClusterError(
-            f"This run asks for {nodes} node(s) with {workers_per_node} free {what} each; the cluster has {found}. "
-            "Lower NNODES or N_GPUS_PER_NODE, wait for running jobs, or set RAY_ADDRESS to a larger cluster."
+            f"This run asks for {nodes} node(s) with {workers_per_node} free {' and '.join(needed)} each; the cluster "
+            f"has free: {found}. Lower NNODES or N_GPUS_PER_NODE, wait for running jobs, or set RAY_ADDRESS to a "
+            "larger cluster."
         )
     return device, workers_per_node
 
@@ -95,10 +98,15 @@ def _worker_environment(device: str, workers_per_node: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // workers_per_node))}
 
 
-def _free_per_node(resource: str) -> dict[str, int]:
+def _free_per_node(resources: tuple[str, ...]) -> dict[str, dict[str, int]]:
     free = ray._private.state.available_resources_per_node()
-    alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    return {f"{address} ({node[:6]})": int(free.get(node, {}).get(resource, 0)) for node, address in alive.items()}
+    return {
+        f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})": {
+            name: int(free.get(node["NodeID"], {}).get(name, 0)) for name in resources
+        }
+        for node in ray.nodes()
+        if node["Alive"]
+    }
 
 
 def check_shared_folder(folder: Path, nodes: int) -> None:
@@ -108,7 +116,7 @@ def check_shared_folder(folder: Path, nodes: int) -> None:
         ClusterError: naming the nodes that do not see it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if nodes == 1 and "RAY_ADDRESS" not in os.environ:
+    if nodes == 1 and not os.environ.get("RAY_ADDRESS"):
         return
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".shared-") as marker:
         sees = ray.remote(num_cpus=0)(os.path.exists)
@@ -138,6 +146,9 @@ def start_workers(worker_class: type, model_type: str, loss_fn, config: DictConf
 
     Returns:
         verl's handle on all workers.
+
+    Raises:
+        ClusterError: verl does not run on the device, or the model cannot be built.
     """
     from verl.plugin.platform import get_platform
     from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
@@ -161,12 +172,15 @@ def start_workers(worker_class: type, model_type: str, loss_fn, config: DictConf
     # one worker group per bundle; verl's default reserves ten cores per worker
     pool = RayResourcePool([workers_per_node] * nodes, use_gpu=device != "cpu", max_colocate_count=1)
     rendezvous = {}
-    if nodes == 1 and "RAY_ADDRESS" not in os.environ:  # known here, so no process need be started to find it out
+    if nodes == 1 and not os.environ.get("RAY_ADDRESS"):  # known here, so no process need be started to find it out
         rendezvous = {"master_addr": "127.0.0.1", "master_port": str(_free_port())}
     workers = RayClassWithInitArgs(ray.remote(worker_class), config=worker_config)
     worker_group = RayWorkerGroup(pool, workers, device_name=device, **rendezvous)
     worker_group.set_loss_fn(loss_fn)
-    worker_group.reset()
+    try:
+        worker_group.reset()
+    except RayTaskError as error:
+        raise ClusterError(f"the model could not be built on the workers: {error.cause}") from error
     return worker_group
 
 
@@ -203,19 +217,23 @@ def make_batch(rows: list, collate: Callable[[list], dict], max_tokens: int, **s
     return tu.get_tensordict(collate(rows), settings)
 
 
-def join_metrics(result, rows: list, step: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Join the workers' metrics of a training step.
+def train_batch(worker_group, batch, rows: list, step: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Make one training step and join the workers' metrics of it.
 
     Returns:
         loss, grad_norm, lr and memory_gb; and the sums that the loss function reports.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite. verl skips such a step and goes on.
+        TrainingError: out of memory; or the loss or the gradient is not finite, which verl would skip and go on.
     """
     from verl.utils import tensordict_utils as tu
     from verl.utils.metric import Metric
 
-    raw = tu.get(result, "metrics")
+    try:
+        raw = tu.get(worker_group.train_batch(batch).get(), "metrics")
+    except torch.OutOfMemoryError as error:
+        remedy = "Lower data.max_tokens_per_gpu, or set model.enable_gradient_checkpointing=True"
+        raise TrainingError(f"step {step}: a worker ran out of GPU memory. {remedy}. {error}") from error
     loss, grad_norm = raw["loss"], raw["grad_norm"]
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise TrainingError(

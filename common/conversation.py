@@ -9,7 +9,8 @@ import os
 import re
 
 ROLES = ("system", "user", "assistant", "tool")
-JSON_CONVERSATION = re.compile(r'\s*\[\s*\{[^{}]*"(role|content|from)"\s*:')  # the first object names one of these
+# a list of objects, or one object that looks like a message: JSON, and an error if it does not hold a conversation
+JSON_CONVERSATION = re.compile(r'\s*(\[\s*\{|\{\s*"(role|content|from|messages)")')
 
 Conversation = list[dict[str, str]]
 
@@ -66,6 +67,8 @@ def _read_message(column: str, position: int, message: object) -> dict[str, str]
         raise BadRow(column, f"unknown role, expected one of {', '.join(ROLES)}", message["role"])
     if not isinstance(message["content"], str):
         raise BadRow(column, "a message whose content is not text", message["content"])
+    if message.get("tool_calls"):
+        raise BadRow(column, "a message with tool calls, which only text can stand for", message["tool_calls"])
     if re.search("[\ud800-\udfff]", message["content"]):  # JSON can escape half an emoji; no tokenizer takes it
         raise BadRow(column, "text that is not Unicode, half of a surrogate pair", message["content"])
     return {"role": message["role"], "content": message["content"]}
@@ -78,6 +81,7 @@ def prompt_of(row: dict) -> str:
         return json.dumps(row["input"], sort_keys=True)
     if "messages" in row:
         return json.dumps(row["messages"][:-1], sort_keys=True)
-    if isinstance(row["chosen"], str):  # plain text: up to the last line that both sides share
-        return os.path.commonprefix([row["chosen"], row["rejected"]]).rpartition("\n")[0]
+    if isinstance(row["chosen"], str):  # plain text: what both sides share, up to its last line or else word
+        shared = os.path.commonprefix([row["chosen"], row["rejected"]])
+        return shared.rpartition("\n")[0] or shared.rpartition(" ")[0] or row["chosen"] + row["rejected"]
     return json.dumps(row["chosen"][:-1], sort_keys=True)

@@ -8,7 +8,7 @@ import torch
 from conftest import REPO, method_modules
 from hydra import compose, initialize_config_dir
 from runs import finish, log_of, start
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Gemma2Config
 
 from common.demo import preference_pairs
 from common.parquet import DataError, write_rows
@@ -43,6 +43,11 @@ def attempt(tmp_path, small_run, monkeypatch):
 def test_a_missing_file(attempt):
     with pytest.raises(DataError, match="nowhere.parquet: no such file"):
         attempt("data.train_files=nowhere.parquet")
+
+
+def test_a_missing_test_file_is_missed_before_training(attempt):
+    with pytest.raises(DataError, match="later.parquet: no such file"):
+        attempt("data.test_files=later.parquet")
 
 
 def test_a_model_path_that_does_not_exist(attempt):
@@ -134,3 +139,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_rows(tmp_path, 
     assert message.startswith("step 1: loss nan, gradient norm nan. The weights of this step were not kept.")
     assert message.count("train.parquet row ") == 8
     assert not (tmp_path / "outputs" / "checkpoint").exists()
+
+
+def test_a_model_whose_attention_cannot_be_packed(tmp_path, small_run, tiny_model):
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Gemma2Config(vocab_size=1024, num_key_value_heads=1, head_dim=16, pad_token_id=0, num_labels=1, **shape)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "gemma2")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "gemma2")
+    settings = small_run | {"MODEL_PATH": str(tmp_path / "gemma2")}
+    assert finish(start(tmp_path / "outputs", "data.train_batch_size=8", **settings), timeout=180) != 0
+    message = log_of(tmp_path / "outputs").split("train.py: ")[-1]
+    assert message.startswith("the model could not be built on the workers: segment attention does not compute softcap")

@@ -29,19 +29,31 @@ def process_group():
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture
-def bf16_engine(process_group, tiny_model):
+def make_engine(tiny_model, compute: str):
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 
     built = engine.PairEngine(
         HFModelConfig(path=str(tiny_model), enable_gradient_checkpointing=False),
-        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": "bf16"}),
+        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": compute}),
         FSDPOptimizerConfig(lr=2e-6, weight_decay=0.0, total_training_steps=10),
         CheckpointConfig(),
     )
     built.initialize()
     return built
+
+
+@pytest.fixture
+def bf16_engine(process_group, tiny_model):
+    return make_engine(tiny_model, "bf16")
+
+
+def note_gradients(built, gradients: dict[str, torch.Tensor]) -> None:
+    """Keep the gradients that the optimizer's next step sees."""
+    weights = list(built.module.named_parameters())
+    built.optimizer.register_step_pre_hook(
+        lambda *_: gradients.update({name: weight.grad.full_tensor().clone() for name, weight in weights})
+    )
 
 
 def loss_function(model_output, data, dp_group):
@@ -57,11 +69,7 @@ def test_small_steps_move_the_weights(bf16_engine, pairs):
     before = weights_of(bf16_engine)
     assert {weight.dtype for weight in before.values()} == {torch.float32}
     gradients = {}
-    bf16_engine.optimizer.register_step_pre_hook(
-        lambda optimizer, *_: gradients.update(
-            {name: weight.grad.full_tensor().clone() for name, weight in bf16_engine.module.named_parameters()}
-        )
-    )
+    note_gradients(bf16_engine, gradients)
     with bf16_engine.train_mode():
         bf16_engine.train_batch(cluster.make_batch(pairs, dataset.collate, 4096), loss_function)
     moved, asked, moved_in_bf16 = 0, 0, 0
@@ -87,3 +95,29 @@ def test_the_head_is_fp32_over_a_bf16_backbone(bf16_engine, pairs):
     assert seen == {"head": (torch.float32, torch.float32), "body": torch.bfloat16}
     rewards = output["model_output"]["rewards"].values()
     assert (rewards != rewards.bfloat16().float()).float().mean() > 0.9
+
+
+def test_the_token_budget_changes_neither_loss_nor_gradient(process_group, tiny_model, pairs):
+    results = []
+    for max_tokens in (4096, 200):  # one micro-batch, eight
+        built = make_engine(tiny_model, "fp32")
+        gradients = {}
+        note_gradients(built, gradients)
+        batch = cluster.make_batch(pairs, dataset.collate, max_tokens)
+        with built.train_mode():
+            output = built.train_batch(batch, loss_function)
+        results.append((len(output["loss"]), sum(output["loss"]), gradients))
+    (one, loss, gradients), (many, loss_of_many, gradients_of_many) = results
+    assert one == 1 and many > 4
+    assert loss_of_many == pytest.approx(loss, abs=1e-6)
+    for name, gradient in gradients.items():
+        difference = (gradients_of_many[name] - gradient).norm() / gradient.norm()
+        assert difference < 1e-5, name
+
+
+def test_the_cuts_of_a_row_are_computed_once_not_once_a_layer():
+    """FSDP2 walks through the arguments of every layer and rebuilds what it knows; ours must pass untouched."""
+    from torch.distributed.utils import _apply_to_tensors
+
+    segments = engine.Segments([(0, 4, 0, 0)], torch.device("cpu"))
+    assert _apply_to_tensors(lambda tensor: tensor, {"segments": segments})["segments"] is segments

@@ -102,7 +102,9 @@ def test_another_run_in_the_output_folder_is_not_resumed(tmp_path, small_run, un
     assert finish(process) != 0
     message = log_of(uninterrupted).splitlines()[-1]
     assert f"{uninterrupted} holds a checkpoint of another run" in message
-    assert "model: 'Qwen3ForCausalLM, 2 layers x 128' there, 'Qwen3ForCausalLM, 1 layers x 128' here" in message
+    there, here = small_run["MODEL_PATH"], tmp_path
+    assert f"'{there} (Qwen3ForCausalLM, 2 layers x 128)' there" in message
+    assert f"'{here} (Qwen3ForCausalLM, 1 layers x 128)' here" in message
     assert "trainer.seed: 0 there, 5 here" in message
     assert "Choose another OUTPUT" in message
     assert tracked_step(uninterrupted) == LAST_STEP

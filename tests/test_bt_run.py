@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -32,10 +34,9 @@ def val_texts(default_run):
 
 
 def test_it_learns_what_its_baselines_cannot(default_run):
-    evaluation = json.loads((default_run / "evaluation_test.json").read_text())
-    assert evaluation["pairs"] == 1000
-    assert evaluation["accuracy"] >= 0.95
-    assert 0.45 <= evaluation["longer_wins_accuracy"] <= 0.55
+    assert metrics_of(default_run, "test/pairs")[625] == 1000
+    assert metrics_of(default_run, "test/accuracy")[625] >= 0.95
+    assert 0.45 <= metrics_of(default_run, "test/longer_wins_accuracy")[625] <= 0.55
     assert metrics_of(default_run, "val/accuracy")[0] < 0.65  # it did not know before
 
 
@@ -45,7 +46,7 @@ def test_it_leaves_checkpoint_card_picture_logs_and_progress(default_run):
     assert names <= {path.name for path in checkpoint.iterdir()}
     card = (checkpoint / "README.md").read_text()
     accuracy = metrics_of(default_run, "val/accuracy")[625]
-    assert f"| val accuracy | {accuracy:.4g} |" in card and "pipeline_tag: text-classification" in card
+    assert f"| val/accuracy | {accuracy:.4g} |" in card and "pipeline_tag: text-classification" in card
     assert (checkpoint / "run.png").stat().st_size > 10_000
     assert list((default_run / "tensorboard").glob("events.out.tfevents.*"))
     assert len(metrics_of(default_run, "train/loss")) == 625
@@ -63,6 +64,15 @@ def test_config_reads_as_one_unbounded_number(default_run):
     assert config["id2label"] == {"0": "reward"} and config["label2id"] == {"reward": 0}
     assert config["pad_token_id"] not in (None, config["eos_token_id"])
     assert "attn_implementation" not in json.dumps(config)
+
+
+def test_evaluate_finds_what_the_trainer_found(default_run):
+    script, data = REPO / "bradley_terry" / "evaluate.py", default_run / "data" / "test.parquet"
+    command = [sys.executable, script, "--model", default_run / "checkpoint", "--data", data]
+    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    found = json.loads((default_run / "evaluation_test.json").read_text())
+    for name in ("accuracy", "tie_rate", "margin_mean", "log_loss", "calibration_error", "accuracy_margin_1"):
+        assert found[name] == pytest.approx(metrics_of(default_run, f"test/{name}")[625], abs=1e-5), name
 
 
 @pytest.mark.parametrize("batch", [1, 16])

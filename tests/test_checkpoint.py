@@ -56,23 +56,31 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
 def test_the_same_run_may_resume_and_another_may_not(tmp_path):
     check_resume(tmp_path, RUN, "auto")
     check_resume(tmp_path, {"model": "b", "workers": 1}, "auto")  # nothing was saved yet
-    (tmp_path / TRACKER).write_text("5")
+    save_checkpoint(Handler(tmp_path), tmp_path, 5, keep=1)
     check_resume(tmp_path, {"model": "b", "workers": 1}, "auto")
     with pytest.raises(CheckpointError, match="another run. model: 'b' there, 'a' here; workers: 1 there, 2 here"):
         check_resume(tmp_path, {"model": "a", "workers": 2}, "auto")
     assert json.loads((tmp_path / "run.json").read_text())["model"] == "b"
 
 
-def test_a_checkpoint_of_unknown_origin_is_not_resumed(tmp_path):
+def test_a_checkpoint_that_is_gone_is_not_passed_over(tmp_path):
     (tmp_path / TRACKER).write_text("5")
+    with pytest.raises(CheckpointError, match="names a checkpoint that is gone: step 5"):
+        check_resume(tmp_path, RUN, "auto")
+
+
+def test_a_checkpoint_of_unknown_origin_is_not_resumed(tmp_path):
+    save_checkpoint(Handler(tmp_path), tmp_path, 5, keep=1)
     with pytest.raises(CheckpointError, match="of unknown origin"):
         check_resume(tmp_path, RUN, "auto")
 
 
-def test_disable_starts_over(tmp_path):
-    (tmp_path / TRACKER).write_text("5")
+def test_disable_starts_over_and_leaves_nothing_of_the_old_run(tmp_path):
+    save_checkpoint(Handler(tmp_path), tmp_path, 5, keep=1)
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "data").mkdir()
     check_resume(tmp_path, RUN, "disable")
-    assert not (tmp_path / TRACKER).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run.json"]
 
 
 def test_the_row_order_is_whole_batches_a_new_permutation_each_epoch_and_a_function_of_the_seed():

@@ -215,7 +215,7 @@ def test_native_lists_json_text_and_plain_text_read_to_the_same(tmp_path):
     assert [row["text"] for row in read_text(as_json)[0]] == conversations
 
 
-@pytest.mark.parametrize("text", ["Q: why?\nA: because", "[1] a citation", '{"answer": 3}', '[{"answer": 3', " x "])
+@pytest.mark.parametrize("text", ["Q: why?\nA: because", "[1] a citation", '{"answer": 3}', " x "])
 def test_plain_text_stays_as_it_is_even_where_it_resembles_json(text):
     assert read_conversation("chosen", text) == text
 
