@@ -176,8 +176,9 @@ def measure(command: list[str], output: Path, holder_name: str, options: argpars
             now = time.perf_counter()
             with suppress(psutil.NoSuchProcess, OSError, TypeError):  # a process ended while it was read
                 if now > due:
-                    due, running = now + TREE_SECONDS, processes()
+                    running = processes()
                     holders = [process for process, name, _ in running if holder_name in name]
+                    due = now + TREE_SECONDS if holders else now  # look for it until it is there
                     pids = [process.pid for process, *_ in running]
                     total.append((now, sum(memory_mib(pid, "smaps_rollup", "Pss")[0] for pid in pids)))
                 if holders:
