@@ -17,7 +17,7 @@ from common.parquet import read_rows
 @pytest.fixture(scope="module")
 def default_run(tmp_path_factory):
     output = tmp_path_factory.mktemp("default") / "outputs"
-    run(output)
+    run(output, timeout=600)  # a busy machine is no bug
     return output
 
 
