@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RUN_FILE = "run.json"
+REMEDY = "Choose another OUTPUT, or start over in this one with trainer.resume_mode=disable."
 
 
 class CheckpointError(RuntimeError):
@@ -76,23 +77,20 @@ def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
     note, tracker = folder / RUN_FILE, folder / TRACKER
     if resume_mode == "auto" and tracker.exists():
         if not (folder / f"global_step_{tracker.read_text()}").is_dir():
-            raise CheckpointError(f"{tracker} names a checkpoint that is gone: step {tracker.read_text()}. {_REMEDY}")
+            raise CheckpointError(f"{tracker} names a checkpoint that is gone: step {tracker.read_text()}. {REMEDY}")
         if not note.exists():
-            raise CheckpointError(f"{folder} holds a checkpoint of unknown origin ({RUN_FILE} is missing). {_REMEDY}")
+            raise CheckpointError(f"{folder} holds a checkpoint of unknown origin ({RUN_FILE} is missing). {REMEDY}")
         earlier = json.loads(note.read_text())
         changed = [
             f"{key}: {earlier.get(key)!r} there, {run[key]!r} here" for key in run if earlier.get(key) != run[key]
         ]
         if changed:
-            raise CheckpointError(f"{folder} holds a checkpoint of another run. " + "; ".join(changed) + f". {_REMEDY}")
+            raise CheckpointError(f"{folder} holds a checkpoint of another run. " + "; ".join(changed) + f". {REMEDY}")
     elif resume_mode == "disable":
         tracker.unlink(missing_ok=True)
         for left in (*folder.glob("global_step_*"), folder / "metrics", folder / "tensorboard"):
             shutil.rmtree(left, ignore_errors=True)
     write_text(note, json.dumps(run, indent=1))
-
-
-_REMEDY = "Choose another OUTPUT, or start over in this one with trainer.resume_mode=disable."
 
 
 def save_checkpoint(handler, folder: Path, step: int, keep: int | None) -> None:

@@ -39,8 +39,8 @@ def connect(method_folder: Path, nodes: int, workers_per_node: int | None) -> tu
 
     Args:
         method_folder: the folder whose Python files the workers import.
-        nodes, workers_per_node: what the run asks for, one worker per GPU (or per core share where no GPU is); None
-            asks for all GPUs of a node, or for one worker on CPU.
+        nodes, workers_per_node: what the run asks for, one worker per GPU, or per share of the CPU where there is no
+            GPU; None asks for all GPUs of the largest node, or for one worker on CPU.
 
     Raises:
         ClusterError: there is no cluster, or it does not have it.
@@ -49,7 +49,7 @@ def connect(method_folder: Path, nodes: int, workers_per_node: int | None) -> tu
     environment = dict(QUIET)
     if not address:
         environment |= _worker_environment("cuda" if torch.cuda.is_available() else "cpu", workers_per_node or 1)
-    local = {} if address else {"num_cpus": os.cpu_count(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    local = {} if address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     with tempfile.TemporaryDirectory() as code:
         for file in method_folder.glob("*.py"):
             shutil.copy(file, code)
@@ -95,7 +95,7 @@ def _worker_environment(device: str, workers_per_node: int) -> dict[str, str]:
     """On CPU, share the cores out between the workers; torch would give each of them all cores."""
     if device == "cuda" or "OMP_NUM_THREADS" in os.environ:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // workers_per_node))}
+    return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers_per_node))}
 
 
 def _free_per_node(resources: tuple[str, ...]) -> dict[str, dict[str, int]]:
