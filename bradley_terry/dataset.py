@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from common.conversation import BadRow, prompt_of, read_conversation
+from common.conversation import BadRow, Conversation, prompt_of, read_conversation
 from common.parquet import DataError, check_rows, read_rows
 
 TRUNCATIONS = ("error", "drop", "left")
@@ -56,6 +56,9 @@ def check_pair(row: dict) -> dict:
     chosen, rejected = (read_conversation(column, row[column]) for column in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise BadRow("rejected", "one side is plain text and the other a conversation")
+    if row.get("prompt") and not _holds_prompt(chosen, row["prompt"]):
+        kind = "lacks what the column 'prompt' holds; chosen and rejected must be whole conversations"
+        raise BadRow("chosen", kind, row["chosen"])
     if chosen == rejected:
         raise BadRow(
             "rejected", "chosen and rejected are equal", rejected if isinstance(rejected, str) else rejected[-1]
@@ -68,9 +71,15 @@ def check_pair(row: dict) -> dict:
     return {"chosen": chosen, "rejected": rejected, "margin": float(margin)}
 
 
+def _holds_prompt(conversation: Conversation | str, prompt: object) -> bool:
+    if isinstance(conversation, str):
+        return isinstance(prompt, str) and conversation.startswith(prompt)
+    return len(conversation) > 1
+
+
 def load_pairs(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
     """Read and check preference pairs; see `common.parquet.read_rows` for arguments and errors."""
-    return read_rows(files, ("chosen", "rejected"), ("margin",), check_pair, on_bad_row)
+    return read_rows(files, ("chosen", "rejected"), ("margin", "prompt"), check_pair, on_bad_row)
 
 
 def render(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
@@ -208,8 +217,8 @@ def digest(pairs: list[Pair]) -> str:
 
 def describe(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> str:
     """Show a pair as the model sees it, its branches marked."""
-    parts = ((name, tokenizer.decode(getattr(pair, name))) for name in ("prompt", "chosen", "rejected"))
-    return "\n".join(f"[{name}: {len(getattr(pair, name))} tokens]\n{text}" for name, text in parts)
+    parts = {"both start with": pair.prompt, "chosen goes on": pair.chosen, "rejected goes on": pair.rejected}
+    return "\n".join(f"[{name}, tokens: {len(ids)}]\n{tokenizer.decode(ids)}" for name, ids in parts.items())
 
 
 def report_pairs(name: str, pairs: list[Pair], set_aside: Counter) -> None:
@@ -223,7 +232,7 @@ def report_pairs(name: str, pairs: list[Pair], set_aside: Counter) -> None:
     )
     print(f"  computing each prompt once saves {prompts / (tokens + prompts):.0%} of the tokens")
     for kind, count in set_aside.items():
-        print(f"  {count} x {kind}")
+        print(f"  set aside or cut: {count} x {kind}")
 
 
 def report_leak(train_rows: list[dict], name: str, rows: list[dict]) -> None:

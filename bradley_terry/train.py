@@ -36,6 +36,7 @@ from dataset import Pair, collate, describe, digest, encode_pairs, load_pairs, r
 from evaluate import pair_metrics, save_rewards
 from loss import batch_metrics
 
+GO_ON = "the same command goes on from the last checkpoint, if there is one"
 PRECISION = {"cuda": "bf16", "cpu": "fp32"}
 SHOWN = ("loss", "accuracy", "margin_mean", "grad_norm", "lr", "tokens_per_second")
 USAGE = """
@@ -55,8 +56,9 @@ def main(config: DictConfig) -> None:
     except (DataError, cluster.ClusterError, CheckpointError, cluster.TrainingError) as error:
         raise SystemExit(f"\ntrain.py: {error}") from None
     except RayActorError as error:
-        advice = "the same command goes on from the last checkpoint"
-        raise SystemExit(f"\ntrain.py: a worker died; {advice}. {error}") from None
+        raise SystemExit(f"\ntrain.py: a worker died; {GO_ON}. {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"\ntrain.py: stopped; {GO_ON}") from None
     finally:
         cluster.disconnect()
 
@@ -97,12 +99,13 @@ def train(config: DictConfig) -> None:
     # 3. Start, or resume where an interrupted run of the same settings stopped
     order = EpochShuffle(len(train_pairs), data.train_batch_size, trainer.total_epochs, trainer.seed)
     loader = StatefulDataLoader(train_pairs, batch_size=data.train_batch_size, sampler=order, collate_fn=list)
-    resume = {"default_local_dir": str(output), "resume_mode": trainer.resume_mode}
-    handler = CheckpointHandler(worker_group, loader, mode=OrchestrationMode.RAY, **resume)
+    places = {"default_local_dir": str(output), "resume_mode": trainer.resume_mode, "mode": OrchestrationMode.RAY}
+    handler = CheckpointHandler(worker_group, loader, **places)
     step = handler.load_checkpoint()
     settings = OmegaConf.to_container(config, resolve=True)
     tracking = start_tracking(output, trainer.project_name, list(trainer.logger), settings, step)
     score = partial(infer, worker_group, config, workers)
+    print(f"\nresuming after step {step} of {last_step}" if step else "\nstarting; a new reward head starts at random")
     if step == 0:
         log_scores("val", val_pairs, score(val_pairs), tracking, step)
 
@@ -135,12 +138,12 @@ def train(config: DictConfig) -> None:
         save_rewards(output / f"{name}_rewards.parquet", pairs_of[name], rewards)
     checkpoint = export_checkpoint(worker_group, output, "checkpoint")
     tracking.finish()
-    about = {"base model": model_name, "training pairs": len(train_pairs), "steps": step}
-    about |= {"workers": f"{workers} x {device}", "set aside": dict(set_aside) or "no pair"}
+    about = {"base model": model_name, "training pairs": len(train_pairs), "steps": step, "set aside": dict(set_aside)}
     write_report(config, output, rewards_of["val"], figures, about)
     claim.close()
-    print("\n" + "\n".join(f"{name:32} {format_value(value)}" for name, value in figures.items()))
-    print(f"\nreward model, its card and picture: {checkpoint}")
+    lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
+    lines = lines or ["nothing was held out: set VAL_FILES or TEST_FILES to measure the model"]
+    print("\n".join(["", *lines, "", f"reward model, its card and picture: {checkpoint}"]))
 
 
 def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Pair]], Counter]:
@@ -159,10 +162,9 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Pair]], Cou
 
 def check_sizes(config: DictConfig, pairs_of: dict[str, list[Pair]]) -> None:
     data, train_pairs = config.data, pairs_of["train"]
-    left_over = len(train_pairs) % data.train_batch_size
-    if data.train_batch_size > len(train_pairs):
+    if len(train_pairs) < data.train_batch_size:
         raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {len(train_pairs)} pairs")
-    if left_over:
+    if left_over := len(train_pairs) % data.train_batch_size:
         print(f"  {left_over} training pairs, others each epoch, do not fill a batch and are left out")
     largest = max(pair.tokens for pairs in pairs_of.values() for pair in pairs)
     if largest > data.max_tokens_per_gpu:
@@ -177,7 +179,7 @@ def check_sizes(config: DictConfig, pairs_of: dict[str, list[Pair]]) -> None:
 def identity(config: DictConfig, model_name: str, pairs: list[Pair], workers: int) -> dict:
     """What must be equal for a resumed run to be the same run."""
     return {
-        "model": f"{config.model.path} ({model_name})",
+        "model": model_name,
         "training pairs": f"{len(pairs)}, digest {digest(pairs)}",
         "workers": workers,
         "data.train_batch_size": config.data.train_batch_size,

@@ -22,8 +22,9 @@ from omegaconf import DictConfig
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-# verl warns about every engine that is not installed, and prints its platform at INFO
-QUIET = {"PYTHONWARNINGS": "ignore::UserWarning", "VERL_LOGGING_LEVEL": "WARN", "TOKENIZERS_PARALLELISM": "false"}
+# verl warns about every engine that is not installed, transformers that the reward head is new
+QUIET = {"PYTHONWARNINGS": "ignore::UserWarning", "VERL_LOGGING_LEVEL": "WARN", "TRANSFORMERS_VERBOSITY": "error"}
+QUIET |= {"TOKENIZERS_PARALLELISM": "false"}
 
 
 class ClusterError(RuntimeError):

@@ -1,6 +1,8 @@
 """A model's tokenizer, with a pad token of its own, and an early word if the model cannot be used."""
 
+import hashlib
 import os
+from pathlib import Path
 
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -12,9 +14,17 @@ PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|fim_pad|>", "
 
 
 def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:
-    """Return the model's name for people, and its tokenizer with a pad token of its own."""
+    """Return a name that no other model shares, and the tokenizer with a pad token of its own.
+
+    A folder in `model.path` becomes absolute: workers run elsewhere and would take "outputs/model" for a hub id.
+
+    Raises:
+        DataError: the model cannot be loaded or has not one label.
+    """
     path = os.path.expanduser(model.path)
-    if not os.path.isdir(path) and (path.startswith((".", "/")) or path.count("/") != 1):
+    if os.path.isdir(path):
+        model.path = path = os.path.abspath(path)
+    elif path.startswith((".", "/")) or path.count("/") != 1:
         raise DataError(f"model.path={model.path}: no such folder. Set MODEL_PATH to a model's folder or hub id.")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
@@ -25,7 +35,18 @@ def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:
     if architecture.endswith("ForSequenceClassification") and config.num_labels != 1:
         raise DataError(f"model.path={model.path}: a classifier with {config.num_labels} labels; a reward has one")
     ensure_pad_token(tokenizer)
-    return f"{architecture}, {config.num_hidden_layers} layers x {config.hidden_size}", tokenizer
+    shape = f"{config.num_hidden_layers} layers x {config.hidden_size}"
+    return f"{architecture}, {shape}, {_weights_digest(Path(path)) if os.path.isdir(path) else path}", tokenizer
+
+
+def _weights_digest(folder: Path) -> str:
+    """Hash the size and the last megabyte of each weight file: enough to tell models apart, cheap for large ones."""
+    total = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        with file.open("rb") as content:
+            content.seek(max(0, file.stat().st_size - 2**20))
+            total.update(file.stat().st_size.to_bytes(8, "little") + content.read())
+    return f"weights {total.hexdigest()[:12]}"
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:

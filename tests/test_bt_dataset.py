@@ -157,7 +157,8 @@ def test_rows_beyond_one_tokenizer_call_keep_their_own_text_and_margin(tiny_toke
 def test_a_pair_is_shown_with_its_branches_marked(tiny_tokenizer):
     (pair,), _ = encode_pairs([row("Q: 12", "Q: 134")], tiny_tokenizer, LONG, "error")
     shown = dataset.describe(pair, tiny_tokenizer)
-    assert shown == f"[prompt: {len(pair.prompt)} tokens]\nQ: 1\n[chosen: 1 tokens]\n2\n[rejected: 2 tokens]\n34"
+    start = f"[both start with, tokens: {len(pair.prompt)}]\nQ: 1\n"
+    assert shown == f"{start}[chosen goes on, tokens: 1]\n2\n[rejected goes on, tokens: 2]\n34"
 
 
 # ---- length: every digit is one token, so the texts below have as many tokens as digits

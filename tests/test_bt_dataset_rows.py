@@ -133,7 +133,7 @@ def test_the_report_counts_pairs_tokens_savings_and_what_was_set_aside(tiny_toke
     assert capsys.readouterr().out.splitlines() == [
         "train: 2 pairs, 10 tokens a pair, longest 8",
         "  computing each prompt once saves 33% of the tokens",
-        "  3 x longer than 9 tokens, dropped",
+        "  set aside or cut: 3 x longer than 9 tokens, dropped",
     ]
 
 
@@ -182,3 +182,26 @@ def test_demo_pairs_have_nothing_to_drop(tmp_path):
     path = write_rows(tmp_path / "train.parquet", preference_pairs("train", 200, seed=0))
     pairs, bad = dataset.load_pairs(path)
     assert (len(pairs), bad) == (200, {})
+
+
+QUESTION, FOUR, FIVE = (
+    {"role": role, "content": text} for role, text in (("user", "2+2?"), ("assistant", "4"), ("assistant", "5"))
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "whole"),
+    [
+        ("2+2?", "4", "5", False),
+        ("2+2?", "2+2? 4", "2+2? 5", True),
+        ([QUESTION], [FOUR], [FIVE], False),
+        ("2+2?", [QUESTION, FOUR], [QUESTION, FIVE], True),
+    ],
+)
+def test_a_prompt_column_that_the_sides_lack_is_not_ignored(prompt, chosen, rejected, whole):
+    cells = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if whole:
+        assert dataset.check_pair(cells)["chosen"] == chosen
+    else:
+        with pytest.raises(BadRow, match="lacks what the column 'prompt' holds"):
+            dataset.check_pair(cells)

@@ -105,11 +105,13 @@ def test_a_copied_folder_runs_unedited(tmp_path, small_run):
     try:
         for copy in (sibling, elsewhere):
             shutil.copytree(REPO / "bradley_terry", copy, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
+        relative = {"OUTPUT": "outputs", "MODEL_PATH": os.path.relpath(small_run["MODEL_PATH"], elsewhere)}
         runs = [
-            start(tmp_path / name, *few, script=copy / "run_bt.sh", **small_run)
-            for name, copy in (("first", sibling), ("second", elsewhere))
+            start(tmp_path / "first", *few, script=sibling / "run_bt.sh", **small_run),
+            start(tmp_path / "second", *few, script=elsewhere / "run_bt.sh", **small_run | relative),
         ]
         assert [finish(process) for process in runs] == [0, 0], log_of(tmp_path / "first") + log_of(tmp_path / "second")
+        assert (elsewhere / "outputs" / "checkpoint" / "model.safetensors").exists()
     finally:
         shutil.rmtree(sibling, ignore_errors=True)
 

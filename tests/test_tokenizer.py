@@ -1,11 +1,13 @@
 """The pad token a tokenizer gets, and models that are refused before anything starts."""
 
 import json
+import shutil
 
 import pytest
 from omegaconf import OmegaConf
 
 from common.parquet import DataError
+from common.tiny_model import save_tiny_model
 from common.tokenizer import ensure_pad_token, load_tokenizer
 
 
@@ -36,7 +38,7 @@ def model_section(path) -> OmegaConf:
 
 def test_a_models_name_says_its_architecture_and_size(tiny_model):
     name, tokenizer = load_tokenizer(model_section(tiny_model))
-    assert name == "Qwen3ForCausalLM, 2 layers x 128"
+    assert name.startswith("Qwen3ForCausalLM, 2 layers x 128, weights ")
     assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
 
 
@@ -61,3 +63,15 @@ def test_a_classifier_of_two_labels_is_no_reward_model(tiny_model, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="a classifier with 2 labels; a reward has one"):
         load_tokenizer(model_section(tmp_path))
+
+
+def test_models_of_one_shape_have_names_of_their_own_wherever_they_lie(tiny_model, tmp_path, monkeypatch):
+    save_tiny_model(tmp_path / "other", seed=1)
+    shutil.copytree(tiny_model, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    settings = [
+        OmegaConf.create({"path": path, "trust_remote_code": False}) for path in (str(tiny_model), "moved", "other")
+    ]
+    original, moved, other = (load_tokenizer(model)[0] for model in settings)
+    assert original == moved != other
+    assert settings[1].path == str(tmp_path / "moved")  # workers run in another folder
