@@ -56,7 +56,7 @@ LOSS=(
 )
 TRAINER=(
     trainer.output="'$OUTPUT'"
-    trainer.total_epochs=1            # a second pass over preferences overfits (Ouyang et al. 2022, appendix C.2)
+    trainer.total_epochs=1              # a second pass over preferences overfits (Ouyang et al. 2022, appendix C.2)
     trainer.seed="$SEED"
     trainer.test_freq=100
     trainer.save_freq=200

@@ -155,7 +155,7 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Pair]], Cou
         pairs_of[name], cut = encode_pairs(rows_of[name], tokenizer, *limits) if files else ([], Counter())
         set_aside[name] = bad + cut
         report_pairs(name, pairs_of[name], set_aside[name])
-        if name != "train":
+        if name != "train" and files:
             report_leak(rows_of["train"], name, rows_of[name])
     return pairs_of, set_aside["train"]
 
