@@ -3,8 +3,7 @@
 - verl writes a resumable checkpoint into `global_step_N/` and, once it is complete, its number into a tracker file.
   Only the tracker is believed, so a folder that a crash left half-written is never resumed from.
 - Old checkpoints go after the tracker has moved on. (verl's own rotation deletes first, and forgets across restarts.)
-- What others load is written beside its place and moved there whole: safetensors, tokenizer, chat template, and a
-  config that transformers, vLLM and SGLang read as a regression to one unbounded number.
+- What others load is written beside its place and moved there whole: safetensors, config, tokenizer, chat template.
 """
 
 import fcntl
@@ -18,7 +17,7 @@ import torch
 from ray.exceptions import RayTaskError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import Sampler
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RUN_FILE = "run.json"
@@ -112,14 +111,17 @@ def save_checkpoint(handler, folder: Path, step: int, keep: int | None) -> None:
         shutil.rmtree(steps[saved])
 
 
-def export_checkpoint(worker_group, folder: Path, name: str) -> Path:
+def export_checkpoint(worker_group, folder: Path, name: str, *arguments) -> Path:
     """Have the workers write the model for others to load, as `folder/name`, and return that path.
+
+    Args:
+        arguments: what the method's engine wants to know beside the path.
 
     Raises:
         CheckpointError: it could not be written; the resumable checkpoint is untouched.
     """
     try:
-        worker_group.export(str(folder / name))
+        worker_group.export(str(folder / name), *arguments)
     except (RayTaskError, OSError) as error:
         raise CheckpointError(_report_failed_write("the model", folder / name, error)) from error
     return folder / name
@@ -143,23 +145,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 def export_model(
-    module: torch.nn.Module, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: str, rank: int
+    module: torch.nn.Module,
+    auto_class: type,
+    config_changes: dict,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str,
+    rank: int,
+    generation_config: GenerationConfig | None = None,
 ) -> None:
-    """Gather a sharded reward model and write it, as fp32 safetensors, from rank 0. Every rank must call this.
+    """Gather a sharded model and write it, as fp32 safetensors, from rank 0. Every rank must call this.
 
     Args:
         module: the trained FSDP2 module, with or without LoRA.
+        auto_class: what loads it, AutoModelForSequenceClassification or AutoModelForCausalLM.
+        config_changes: what config.json shall say beside what the base model's says.
         folder: the checkpoint's folder, replaced whole. With LoRA it holds the merged model, and `<folder>_adapter`
-            the adapter with the reward head, which peft loads on top of the base model.
+            the adapter, which peft loads on top of the base model.
+        generation_config: how the model generates, for models that do.
     """
     state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank != 0:
         return
-    base_model = config.name_or_path
-    config = type(config).from_dict(config.to_dict())  # without the attention that training used
-    config.problem_type = "regression"  # without it vLLM squashes the single logit through a sigmoid
-    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}  # without them SGLang normalises the hidden state
-    config.pad_token_id = tokenizer.pad_token_id
+    base = module.get_base_model() if hasattr(module, "peft_config") else module
+    config = type(base.config).from_dict(base.config.to_dict())  # without the attention that training used
+    for name, value in (config_changes | {"pad_token_id": tokenizer.pad_token_id}).items():
+        setattr(config, name, value)
     target = Path(folder)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -167,10 +177,9 @@ def export_model(
         from peft import get_peft_model
 
         adapter = module.peft_config["default"]
-        adapter.base_model_name_or_path = base_model
+        adapter.base_model_name_or_path = base.config.name_or_path
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-            model = get_peft_model(model, adapter)
+            model = get_peft_model(auto_class.from_config(config, dtype=torch.float32), adapter)
         model.load_state_dict(state, assign=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
@@ -179,7 +188,8 @@ def export_model(
         state = model.state_dict()
     else:
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+            model = auto_class.from_config(config, dtype=torch.float32)
+    model.generation_config = generation_config
     model.save_pretrained(partial, state_dict=state)
     tokenizer.save_pretrained(partial)
     _replace(partial, target)

@@ -35,29 +35,47 @@ def _is_json(value: object) -> bool:
 
 
 def read_conversation(column: str, value: object) -> Conversation | str:
-    """Return a cell as messages with `role` and `content` only, or as plain text.
+    """Return a cell as messages that end with the assistant's response, or as plain text.
+
+    Raises:
+        BadRow: as for `read_messages`; a conversation that does not end with the assistant; an empty response.
+    """
+    messages = read_messages(column, value)
+    if isinstance(messages, str):
+        return messages
+    if messages[-1]["role"] != "assistant":
+        raise BadRow(column, "the last turn is not the assistant's", f"role {messages[-1]['role']!r}")
+    if not messages[-1]["content"].strip():
+        raise BadRow(column, "empty response", messages[-1]["content"])
+    return messages
+
+
+def read_messages(column: str, value: object) -> Conversation | str:
+    """Return a cell as messages with `role` and `content` only, whoever has the last word, or as plain text.
 
     Raises:
         BadRow: not text, JSON or messages; JSON that does not parse; a message without role or content; an unknown
-            role; a conversation that does not end with the assistant; an empty response.
+            role; content that is not text.
     """
     if isinstance(value, str):
         if not _is_json(value):
             if not value.strip():
                 raise BadRow(column, "empty text")
             return value
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise BadRow(column, "JSON that does not parse", f"{error}: {value}") from error
+        value = read_json(column, value)
     if not isinstance(value, list) or not value:
         raise BadRow(column, "expected a list of messages, JSON text of one, or plain text", value)
-    messages = [_read_message(column, position, message) for position, message in enumerate(value)]
-    if messages[-1]["role"] != "assistant":
-        raise BadRow(column, "the last turn is not the assistant's", f"role {messages[-1]['role']!r}")
-    if not messages[-1]["content"].strip():
-        raise BadRow(column, "empty response", messages[-1]["content"])
-    return messages
+    return [_read_message(column, position, message) for position, message in enumerate(value)]
+
+
+def read_json(column: str, value: object) -> object:
+    """Return what a cell of JSON text holds, and any other cell as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise BadRow(column, "JSON that does not parse", f"{error}: {value}") from error
 
 
 def _read_message(column: str, position: int, message: object) -> dict[str, str]:
@@ -67,6 +85,9 @@ def _read_message(column: str, position: int, message: object) -> dict[str, str]
         raise BadRow(column, f"unknown role, expected one of {', '.join(ROLES)}", message["role"])
     if not isinstance(message["content"], str):
         raise BadRow(column, "a message whose content is not text", message["content"])
+    if message.get("reasoning_content"):
+        kind = "a message with reasoning_content; write it into the content, between <think> and </think>"
+        raise BadRow(column, kind, message["reasoning_content"])
     if message.get("tool_calls"):
         raise BadRow(column, "a message with tool calls, which only text can stand for", message["tool_calls"])
     if re.search("[\ud800-\udfff]", message["content"]):  # JSON can escape half an emoji; no tokenizer takes it

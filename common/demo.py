@@ -6,6 +6,7 @@ Why: a reward model should be trainable, and its accuracy checkable, with no dow
 - A response has the same four traits. Its helpfulness, 0 to 4, is how many of them are what the query asked for.
 - Each trait is drawn so that it is uniform among queries, among chosen and among rejected responses alike. So a
   response read without its query says nothing about its helpfulness, and neither does its length.
+- A judge's row says how the four were found met or not, as its reasoning.
 - A query's text alone decides its split, so no query of one split is ever seen in another.
 - Everything is a pure function of (split, n, seed).
 """
@@ -24,6 +25,8 @@ VALUES: dict[str, tuple[str, ...]] = {
 Traits = tuple[str, ...]  # one value per property
 Met = tuple[bool, ...]  # one verdict per property
 SPLITS = ("train", "val", "test")
+SCORE_RUBRIC = "One point for each that is as asked: topic, count, reason, tone."
+PREFERENCE_RUBRIC = "The better one has more of these as asked: topic, count, reason, tone."
 
 # Words that carry a trait. There are few on purpose: before a model can score agreement between two texts it must find
 # which words agree, and with each further synonym it stays longer at chance. With two place words per topic and eight
@@ -122,3 +125,46 @@ def preference_pairs(split: str, n: int, seed: int) -> list[dict]:
             }
         )
     return rows
+
+
+def pointwise_rows(split: str, n: int, seed: int) -> list[dict]:
+    """Return n scored responses, helpfulness 0 to 4 equally often, in the columns that `common.labelled` reads."""
+    rng = random.Random(f"pointwise-{split}-{seed}")
+    rows = []
+    for _ in range(n):
+        query = make_query(rng, split)
+        response = draw_response(rng, query, rng.randrange(len(VALUES) + 1))
+        found = zip(VALUES, query.asked, response.got, response.met)
+        evidence = ", ".join(f"{name} {asked}/{got} {_yes_or_no(met)}" for name, asked, got, met in found)
+        rows.append({**_judged(query, response), "label": sum(response.met), "reasoning": evidence})
+    return rows
+
+
+def pairwise_rows(split: str, n: int, seed: int) -> list[dict]:
+    """Return n compared responses, a third of them ties, in the columns that `common.labelled` reads."""
+    rng = random.Random(f"pairwise-{split}-{seed}")
+    rows = []
+    for _ in range(n):
+        query = make_query(rng, split)
+        helpfulness = rng.sample(range(len(VALUES) + 1), 2)
+        if rng.random() < 1 / 3:
+            helpfulness = [rng.randrange(len(VALUES) + 1)] * 2
+        responses = [draw_response(rng, query, met) for met in helpfulness]
+        evidence = [f"asked {' '.join(query.asked)}."]
+        for name, response in zip("AB", responses):
+            found = ", ".join(f"{got} {_yes_or_no(met)}" for got, met in zip(response.got, response.met))
+            evidence.append(f"{name} {found}: {sum(response.met)}.")
+        first, second = helpfulness
+        preferred = "tie" if first == second else "A" if first > second else "B"
+        row = {**_judged(query, *responses), "metadata": {"preferred": preferred}}
+        rows.append({**row, "reasoning": " ".join(evidence)})
+    return rows
+
+
+def _judged(query: Query, *responses: Response) -> dict:
+    answers = [{"answer": {"role": "assistant", "content": response.text}} for response in responses]
+    return {"input": [{"role": "user", "content": query.text}], "output": answers}
+
+
+def _yes_or_no(met: bool) -> str:
+    return "yes" if met else "no"

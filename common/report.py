@@ -40,14 +40,26 @@ def read_history(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return history
 
 
-def draw(path: Path, curves: dict[str, dict[str, list]], histograms: dict[str, dict[str, list[float]]]) -> None:
-    """Draw one panel per title: curves of (step, value) by label, histograms of values by label."""
+def draw(
+    path: Path,
+    curves: dict[str, dict[str, list]],
+    histograms: dict[str, dict[str, list[float]]],
+    tables: dict[str, tuple[list[str], list[str], list[list[int]]]] | None = None,
+) -> None:
+    """Draw one panel per title: curves of (step, value) by label, histograms of values by label, tables of counts.
+
+    Args:
+        tables: names of the rows, names of the columns, and the counts row by row.
+    """
     import matplotlib
 
     matplotlib.use("Agg")  # no display is needed to write a file
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(curves) + len(histograms), figsize=(5 * (len(curves) + len(histograms)), 4))
+    tables = tables or {}
+    panels = len(curves) + len(histograms) + len(tables)
+    figure, axes = pyplot.subplots(1, panels, figsize=(5 * panels, 4), squeeze=False)
+    axes = axes[0]
     for axis, (title, series) in zip(axes, curves.items()):
         for label, points in series.items():
             axis.plot(*zip(*points), label=label, marker="o" if len(points) < 20 else None)
@@ -56,7 +68,17 @@ def draw(path: Path, curves: dict[str, dict[str, list]], histograms: dict[str, d
         for label, values in series.items():
             axis.hist(values, bins=40, alpha=0.6, label=label)
         axis.set(title=title, ylabel="pairs")
-    for axis in axes:
+    for axis, (title, (rows, columns, counts)) in zip(axes[len(curves) + len(histograms) :], tables.items()):
+        axis.imshow(counts, cmap="Blues")
+        axis.set(title=title, xticks=range(len(columns)), yticks=range(len(rows)))
+        axis.set_xticklabels(columns)
+        axis.set_yticklabels(rows)
+        largest = max(map(max, counts))
+        for row, line in enumerate(counts):
+            for column, count in enumerate(line):
+                color = "white" if count > largest / 2 else "black"
+                axis.text(column, row, count, ha="center", va="center", color=color)
+    for axis in axes[: len(curves) + len(histograms)]:
         axis.legend()
         axis.grid(alpha=0.3)
     figure.tight_layout()
@@ -89,11 +111,20 @@ def write_model_card(
             summary,
             f"## Use\n\n```python\n{usage.strip()}\n```",
             f"## Measured\n\n{_table(figures)}",
-            "![Training curves and held-out margins](run.png)",
+            "![Training curves and held-out results](run.png)",
             f"## How it was made\n\n{_table(settings)}",
         ]
     )
     write_text(folder / "README.md", f"---\n{front}\n---\n\n{body}\n")
+
+
+def extend_model_card(folder: Path, title: str, figures: dict[str, object], picture: str) -> None:
+    """Add a section of figures to a checkpoint's card, or replace the section of that title; its picture if there."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
+    before, _, _ = text.partition(f"\n## {title}\n")
+    shown = f"\n\n![{title}]({picture})" if (folder / picture).exists() else ""
+    write_text(card, f"{before.rstrip()}\n\n## {title}\n\n{_table(figures)}{shown}\n")
 
 
 def _table(values: dict[str, object]) -> str:

@@ -12,13 +12,15 @@ The same seed writes the same bytes.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from common.demo import preference_pairs
+from common.demo import PREFERENCE_RUBRIC, SCORE_RUBRIC, pairwise_rows, pointwise_rows, preference_pairs
+from common.labelled import pairwise_transcripts, pointwise_transcript
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK_TOKENS = ["<think>", "</think>"]
@@ -45,7 +47,7 @@ CHAT_TEMPLATE = """\
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Train the byte-level BPE on training conversations of the demo world."""
+    """Train the byte-level BPE on training conversations of the demo world, answers and judgements."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -61,8 +63,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     conversations = [row[side] for row in preference_pairs("train", 2000, seed=0) for side in ("chosen", "rejected")]
+    conversations += [pointwise_transcript(row, SCORE_RUBRIC) for row in pointwise_rows("train", 1000, seed=0)]
+    for row in pairwise_rows("train", 1000, seed=0):
+        conversations += pairwise_transcripts(row, PREFERENCE_RUBRIC)
     texts = [f"{turn['role']}\n{turn['content']}" for conversation in conversations for turn in conversation]
-    tokenizer.train_from_iterator([*texts, *["system\n"] * 100], trainer)
+    texts = [re.sub("</?think>", "", text) for text in [*texts, *["system\n"] * 100]]
+    tokenizer.train_from_iterator(texts, trainer)
     fast_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

@@ -5,7 +5,8 @@ import torch
 from conftest import method_modules
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, MistralConfig, Qwen3Config
 
-from common.attention import segment_attention
+from common.attention import SEGMENT_ATTENTION, segment_attention
+from common.engine import self_test
 
 dataset, engine, loss = method_modules("bradley_terry", "dataset", "engine", "loss")
 
@@ -40,7 +41,7 @@ def random_pairs(count: int, seed: int, longest: int = 60) -> list:
 def packed_rewards(model, pairs) -> torch.Tensor:
     batch = dataset.collate(pairs)
     segments, ends = engine.pack(batch["branch_lengths"], torch.device("cpu"))
-    model.set_attn_implementation(engine.SEGMENT_ATTENTION)
+    model.set_attn_implementation(SEGMENT_ATTENTION)
     ids, positions = (batch[name].values()[None] for name in ("input_ids", "position_ids"))
     return engine.score_ends(model, ids, positions, segments, ends)["rewards"]
 
@@ -157,7 +158,7 @@ def test_dropout_and_soft_caps_are_refused_not_ignored():
 
 def test_the_self_test_catches_an_architecture_that_leaks_between_pairs():
     model = make_model()
-    engine.self_test(model)
+    self_test(model)
     layer = model.model.layers[0]
     original = layer.forward
 
@@ -166,4 +167,4 @@ def test_the_self_test_catches_an_architecture_that_leaks_between_pairs():
 
     layer.forward = leaking
     with pytest.raises(ValueError, match="does not keep packed sequences apart"):
-        engine.self_test(model)
+        self_test(model)

@@ -1,0 +1,141 @@
+"""The judges' two prompts, and the parsers that are their inverse: one text for SFT, GRPO, evaluation and serving.
+
+- The judged text stays in its place. Everything that looks like a tag or a special token is broken by a space, so an
+  answer that says `</response>`, `<score>4</score>` or `<|im_end|>` ends nothing and opens nothing.
+- The whole dialogue is shown: system message, every turn, also one that starts with the assistant.
+- A verdict is read only where it stands alone behind the closed reasoning. Anything else is None, never a number: a
+  parser that searches for digits or letters finds one in any garbage.
+- What counts is an argument, `rubric`.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from common.conversation import Conversation
+
+SCORES = range(5)
+PREFERENCES = ("A", "B", "tie")
+Preference = Literal["A", "B", "tie"]
+
+HELPFULNESS = """\
+Helpfulness: does the response do what the dialogue asks for?
+4: all of it, correctly, completely and clearly
+3: most of it; small gaps or flaws
+2: part of it; something important is missing or wrong
+1: little of it; mostly wrong, vague or beside the point
+0: none of it"""
+MORE_HELPFUL = """\
+Helpfulness: does the response do what the dialogue asks for, correctly, completely and clearly?
+Neither length nor order counts. It is a tie if neither response is better."""
+
+POINTWISE_PROMPT = """\
+Score how well the response answers the dialogue.
+
+{rubric}
+
+<dialogue>
+{dialogue}
+</dialogue>
+<response>
+{response}
+</response>
+
+Reason between <think> and </think>. Then write only the score, 0 to 4, between <score> and </score>."""
+PAIRWISE_PROMPT = """\
+Compare how well two responses answer the dialogue.
+
+{rubric}
+
+<dialogue>
+{dialogue}
+</dialogue>
+<response_a>
+{response_a}
+</response_a>
+<response_b>
+{response_b}
+</response_b>
+
+Reason between <think> and </think>. Then write only the better one, A, B or tie, between <preference> and \
+</preference>."""
+
+# What opens a tag or a special token: "<" before a letter, a slash, a bar (ASCII or full-width), "!", "_" or another
+# "<"; "[" before capitals, as in [INST]. A "<" in "a < b", "<=" or "<3" opens nothing and stays.
+OPENS_A_TAG = re.compile(r"<(?=[^\W\d]|[/|｜!_<])|\[(?=/?[A-Za-z_]*[A-Z]{2}[A-Z_]*\])")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two responses to a dialogue, and which is better."""
+
+    dialogue: Conversation
+    response_a: str
+    response_b: str
+    preferred: Preference
+
+    def swap(self) -> "Comparison":
+        """The same comparison with the responses in the other order; a tie stays one."""
+        preferred = {"A": "B", "B": "A", "tie": "tie"}[self.preferred]
+        return replace(self, response_a=self.response_b, response_b=self.response_a, preferred=preferred)
+
+
+def quote(text: str) -> str:
+    """Return text in which nothing is a tag or a special token: "<|im_end|>" becomes "< |im_end|>"."""
+    return OPENS_A_TAG.sub(lambda opening: opening[0] + " ", text)
+
+
+def _quote_dialogue(dialogue: Conversation) -> str:
+    return "\n".join(f"<{turn['role']}>\n{quote(turn['content'])}\n</{turn['role']}>" for turn in dialogue)
+
+
+def pointwise_prompt(dialogue: Conversation, response: str, rubric: str = HELPFULNESS) -> str:
+    """Ask for a score of one response to a dialogue. The rubric is trusted text; dialogue and response are not."""
+    return POINTWISE_PROMPT.format(rubric=rubric, dialogue=_quote_dialogue(dialogue), response=quote(response))
+
+
+def pairwise_prompt(dialogue: Conversation, response_a: str, response_b: str, rubric: str = MORE_HELPFUL) -> str:
+    """Ask which of two responses to a dialogue is better. The rubric is trusted text; the rest is not."""
+    responses = {"response_a": quote(response_a), "response_b": quote(response_b)}
+    return PAIRWISE_PROMPT.format(rubric=rubric, dialogue=_quote_dialogue(dialogue), **responses)
+
+
+def write_score(score: int, reasoning: str = "") -> str:
+    """Return the answer that `parse_score` reads as `score`, whatever the reasoning holds."""
+    return _write_verdict("score", str(score), reasoning)
+
+
+def write_preference(preference: Preference, reasoning: str = "") -> str:
+    """Return the answer that `parse_preference` reads as `preference`, whatever the reasoning holds."""
+    return _write_verdict("preference", preference, reasoning)
+
+
+def _write_verdict(tag: str, verdict: str, reasoning: str) -> str:
+    """The line breaks are Qwen3's own: its chat template would put them there."""
+    return f"<think>\n{quote(reasoning).strip()}\n</think>\n\n<{tag}>{verdict}</{tag}>"
+
+
+def parse_score(text: str) -> int | None:
+    """Read a score from a judge's answer.
+
+    The answer is reasoning, closed by the one `</think>`, then `<score>N</score>` with N from 0 to 4, then nothing. The
+    opening `<think>` may be absent: some chat templates put it into the prompt.
+
+    Returns:
+        0 to 4, or None for anything else.
+    """
+    verdict = _parse_verdict(text, r"<score>([0-4])</score>")
+    return None if verdict is None else int(verdict)
+
+
+def parse_preference(text: str) -> Preference | None:
+    """Read "A", "B" or "tie" from `<preference>…</preference>`, with the same rules as `parse_score`."""
+    return _parse_verdict(text, r"<preference>(A|B|tie)</preference>")
+
+
+def _parse_verdict(text: str, pattern: str) -> str | None:
+    reasoning, closing, rest = text.partition("</think>")
+    if not closing or "<think>" in reasoning.lstrip().removeprefix("<think>"):
+        return None
+    verdict = re.fullmatch(pattern, rest.strip())
+    return verdict[1] if verdict else None

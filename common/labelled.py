@@ -1,0 +1,101 @@
+"""Labelled judgements in a table's rows, read and checked: a scored response, or two compared ones.
+
+    pointwise   input    dialogue: list of {role, content}, JSON text of one, or the query as plain text
+                output   one response: [{"answer": {"role": "assistant", "content": …}}]
+                label    0 to 4
+    pairwise    input    the same
+                output   two responses, A then B
+                metadata {"preferred": "A", "B" or "tie", …}
+    both        reasoning (optional)   why, as text: what a judge should write before its verdict
+
+Any cell may be JSON text. An empty response is a response, and a bad one; a missing label is an error, never a tie.
+"""
+
+import re
+
+from common.conversation import BadRow, Conversation, read_json, read_messages
+from common.judge import (
+    HELPFULNESS,
+    MORE_HELPFUL,
+    PREFERENCES,
+    SCORES,
+    Comparison,
+    pairwise_prompt,
+    pointwise_prompt,
+    write_preference,
+    write_score,
+)
+
+POINTWISE_COLUMNS = ("input", "output", "label")
+PAIRWISE_COLUMNS = ("input", "output", "metadata")
+
+
+def read_scored(row: dict) -> tuple[Conversation, str, int]:
+    """Return dialogue, response and score of a pointwise row; raise `BadRow` where it is none."""
+    (response,) = _read_responses(row["output"], 1)
+    return _read_dialogue(row["input"]), response, _read_score(row["label"])
+
+
+def read_comparison(row: dict) -> Comparison:
+    """Return a pairwise row as a `Comparison`; raise `BadRow` where it is none."""
+    response_a, response_b = _read_responses(row["output"], 2)
+    metadata = read_json("metadata", row["metadata"])
+    preferred = metadata.get("preferred") if isinstance(metadata, dict) else None
+    if preferred not in PREFERENCES:
+        raise BadRow("metadata", f"`preferred` is not one of {', '.join(PREFERENCES)}", metadata)
+    return Comparison(_read_dialogue(row["input"]), response_a, response_b, preferred)
+
+
+def read_reasoning(row: dict) -> str:
+    """Return the row's reasoning, or nothing where it has none."""
+    reasoning = row.get("reasoning")
+    if reasoning is not None and not isinstance(reasoning, str):
+        raise BadRow("reasoning", "expected text", reasoning)
+    return reasoning or ""
+
+
+def pointwise_transcript(row: dict, rubric: str = HELPFULNESS) -> Conversation:
+    """Return a pointwise row as a judge's conversation: the prompt, and the answer it should give."""
+    dialogue, response, score = read_scored(row)
+    return _transcript(pointwise_prompt(dialogue, response, rubric), write_score(score, read_reasoning(row)))
+
+
+def pairwise_transcripts(row: dict, rubric: str = MORE_HELPFUL) -> list[Conversation]:
+    """Return a pairwise row as judge's conversations, in both orders so that no position is favoured.
+
+    With a reasoning there is one: the reasoning speaks of A and B as they stand.
+    """
+    comparison, reasoning = read_comparison(row), read_reasoning(row)
+    return [
+        _transcript(
+            pairwise_prompt(shown.dialogue, shown.response_a, shown.response_b, rubric),
+            write_preference(shown.preferred, reasoning),
+        )
+        for shown in ([comparison] if reasoning else [comparison, comparison.swap()])
+    ]
+
+
+def _transcript(prompt: str, answer: str) -> Conversation:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def _read_dialogue(value: object) -> Conversation:
+    dialogue = read_messages("input", value)
+    return [{"role": "user", "content": dialogue}] if isinstance(dialogue, str) else dialogue
+
+
+def _read_responses(value: object, count: int) -> list[str]:
+    answers = read_json("output", value)
+    if not isinstance(answers, list) or len(answers) != count:
+        raise BadRow("output", f"expected a list of {count} response{'s' * (count > 1)}", value)
+    texts = [answer.get("answer", {}).get("content") if isinstance(answer, dict) else None for answer in answers]
+    if not all(isinstance(text, str) for text in texts):
+        raise BadRow("output", 'expected each response as {"answer": {"role": "assistant", "content": text}}', value)
+    return texts
+
+
+def _read_score(value: object) -> int:
+    text = str(value).strip()
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]+(\.0+)?", text) or int(float(text)) not in SCORES:
+        raise BadRow("label", f"expected a whole number from {SCORES[0]} to {SCORES[-1]}", value)
+    return int(float(text))

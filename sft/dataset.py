@@ -1,0 +1,215 @@
+"""One conversation, rendered and tokenised once, with a mask over the tokens that the assistant has to write.
+
+    <|im_start|>user\\nWhy?<|im_end|>\\n<|im_start|>assistant\\nBecause.<|im_end|>\\n
+                                                              -----------------  trained on
+
+The end-of-turn token is trained on, or the model would never stop; how the turns are found is in turns.py. Nothing is
+padded: conversations lie behind one another in one row, and `common/attention.py` keeps them apart. A textbook packer
+cuts conversations in two to fill rows of equal length; here each stays whole, and a row is as long as it gets.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from common.conversation import BadRow, Conversation, prompt_of, read_conversation
+from common.parquet import DataError, check_rows, read_rows
+
+from turns import find_prefilled, find_turns, mask_turns, special_tokens
+
+TRUNCATIONS = ("error", "drop", "left")
+TURNS = ("all", "last")
+TOKENIZE_AT_ONCE = 512  # rows per call of the tokenizer, which spreads a call over all cores
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation as token ids, and which of them are trained on."""
+
+    ids: np.ndarray  # (n,) int32
+    mask: np.ndarray  # (n,) bool: the assistant's tokens, end-of-turn included
+    source: str
+
+    @property
+    def tokens(self) -> int:
+        """What `max_length` bounds and the token budget of a micro-batch counts."""
+        return len(self.ids)
+
+    @property
+    def end_of_turn(self) -> int:
+        """The token that ends the assistant's last turn."""
+        return int(self.ids[np.flatnonzero(self.mask)[-1]])
+
+
+def check_conversation(row: dict) -> dict:
+    """Read one row's `messages`; raise `BadRow` where there is nothing to learn from."""
+    messages = read_conversation("messages", row["messages"])
+    if isinstance(messages, str):
+        raise BadRow("messages", "expected a list of messages or JSON text of one, found plain text", messages)
+    if any(turn["role"] == "assistant" and not turn["content"].strip() for turn in messages):
+        raise BadRow("messages", "an empty assistant turn")
+    return {"messages": messages}
+
+
+def load_rows(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
+    """Read and check conversations; see `common.parquet.read_rows` for arguments and errors."""
+    return read_rows(files, ("messages",), (), check_conversation, on_bad_row)
+
+
+def encode_rows(
+    rows: list[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    truncation: str,
+    on_bad_row: str = "error",
+    turns: str = "all",
+    template_options: dict | None = None,
+) -> tuple[list[Example], Counter]:
+    """Render, tokenise, mask and cut all conversations.
+
+    Args:
+        rows: from `load`.
+        max_length: tokens allowed in a conversation.
+        truncation: what happens to longer ones. "error"; "drop"; "left" cuts the start, trains on the assistant turns
+            that are still whole, and drops a conversation that has none left.
+        turns: "all" assistant turns are trained on, or the "last" one of each conversation.
+        template_options: the chat template's own switches, such as {"enable_thinking": False} for Qwen3.
+
+    Returns:
+        The examples, and a count of what was dropped or cut.
+
+    Raises:
+        DataError: no chat template; a conversation too long with truncation="error"; no conversation left.
+    """
+    if truncation not in TRUNCATIONS:
+        raise DataError(f"data.truncation={truncation!r}: expected one of {', '.join(TRUNCATIONS)}")
+    if turns not in TURNS:
+        raise DataError(f"data.turns={turns!r}: expected one of {', '.join(TURNS)}")
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template. Put a chat_template.jinja beside the model."
+        )
+
+    def render(messages: Conversation, **options) -> str:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **{**(template_options or {}), **options})
+
+    special = special_tokens(tokenizer)
+    in_content = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or "$.")
+    prefilled = find_prefilled(render)
+
+    def locate(row: dict) -> dict:
+        for turn in row["messages"]:
+            if found := in_content.search(turn["content"]):
+                raise BadRow("messages", f"a message holds the model's special token {found[0]!r}", turn["content"])
+        text, spans = find_turns(row["messages"], render, prefilled)
+        return {"text": text, "spans": spans if turns == "all" else spans[-1:]}
+
+    rows, counts = check_rows(rows, locate, on_bad_row)
+    with tqdm(total=len(rows), desc="tokenise", unit="row", delay=1) as progress:
+        for start in range(0, len(rows), TOKENIZE_AT_ONCE):
+            chunk = rows[start : start + TOKENIZE_AT_ONCE]
+            texts = [row["text"] for row in chunk]
+            encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+            for row, ids, offsets in zip(chunk, encoded["input_ids"], encoded["offset_mapping"]):
+                row["ids"], row["offsets"] = np.asarray(ids, dtype=np.int32), np.asarray(offsets).reshape(-1, 2)
+            progress.update(len(chunk))
+    end_ids = np.array(list(special.values()))
+    rows, endless = check_rows(rows, lambda row: {**row, "mask": mask_turns(row, end_ids)}, on_bad_row)
+    counts += endless
+    encoded = [Example(row["ids"], row["mask"], row["source"]) for row in rows]
+    examples = [example for example in encoded if example.tokens <= max_length]
+    too_long = [example for example in encoded if example.tokens > max_length]
+    if too_long and truncation == "error":
+        raise DataError(_report_too_long(len(rows), too_long, max_length))
+    for example in too_long:
+        cut = cut_start(example, example.tokens - max_length) if truncation == "left" else None
+        fate = "start cut" if cut else "dropped"
+        fate += ", as no assistant turn would be left whole" * (truncation == "left" and not cut)
+        counts[f"longer than {max_length} tokens, {fate}"] += 1
+        examples += [cut] if cut else []
+    if not examples:
+        raise DataError(f"no usable conversation: {'; '.join(f'{n} x {kind}' for kind, n in counts.items())}")
+    return examples, counts
+
+
+def cut_start(example: Example, excess: int) -> Example | None:
+    """Cut tokens from the start; a turn that is cut in two is no longer trained on. None if no turn is left."""
+    mask = example.mask[excess:].copy()
+    if example.mask[excess - 1]:
+        mask[: np.argmin(mask)] = False
+    return Example(example.ids[excess:], mask, example.source) if mask.any() else None
+
+
+def _report_too_long(total: int, too_long: list[Example], max_length: int) -> str:
+    longest = sorted(too_long, key=lambda example: -example.tokens)
+    shown = [f"  {example.source}: {example.tokens} tokens" for example in longest[:5]]
+    head = f"{len(too_long)} of {total} conversations are longer than data.max_length={max_length} tokens. The longest:"
+    remedy = "Raise data.max_length, or set data.truncation=drop (leave them out) or left (cut their start)."
+    return "\n".join([head, *shown, remedy])
+
+
+def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
+    """Make the batch that verl's engine cuts into micro-batches.
+
+    The examples [1 2 3] and [4 5], trained on 3 and 5, become
+
+        input_ids       1 2 3 | 4 5
+        position_ids    0 1 2 | 0 1
+        loss_mask       0 0 1 | 0 1
+
+    Returns:
+        input_ids, position_ids, loss_mask: jagged (examples, tokens).
+    """
+
+    def jagged(tensors) -> torch.Tensor:
+        return torch.nested.as_nested_tensor(list(tensors), layout=torch.jagged)
+
+    return {
+        "input_ids": jagged(torch.from_numpy(example.ids).long() for example in examples),
+        "position_ids": jagged(torch.arange(example.tokens) for example in examples),
+        "loss_mask": jagged(torch.from_numpy(example.mask).long() for example in examples),
+    }
+
+
+def digest(examples: list[Example]) -> str:
+    """Return a short hash of all tokens and masks, to tell whether two runs train on the same conversations."""
+    total = hashlib.sha256()
+    for example in examples:
+        total.update(example.ids.tobytes() + example.mask.tobytes())
+    return total.hexdigest()[:16]
+
+
+def describe(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Show a conversation as the model sees it, what is trained on marked."""
+    cuts = [0, *(np.flatnonzero(np.diff(example.mask)) + 1), example.tokens]
+    return "\n".join(
+        f"[{'trained on' if example.mask[start] else 'given'}, tokens: {end - start}]\n"
+        + tokenizer.decode(example.ids[start:end])
+        for start, end in zip(cuts, cuts[1:])
+    )
+
+
+def report_examples(name: str, examples: list[Example], set_aside: Counter) -> None:
+    """Print what is trained on, and what was set aside and why."""
+    if not examples:
+        print(f"{name}: no conversations")
+        return
+    tokens, trained = (sum(values) for values in zip(*((e.tokens, e.mask.sum()) for e in examples)))
+    print(f"{name}: {len(examples)} conversations, {tokens / len(examples):.0f} tokens on average,", end=" ")
+    print(f"the longest {max(example.tokens for example in examples)}; {trained / tokens:.0%} of them trained on")
+    for kind, count in set_aside.items():
+        print(f"  set aside or cut: {count} x {kind}")
+
+
+def report_leak(train_rows: list[dict], name: str, rows: list[dict]) -> None:
+    """Warn if a held-out prompt is also a training prompt."""
+    seen = {prompt_of(row) for row in train_rows}
+    leaked = sum(prompt_of(row) in seen for row in rows)
+    if leaked:
+        print(f"  warning: the prompts of {leaked} {name} rows are also in train; {name} figures flatter the model")

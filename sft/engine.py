@@ -1,0 +1,79 @@
+"""verl's FSDP2 engine for language models, over packed conversations; on CPU and CUDA alike.
+
+Two things differ from verl's own. A micro-batch stays one packed row, without the flash-attn build that verl's needs
+for that. And logits are computed only where the next token is trained on: of a judge's conversation that is a fifth,
+and over a vocabulary of 150,000 the logits of the rest would be most of the memory.
+"""
+
+import torch
+from tensordict import TensorDict
+from transformers import AutoModelForCausalLM, GenerationConfig
+from verl.utils.metric import AggregationType, Metric
+from verl.workers.engine import EngineRegistry
+
+from common.attention import Segments
+from common.checkpoint import export_model
+from common.engine import PackedEngine, PackedWorker
+
+from loss import token_losses
+
+
+def pack(offsets: torch.Tensor) -> Segments:
+    """Cut a packed row of conversations into attention segments.
+
+    Args:
+        offsets: (conversations + 1,), where each starts and the last one ends.
+    """
+    cuts = offsets.tolist()
+    return Segments([(start, end, start, start) for start, end in zip(cuts, cuts[1:])], offsets.device)
+
+
+def sft_loss(model_output: dict, data: TensorDict, dp_group):
+    """Sum one micro-batch's token losses, scaled so that the sum over all is the mean over the global batch."""
+    losses, correct = (model_output[name].values() for name in ("losses", "correct"))
+    workers = data["dp_size"]  # FSDP averages gradients over the workers, verl the metrics
+    sums = {"tokens": torch.tensor(float(len(losses))), "correct": correct.sum()}
+    metrics = {name: Metric(AggregationType.SUM, value * workers) for name, value in sums.items()}
+    return losses.sum() / data["batch_num_tokens"] * workers, metrics
+
+
+@EngineRegistry.register(model_type="packed_language_model", backend="fsdp2", device=["cpu", "cuda"])
+class SFTEngine(PackedEngine):
+    """Builds, shards and runs a language model over packed conversations."""
+
+    auto_class = AutoModelForCausalLM
+    task_type = "CAUSAL_LM"
+
+    def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
+        ids, positions = (micro_batch[name].values() for name in ("input_ids", "position_ids"))
+        targets = micro_batch["loss_mask"].values().nonzero()[:, 0]
+        row = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": None}
+        packed = {"segments": pack(micro_batch["input_ids"].offsets()), "logits_to_keep": targets - 1}
+        return row | packed, {"targets": ids[targets]}
+
+    def prepare_model_outputs(self, output, output_args: dict, micro_batch: TensorDict, logits_processor_func) -> dict:
+        """Return losses and correct, jagged (conversations, trained tokens)."""
+        logits, targets = output.logits[0], output_args["targets"]
+        trained = torch.stack([mask.sum() for mask in micro_batch["loss_mask"].unbind()])
+        offsets = torch.cat([trained.new_zeros(1), trained.cumsum(0)])
+        with torch.autocast(logits.device.type, enabled=False):
+            losses = token_losses(logits, targets)
+        correct = (logits.detach().argmax(dim=1) == targets).float()
+        jagged = torch.nested.nested_tensor_from_jagged
+        return {"losses": jagged(losses, offsets), "correct": jagged(correct, offsets)}
+
+    def export(self, folder: str, end_of_turn: list[int]) -> None:
+        """Write a checkpoint that generates, and stops at the tokens that ended the turns it was trained on.
+
+        See `common.checkpoint.export_model`.
+        """
+        tokenizer = self.model_config.tokenizer
+        generation = self.model_config.generation_config or GenerationConfig.from_model_config(self.module.config)
+        ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+        generation.eos_token_id = sorted({*end_of_turn, *ends} - {None})
+        generation.pad_token_id = tokenizer.pad_token_id
+        export_model(self.module, self.auto_class, {}, tokenizer, folder, self.rank, generation)
+
+
+class SFTWorker(PackedWorker):
+    """The worker that knows SFTEngine."""

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Teach a language model to judge, or anything else that conversations can show. With nothing set, it makes a tiny model
+# and a judge's conversations with known right verdicts, and trains on the CPU in a few minutes. The same script trains
+# an 8B model on a cluster.
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+# ---- yours to set -------------------------------------------------------------------------------------------------
+MODEL_PATH=${MODEL_PATH:-}              # a language model to start from: folder or hub id; empty: the tiny demo model
+TRAIN_FILES=${TRAIN_FILES:-}            # Parquet with messages; empty: the demo data
+VAL_FILES=${VAL_FILES:-}                # the same, other prompts; may be empty
+TEST_FILES=${TEST_FILES:-}              # measured once, after training; may be empty
+OUTPUT=${OUTPUT:-outputs}               # everything the run leaves; a second run with the same settings resumes what is here
+NNODES=${NNODES:-1}
+N_GPUS_PER_NODE=${N_GPUS_PER_NODE:-null} # null: all GPUs of a node; without GPUs, how many processes (null: one)
+SEED=${SEED:-0}
+TEMPLATE_OPTIONS=${TEMPLATE_OPTIONS:-"{}"} # the chat template's own switches, such as {enable_thinking: false} for Qwen3
+# RAY_ADDRESS=auto or head:6379         # join a running Ray cluster instead of starting one on this machine
+# -------------------------------------------------------------------------------------------------------------------
+
+if [[ -z "$TRAIN_FILES" ]]; then
+    python "$HERE/prepare_data.py" --source demo --seed "$SEED" --output "$OUTPUT/data"
+    TRAIN_FILES=$OUTPUT/data/train.parquet VAL_FILES=$OUTPUT/data/val.parquet TEST_FILES=$OUTPUT/data/test.parquet
+fi
+if [[ -z "$MODEL_PATH" ]]; then
+    # from scratch: 0.4 M parameters learn the demo in one pass at a high rate
+    MODEL_PATH=$OUTPUT/model
+    python -m common.tiny_model --seed "$SEED" --output "$MODEL_PATH"
+    BATCH=32 LR=1e-3 WARMUP=0.1 EPOCHS=1
+else
+    # pretrained: a low rate, and the same rows three times; SFT forgives repetition, preferences do not
+    BATCH=64 LR=1e-5 WARMUP=0.03 EPOCHS=3
+fi
+
+DATA=(
+    data.train_files="'$TRAIN_FILES'"
+    data.val_files="${VAL_FILES:+'$VAL_FILES'}"
+    data.test_files="${TEST_FILES:+'$TEST_FILES'}"
+    data.train_batch_size=$BATCH        # conversations per step
+    data.max_length=4096                # tokens of a conversation
+    data.template_options="$TEMPLATE_OPTIONS"
+    data.max_tokens_per_gpu=16384       # per micro-batch, at least max_length; raise until memory is full
+)
+MODEL=(
+    model.path="'$MODEL_PATH'"
+    model.enable_gradient_checkpointing=False # True trades a third more compute for memory: for large models
+)
+OPTIM=(
+    optim.lr=$LR
+    optim.lr_warmup_steps_ratio=$WARMUP # Adam's averages need some steps before they can be trusted
+    optim.min_lr_ratio=0.0
+    optim.weight_decay=0.01
+    optim.betas='[0.9,0.98]'            # a memory of 50 steps: runs are short
+    optim.clip_grad=1.0
+)
+TRAINER=(
+    trainer.output="'$OUTPUT'"
+    trainer.total_epochs=$EPOCHS
+    trainer.seed="$SEED"
+    trainer.test_freq=100
+    trainer.save_freq=200
+    trainer.max_ckpt_to_keep=2          # each holds weights and optimizer: three times the model in fp32
+    trainer.nnodes="$NNODES"
+    trainer.n_gpus_per_node="$N_GPUS_PER_NODE"
+)
+
+python "$HERE/train.py" "${DATA[@]}" "${MODEL[@]}" "${OPTIM[@]}" "${TRAINER[@]}" "$@"
+if [[ -n "$TEST_FILES" ]]; then
+    # what is bad or too long was reported before training, and stopped it unless asked to be dropped
+    python "$HERE/evaluate.py" --model "$OUTPUT/checkpoint" --data "$TEST_FILES" --on-bad-row drop --truncation drop \
+        --template-options "$TEMPLATE_OPTIONS" --card
+fi

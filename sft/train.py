@@ -1,0 +1,249 @@
+"""Train a language model on conversations. Read it top to bottom: this is all that happens.
+
+    bash run_sft.sh                      # sets every number, then calls: python train.py key=value …
+
+One process, this one, owns the data, the loop, the progress bar, the metrics and the files. The workers, one per GPU or
+share of the CPU, hold the sharded model and answer: train_batch, infer_batch, save and load, export. There is no
+`if rank == 0`. All input is checked before Ray or a model starts.
+"""
+
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from ray.exceptions import RayActorError
+from torchdata.stateful_dataloader import StatefulDataLoader
+from tqdm import tqdm
+
+from common import cluster
+from common.checkpoint import (
+    CheckpointError,
+    EpochShuffle,
+    check_resume,
+    claim_folder,
+    export_checkpoint,
+    save_checkpoint,
+)
+from common.parquet import DataError
+from common.report import draw, format_value, read_history, start_tracking, write_model_card
+from common.tokenizer import load_tokenizer
+
+from dataset import Example, collate, describe, digest, encode_rows, load_rows, report_examples, report_leak
+from evaluate import token_metrics
+from loss import batch_metrics
+
+GO_ON = "the same command goes on from the last checkpoint, if there is one"
+PRECISION = {"cuda": "bf16", "cpu": "fp32"}
+SHOWN = ("loss", "token_accuracy", "grad_norm", "lr", "tokens_per_second")
+USAGE = """
+from transformers import pipeline
+
+generate = pipeline("text-generation", model="checkpoint")
+chat = [{"role": "user", "content": "…"}]
+answer = generate(chat, max_new_tokens=512, do_sample=False)[0]["generated_text"][-1]["content"]
+"""
+
+
+@hydra.main(config_path=".", config_name="config", version_base=None)
+def main(config: DictConfig) -> None:
+    try:
+        train(config)
+    except (DataError, cluster.ClusterError, CheckpointError, cluster.TrainingError) as error:
+        raise SystemExit(f"\ntrain.py: {error}") from None
+    except RayActorError as error:
+        raise SystemExit(f"\ntrain.py: a worker died; {GO_ON}. {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"\ntrain.py: stopped; {GO_ON}") from None
+    finally:
+        cluster.disconnect()
+
+
+def train(config: DictConfig) -> None:
+    data, trainer = config.data, config.trainer
+    output = Path(trainer.output).absolute()
+
+    # 1. Check the input
+    model_name, tokenizer = load_tokenizer(config.model)
+    examples_of, set_aside = read_data(config, tokenizer)
+    train_examples, val_examples = examples_of["train"], examples_of["val"]
+    print(f"\nThe first conversation, as the model sees it:\n{describe(train_examples[0], tokenizer)}\n", flush=True)
+    check_sizes(config, examples_of)
+
+    # 2. Start the cluster and the workers
+    device, per_node = cluster.connect(Path(__file__).resolve().parent, trainer.nnodes, trainer.n_gpus_per_node)
+    workers = per_node * trainer.nnodes
+    if data.train_batch_size % workers:
+        raise DataError(f"data.train_batch_size={data.train_batch_size} cannot be shared equally by {workers} workers")
+    steps = len(train_examples) // data.train_batch_size * trainer.total_epochs
+    last_step = min(steps, trainer.total_training_steps or steps)
+    claim = claim_folder(output)
+    cluster.check_shared_folder(output, trainer.nnodes)
+    check_resume(output, identity(config, model_name, train_examples, workers), trainer.resume_mode)
+    tokenizer.save_pretrained(output / "tokenizer")
+    config.model.tokenizer_path = str(output / "tokenizer")
+    config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION[device]}
+    config.optim.total_training_steps = steps
+    # verl takes seconds to import, so bad input is reported before
+    from verl.utils.checkpoint import CheckpointHandler, OrchestrationMode
+
+    from engine import SFTWorker, sft_loss
+
+    worker_group = cluster.start_workers(SFTWorker, "packed_language_model", sft_loss, config, device, per_node)
+
+    # 3. Start, or resume where an interrupted run of the same settings stopped
+    order = EpochShuffle(len(train_examples), data.train_batch_size, trainer.total_epochs, trainer.seed)
+    loader = StatefulDataLoader(train_examples, batch_size=data.train_batch_size, sampler=order, collate_fn=list)
+    places = {"default_local_dir": str(output), "resume_mode": trainer.resume_mode, "mode": OrchestrationMode.RAY}
+    handler = CheckpointHandler(worker_group, loader, **places)
+    step = handler.load_checkpoint()
+    settings = OmegaConf.to_container(config, resolve=True)
+    tracking = start_tracking(output, trainer.project_name, list(trainer.logger), settings, step)
+    measure = partial(infer, worker_group, config, workers)
+    print(f"\nresuming after step {step} of {last_step}" if step else "\nstarting")
+    if step == 0:
+        log_metrics("val", val_examples, measure(val_examples), tracking, step)
+
+    # 4. Train
+    progress = tqdm(total=last_step, initial=step, desc="train", unit="step", dynamic_ncols=True)
+    for examples in loader if step < last_step else ():
+        step += 1
+        started = time.perf_counter()
+        shared = cluster.balance(examples, workers)
+        batch = cluster.make_batch(shared, collate, data.max_tokens_per_gpu, update_lr_scheduler=True)
+        metrics, sums = cluster.train_batch(worker_group, batch, examples, step)
+        metrics |= batch_metrics(sums)
+        metrics["seconds"] = time.perf_counter() - started
+        metrics["tokens_per_second"] = sum(example.tokens for example in examples) / metrics["seconds"]
+        tracking.log({f"train/{name}": value for name, value in metrics.items()}, step)
+        progress.update()
+        progress.write(f"step {step}/{last_step}  " + "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN))
+        if trainer.test_freq > 0 and step % trainer.test_freq == 0 and step < last_step:
+            log_metrics("val", val_examples, measure(val_examples), tracking, step)
+        if (trainer.save_freq > 0 and step % trainer.save_freq == 0) or step == last_step:
+            save_checkpoint(handler, output, step, trainer.max_ckpt_to_keep)
+        if step == last_step:
+            break
+    progress.close()
+
+    # 5. Leave behind what people and servers use
+    figures = {}
+    for name in ("val", "test"):
+        figures |= log_metrics(name, examples_of[name], measure(examples_of[name]), tracking, step)
+    end_of_turn = sorted({example.end_of_turn for example in train_examples})
+    checkpoint = export_checkpoint(worker_group, output, "checkpoint", end_of_turn)
+    tracking.finish()
+    about = {"base model": model_name, "training conversations": len(train_examples), "steps": step}
+    write_report(config, output, figures, about | {"set aside": dict(set_aside)})
+    claim.close()
+    lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
+    lines = lines or ["nothing was held out: set VAL_FILES or TEST_FILES to measure the model"]
+    print("\n".join(["", *lines, "", f"model, its card and picture: {checkpoint}"]))
+
+
+def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Example]], Counter]:
+    """Return the conversations of train, val and test, and what was set aside of the training rows."""
+    data, examples_of, set_aside, rows_of = config.data, {}, {}, {}
+    for name, files in {"train": data.train_files, "val": data.val_files, "test": data.test_files}.items():
+        rows_of[name], bad = load_rows(files, data.on_bad_row) if files else ([], Counter())
+        limits = (data.max_length, data.truncation, data.on_bad_row, data.turns, data.template_options)
+        examples_of[name], cut = encode_rows(rows_of[name], tokenizer, *limits) if files else ([], Counter())
+        set_aside[name] = bad + cut
+        report_examples(name, examples_of[name], set_aside[name])
+        if name != "train" and files:
+            report_leak(rows_of["train"], name, rows_of[name])
+    return examples_of, set_aside["train"]
+
+
+def check_sizes(config: DictConfig, examples_of: dict[str, list[Example]]) -> None:
+    data, count = config.data, len(examples_of["train"])
+    if count < data.train_batch_size:
+        raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {count} conversations")
+    if left_over := count % data.train_batch_size:
+        print(f"  {left_over} training conversations, others each epoch, do not fill a batch and are left out")
+    largest = max(example.tokens for examples in examples_of.values() for example in examples)
+    if largest > data.max_tokens_per_gpu:
+        raise DataError(
+            f"data.max_tokens_per_gpu={data.max_tokens_per_gpu} does not hold the largest conversation, {largest} "
+            "tokens. Raise it, or lower data.max_length."
+        )
+
+
+def identity(config: DictConfig, model_name: str, examples: list[Example], workers: int) -> dict:
+    """What must be equal for a resumed run to be the same run."""
+    return {
+        "model": model_name,
+        "training conversations": f"{len(examples)}, digest {digest(examples)}",
+        "workers": workers,
+        "data.train_batch_size": config.data.train_batch_size,
+        "trainer.total_epochs": config.trainer.total_epochs,
+        "trainer.seed": config.trainer.seed,
+        "lora": {key: str(config.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
+        "engine.fsdp_size": config.engine.fsdp_size,
+        "optim": OmegaConf.to_container(config.optim),
+    }
+
+
+def infer(worker_group, config: DictConfig, workers: int, examples: list[Example]) -> list[np.ndarray]:
+    """Measure every conversation once, whatever the batch size and the number of workers.
+
+    Returns:
+        For each conversation (2, trained tokens): each token's loss, and 1 where it is the most probable one, else 0.
+    """
+    from verl.utils import tensordict_utils as tu
+
+    measured, size = [], config.data.train_batch_size
+    for start in tqdm(range(0, len(examples), size), desc="measure", unit="batch", leave=False, delay=3):
+        batch = examples[start : start + size]
+        filled = batch + batch[-1:] * (-len(batch) % workers)  # an equal share for each worker
+        batch_of_all = cluster.make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)
+        result = worker_group.infer_batch(batch_of_all).get()
+        columns = (tu.get(result, name).unbind()[: len(batch)] for name in ("losses", "correct"))
+        measured += [torch.stack(pair).float().numpy() for pair in zip(*columns)]
+    return measured
+
+
+def log_metrics(name: str, examples: list[Example], measured: list, tracking, step: int) -> dict[str, float]:
+    """Log and show how well held-out conversations are predicted."""
+    if not examples:
+        return {}
+    bad = [example.source for example, values in zip(examples, measured) if not np.isfinite(values).all()]
+    if bad:
+        raise cluster.TrainingError(f"step {step}: {len(bad)} {name} losses are not finite, the first for {bad[0]}")
+    metrics = {f"{name}/{key}": value for key, value in token_metrics(measured).items()}
+    tracking.log(metrics, step)
+    shown = ("loss", "perplexity", "token_accuracy")
+    tqdm.write(f"{name} at step {step}  " + "  ".join(f"{key} {metrics[f'{name}/{key}']:.4g}" for key in shown))
+    return metrics
+
+
+def write_report(config: DictConfig, output: Path, figures: dict, about: dict) -> None:
+    """Write the picture and the model card."""
+    history = read_history(output)
+    panels = {
+        "loss, nats a token": ("train/loss", "val/loss"),
+        "token accuracy": ("train/token_accuracy", "val/token_accuracy"),
+    }
+    curves = {title: {name: history[name] for name in names if name in history} for title, names in panels.items()}
+    draw(output / "checkpoint" / "run.png", curves, {})
+    for section in ("data", "model", "optim"):
+        about |= {f"{section}.{name}": value for name, value in config[section].items() if not name.startswith("_")}
+    write_model_card(
+        output / "checkpoint",
+        title="Fine-tuned language model",
+        summary="Answers as the assistant does in the conversations it was trained on. Trained on a judge's "
+        "conversations it judges: it reasons between `<think>` and `</think>` and ends with its verdict.",
+        usage=USAGE,
+        figures=figures,
+        settings=about,
+        pipeline_tag="text-generation",
+        tags=["sft", "llm-judge"],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Find the assistant's turns in a rendered conversation, whatever the chat template does around them.
+
+The textbook (and verl's stock dataset) puts each message alone through the chat template and joins the pieces. That
+breaks wherever a template looks at the whole conversation: Qwen3's drops the thinking of earlier turns and writes an
+empty think block into the last, Llama 2's puts the system message into the first user turn, many refuse a message
+without those before it. transformers' own mask needs `{% generation %}` in the template, which few have.
+
+Here the conversation is rendered as a whole, exactly as it will be when the model is served, and once more with a
+marker in place of each assistant turn. What stands between two markers is the template's and the user's text, so in the
+real rendering everything else is the assistant's.
+"""
+
+import re
+from collections.abc import Callable
+
+import jinja2
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from common.conversation import BadRow, Conversation
+
+MARKER = "assistant-turn-7f3a-{}-marker"  # in no text by chance
+EMPTY_THINKING = re.compile(r"<think>\s*</think>\s*\Z")  # what Qwen3's template writes in front of a turn without any
+
+Render = Callable[[Conversation], str]
+
+
+def find_turns(messages: Conversation, render: Render, prefilled: str = "") -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation and find the assistant's turns in the text.
+
+    Args:
+        render: the chat template, as a function of the messages.
+        prefilled: what the template's generation prompt writes of the answer itself, `<think>` for some models. The
+            model need not write that, so it is not part of the turn.
+
+    Returns:
+        The text, and (start, end) of each assistant turn, without its end-of-turn token.
+
+    Raises:
+        BadRow: the template refuses the conversation, or renders it so that the turns cannot be told apart.
+    """
+    marked, marks = [], []
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            marks.append(MARKER.format(number))
+            message = {**message, "content": marks[-1]}
+        marked.append(message)
+    try:
+        text, scaffold = render(messages), render(marked)
+    except jinja2.TemplateError as error:
+        raise BadRow("messages", f"the model's chat template refuses the conversation: {error}") from error
+    pieces = re.split("|".join(marks), scaffold)
+    if len(pieces) != len(marks) + 1:
+        raise BadRow("messages", "the model's chat template leaves out an assistant turn")
+    pieces = [EMPTY_THINKING.sub("", piece) for piece in pieces]
+    turns, position = [], 0
+    for before, after in zip(pieces, pieces[1:]):
+        last = len(turns) + 1 == len(marks)
+        start = position + len(before)
+        end = len(text) - len(after) if last else text.find(after, start)
+        if text[position:start] != before or end < start or text[end : end + len(after)] != after:
+            raise BadRow("messages", "the model's chat template hides where an assistant turn starts or ends")
+        position = end
+        turns.append((start + len(prefilled) * text.startswith(prefilled, start), end))
+    return text, turns
+
+
+def find_prefilled(render: Callable[..., str]) -> str:
+    """Return what the template's generation prompt writes behind the assistant's header, "" for most templates."""
+    question = [{"role": "user", "content": "?"}]
+    prompt = render(question, add_generation_prompt=True)
+    answered = render([*question, {"role": "assistant", "content": MARKER}])
+    header = EMPTY_THINKING.sub("", answered.partition(MARKER)[0])
+    return prompt.removeprefix(header) if prompt.startswith(header) else ""
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the tokens that structure a conversation, also those that the tokenizer has no name for (Llama 3's)."""
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids))
+    return named | {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def mask_turns(row: dict, end_ids: np.ndarray) -> np.ndarray:
+    """Mark the tokens of the assistant's turns, each with the special token that ends it.
+
+    Args:
+        row: text; spans, the turns as (start, end) in it; ids, (n,); offsets, (n, 2), each token's place in the text.
+        end_ids: the special tokens.
+
+    Returns:
+        (n,) bool.
+
+    Raises:
+        BadRow: no special token follows a turn, so nothing would teach the model to stop.
+    """
+    starts, ends = row["offsets"].T
+    mask = np.zeros(len(row["ids"]), dtype=bool)
+    for start, end in row["spans"]:
+        closing = np.flatnonzero((starts >= end) & np.isin(row["ids"], end_ids))
+        if not len(closing) or row["text"][end : starts[closing[0]]].strip():
+            raise BadRow("messages", "the model's chat template ends an assistant turn with no special token")
+        first = np.flatnonzero(ends > start)[0]  # also a token that only partly lies in the turn: it has to be written
+        mask[first : closing[0] + 1] = True
+    mask[0] = False  # nothing comes before it from which to predict it
+    return mask
