@@ -74,7 +74,7 @@ def encode_rows(
     """Render, tokenise, mask and cut all conversations.
 
     Args:
-        rows: from `load`.
+        rows: from `load_rows`.
         max_length: tokens allowed in a conversation.
         truncation: what happens to longer ones. "error"; "drop"; "left" cuts the start, trains on the assistant turns
             that are still whole, and drops a conversation that has none left.
