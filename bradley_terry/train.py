@@ -69,21 +69,21 @@ def train(config: DictConfig) -> None:
 
     # 1. Check the input
     model_name, tokenizer = load_tokenizer(config.model)
-    pairs_of, set_aside = read_data(config, tokenizer)
-    train_pairs, val_pairs = pairs_of["train"], pairs_of["val"]
-    print(f"\nThe first training pair, as the model sees it:\n{describe(train_pairs[0], tokenizer)}\n", flush=True)
-    check_sizes(config, pairs_of)
+    rows_of, set_aside = read_data(config, tokenizer)
+    train_rows, val_rows = rows_of["train"], rows_of["val"]
+    print(f"\nThe first training pair, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
+    check_sizes(config, rows_of)
 
     # 2. Start the cluster and the workers
     device, per_node = cluster.connect(Path(__file__).resolve().parent, trainer.nnodes, trainer.n_gpus_per_node)
     workers = per_node * trainer.nnodes
     if data.train_batch_size % workers:
         raise DataError(f"data.train_batch_size={data.train_batch_size} cannot be shared equally by {workers} workers")
-    steps = len(train_pairs) // data.train_batch_size * trainer.total_epochs
+    steps = len(train_rows) // data.train_batch_size * trainer.total_epochs
     last_step = min(steps, trainer.total_training_steps or steps)
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
-    check_resume(output, identity(config, model_name, train_pairs, workers), trainer.resume_mode)
+    check_resume(output, identity(config, model_name, train_rows, workers), trainer.resume_mode)
     tokenizer.save_pretrained(output / "tokenizer")
     config.model.tokenizer_path = str(output / "tokenizer")
     config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION[device]}
@@ -97,34 +97,34 @@ def train(config: DictConfig) -> None:
     worker_group = cluster.start_workers(PairWorker, "reward_model", loss, config, device, per_node)
 
     # 3. Start, or resume where an interrupted run of the same settings stopped
-    order = EpochShuffle(len(train_pairs), data.train_batch_size, trainer.total_epochs, trainer.seed)
-    loader = StatefulDataLoader(train_pairs, batch_size=data.train_batch_size, sampler=order, collate_fn=list)
+    order = EpochShuffle(len(train_rows), data.train_batch_size, trainer.total_epochs, trainer.seed)
+    loader = StatefulDataLoader(train_rows, batch_size=data.train_batch_size, sampler=order, collate_fn=list)
     places = {"default_local_dir": str(output), "resume_mode": trainer.resume_mode, "mode": OrchestrationMode.RAY}
     handler = CheckpointHandler(worker_group, loader, **places)
     step = handler.load_checkpoint()
     settings = OmegaConf.to_container(config, resolve=True)
     tracking = start_tracking(output, trainer.project_name, list(trainer.logger), settings, step)
-    score = partial(infer, worker_group, config, workers)
+    measure = partial(infer, worker_group, config, workers)
     print(f"\nresuming after step {step} of {last_step}" if step else "\nstarting; a new reward head starts at random")
     if step == 0:
-        log_scores("val", val_pairs, score(val_pairs), tracking, step)
+        log_metrics("val", val_rows, measure(val_rows), tracking, step)
 
     # 4. Train
     progress = tqdm(total=last_step, initial=step, desc="train", unit="step", dynamic_ncols=True)
-    for pairs in loader if step < last_step else ():
+    for rows in loader if step < last_step else ():
         step += 1
         started = time.perf_counter()
-        shared = cluster.balance(pairs, workers)
+        shared = cluster.balance(rows, workers)
         batch = cluster.make_batch(shared, collate, data.max_tokens_per_gpu, update_lr_scheduler=True)
-        metrics, sums = cluster.train_batch(worker_group, batch, pairs, step)
-        metrics |= batch_metrics(sums, len(pairs))
+        metrics, sums = cluster.train_batch(worker_group, batch, rows, step)
+        metrics |= batch_metrics(sums, len(rows))
         metrics["seconds"] = time.perf_counter() - started
-        metrics["tokens_per_second"] = sum(pair.tokens for pair in pairs) / metrics["seconds"]
+        metrics["tokens_per_second"] = sum(row.tokens for row in rows) / metrics["seconds"]
         tracking.log({f"train/{name}": value for name, value in metrics.items()}, step)
         progress.update()
         progress.write(f"step {step}/{last_step}  " + "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN))
         if trainer.test_freq > 0 and step % trainer.test_freq == 0 and step < last_step:
-            log_scores("val", val_pairs, score(val_pairs), tracking, step)
+            log_metrics("val", val_rows, measure(val_rows), tracking, step)
         if (trainer.save_freq > 0 and step % trainer.save_freq == 0) or step == last_step:
             save_checkpoint(handler, output, step, trainer.max_ckpt_to_keep)
         if step == last_step:
@@ -132,13 +132,13 @@ def train(config: DictConfig) -> None:
     progress.close()
 
     # 5. Leave behind what people and servers use
-    figures, rewards_of = {}, {name: score(pairs_of[name]) for name in ("val", "test")}
+    figures, rewards_of = {}, {name: measure(rows_of[name]) for name in ("val", "test")}
     for name, rewards in rewards_of.items():
-        figures |= log_scores(name, pairs_of[name], rewards, tracking, step)
-        save_rewards(output / f"{name}_rewards.parquet", pairs_of[name], rewards)
+        figures |= log_metrics(name, rows_of[name], rewards, tracking, step)
+        save_rewards(output / f"{name}_rewards.parquet", rows_of[name], rewards)
     checkpoint = export_checkpoint(worker_group, output, "checkpoint")
     tracking.finish()
-    about = {"base model": model_name, "training pairs": len(train_pairs), "steps": step, "set aside": dict(set_aside)}
+    about = {"base model": model_name, "training pairs": len(train_rows), "steps": step, "set aside": dict(set_aside)}
     write_report(config, output, rewards_of["val"], figures, about)
     claim.close()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
@@ -148,39 +148,39 @@ def train(config: DictConfig) -> None:
 
 def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Pair]], Counter]:
     """Return the pairs of train, val and test, and what was set aside of the training rows."""
-    data, pairs_of, set_aside, rows_of = config.data, {}, {}, {}
+    data, rows_of, set_aside, read_of = config.data, {}, {}, {}
     for name, files in {"train": data.train_files, "val": data.val_files, "test": data.test_files}.items():
-        rows_of[name], bad = load_pairs(files, data.on_bad_row) if files else ([], Counter())
+        read_of[name], bad = load_pairs(files, data.on_bad_row) if files else ([], Counter())
         limits = (data.max_length, data.truncation, data.on_bad_row)
-        pairs_of[name], cut = encode_pairs(rows_of[name], tokenizer, *limits) if files else ([], Counter())
+        rows_of[name], cut = encode_pairs(read_of[name], tokenizer, *limits) if files else ([], Counter())
         set_aside[name] = bad + cut
-        report_pairs(name, pairs_of[name], set_aside[name])
+        report_pairs(name, rows_of[name], set_aside[name])
         if name != "train" and files:
-            report_leak(rows_of["train"], name, rows_of[name])
-    return pairs_of, set_aside["train"]
+            report_leak(read_of["train"], name, read_of[name])
+    return rows_of, set_aside["train"]
 
 
-def check_sizes(config: DictConfig, pairs_of: dict[str, list[Pair]]) -> None:
-    data, train_pairs = config.data, pairs_of["train"]
-    if len(train_pairs) < data.train_batch_size:
-        raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {len(train_pairs)} pairs")
-    if left_over := len(train_pairs) % data.train_batch_size:
+def check_sizes(config: DictConfig, rows_of: dict[str, list[Pair]]) -> None:
+    data, count = config.data, len(rows_of["train"])
+    if count < data.train_batch_size:
+        raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {count} pairs")
+    if left_over := count % data.train_batch_size:
         print(f"  {left_over} training pairs, others each epoch, do not fill a batch and are left out")
-    largest = max(pair.tokens for pairs in pairs_of.values() for pair in pairs)
+    largest = max(row.tokens for rows in rows_of.values() for row in rows)
     if largest > data.max_tokens_per_gpu:
         raise DataError(
             f"data.max_tokens_per_gpu={data.max_tokens_per_gpu} does not hold the largest pair, {largest} tokens with "
             "its prompt counted once. Raise it, or lower data.max_length."
         )
-    if config.loss.margin_scale and not any(pair.margin for pair in train_pairs):
+    if config.loss.margin_scale and not any(row.margin for row in rows_of["train"]):
         raise DataError(f"loss.margin_scale={config.loss.margin_scale}, but the data has no `margin` above 0")
 
 
-def identity(config: DictConfig, model_name: str, pairs: list[Pair], workers: int) -> dict:
+def identity(config: DictConfig, model_name: str, rows: list[Pair], workers: int) -> dict:
     """What must be equal for a resumed run to be the same run."""
     return {
         "model": model_name,
-        "training pairs": f"{len(pairs)}, digest {digest(pairs)}",
+        "training pairs": f"{len(rows)}, digest {digest(rows)}",
         "workers": workers,
         "data.train_batch_size": config.data.train_batch_size,
         "trainer.total_epochs": config.trainer.total_epochs,
@@ -192,13 +192,13 @@ def identity(config: DictConfig, model_name: str, pairs: list[Pair], workers: in
     }
 
 
-def infer(worker_group, config: DictConfig, workers: int, pairs: list[Pair]) -> np.ndarray:
+def infer(worker_group, config: DictConfig, workers: int, rows: list[Pair]) -> np.ndarray:
     """Score every pair once, whatever the batch size and the number of workers: (pairs, 2)."""
     from verl.utils import tensordict_utils as tu
 
     rewards, size = [np.empty((0, 2), dtype=np.float32)], config.data.train_batch_size
-    for start in tqdm(range(0, len(pairs), size), desc="score", unit="batch", leave=False, delay=3):
-        batch = pairs[start : start + size]
+    for start in tqdm(range(0, len(rows), size), desc="measure", unit="batch", leave=False, delay=3):
+        batch = rows[start : start + size]
         filled = batch + batch[-1:] * (-len(batch) % workers)  # an equal share for each worker
         batch_of_all = cluster.make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)
         result = worker_group.infer_batch(batch_of_all).get()
@@ -206,14 +206,14 @@ def infer(worker_group, config: DictConfig, workers: int, pairs: list[Pair]) -> 
     return np.concatenate(rewards)
 
 
-def log_scores(name: str, pairs: list[Pair], rewards: np.ndarray, tracking, step: int) -> dict[str, float]:
+def log_metrics(name: str, rows: list[Pair], rewards: np.ndarray, tracking, step: int) -> dict[str, float]:
     """Log and show how good the rewards of held-out pairs are."""
-    if not pairs:
+    if not rows:
         return {}
-    if not np.isfinite(rewards).all():
-        bad = [pair.source for pair, row in zip(pairs, rewards) if not np.isfinite(row).all()]
+    bad = [row.source for row, values in zip(rows, rewards) if not np.isfinite(values).all()]
+    if bad:
         raise cluster.TrainingError(f"step {step}: {len(bad)} {name} rewards are not finite, the first for {bad[0]}")
-    metrics = {f"{name}/{key}": value for key, value in pair_metrics(rewards, pairs).items()}
+    metrics = {f"{name}/{key}": value for key, value in pair_metrics(rewards, rows).items()}
     tracking.log(metrics, step)
     shown = ("accuracy", "longer_wins_accuracy", "margin_mean", "log_loss")
     tqdm.write(f"{name} at step {step}  " + "  ".join(f"{key} {metrics[f'{name}/{key}']:.4g}" for key in shown))

@@ -190,6 +190,8 @@ def export_model(
         with torch.device("meta"):
             model = auto_class.from_config(config, dtype=torch.float32)
     model.generation_config = generation_config
+    # gathered from several workers, a tied weight comes once for each of its names
+    state = {name: weight for name, weight in state.items() if name not in model.all_tied_weights_keys}
     model.save_pretrained(partial, state_dict=state)
     tokenizer.save_pretrained(partial)
     _replace(partial, target)

@@ -16,12 +16,12 @@ Conversation = list[dict[str, str]]
 
 
 class BadRow(ValueError):
-    """One row's fault. `kind` groups equal faults for the count, `found` shows the offending value."""
+    """One row's fault. `kind` groups equal faults for the count, `found` shows the offending value, None too."""
 
-    def __init__(self, column: str, kind: str, found: object = None):
+    def __init__(self, column: str, kind: str, *found: object):
         super().__init__(kind)
         self.column, self.kind = column, kind
-        self.found = "" if found is None else f" (found {_shorten(found)})"
+        self.found = "".join(f" (found {_shorten(value)})" for value in found)
 
 
 def _shorten(value: object, limit: int = 80) -> str:
@@ -90,14 +90,20 @@ def _read_message(column: str, position: int, message: object) -> dict[str, str]
         raise BadRow(column, kind, message["reasoning_content"])
     if message.get("tool_calls"):
         raise BadRow(column, "a message with tool calls, which only text can stand for", message["tool_calls"])
-    if re.search("[\ud800-\udfff]", message["content"]):  # JSON can escape half an emoji; no tokenizer takes it
-        raise BadRow(column, "text that is not Unicode, half of a surrogate pair", message["content"])
-    return {"role": message["role"], "content": message["content"]}
+    return {"role": message["role"], "content": check_unicode(column, message["content"])}
+
+
+def check_unicode(column: str, text: str) -> str:
+    """Return the text, if it is one: JSON can escape half an emoji, which no tokenizer and no file takes."""
+    if re.search("[\ud800-\udfff]", text):
+        raise BadRow(column, "text that is not Unicode, half of a surrogate pair", text)
+    return text
 
 
 def prompt_of(row: dict) -> str:
     """Return what a row's answers answer: the key by which rows stay together in a split."""
-    row = {name: json.loads(value) if _is_json(value) else value for name, value in row.items()}
+    columns = {name: row[name] for name in ("input", "messages", "chosen", "rejected") if name in row}
+    row = {name: json.loads(value) if _is_json(value) else value for name, value in columns.items()}
     if "input" in row:
         return json.dumps(row["input"], sort_keys=True)
     if "messages" in row:

@@ -60,9 +60,10 @@ Compare how well two responses answer the dialogue.
 Reason between <think> and </think>. Then write only the better one, A, B or tie, between <preference> and \
 </preference>."""
 
-# What opens a tag or a special token: "<" before a letter, a slash, a bar (ASCII or full-width), "!", "_" or another
-# "<"; "[" before capitals, as in [INST]. A "<" in "a < b", "<=" or "<3" opens nothing and stays.
-OPENS_A_TAG = re.compile(r"<(?=[^\W\d]|[/|｜!_<])|\[(?=/?[A-Za-z_]*[A-Z]{2}[A-Z_]*\])")
+# What opens a tag or a special token: "<" before a letter, a slash, a bar (ASCII or full-width), "!" or "_"; "[" before
+# a bar, or before capitals as in [INST]. A "<" in "a < b", "<<", "<=" or "<3" opens nothing and stays. The lengths are
+# bounded, or a response of "[AAAA…" would take the search minutes.
+OPENS_A_TAG = re.compile(r"<(?=[^\W\d]|[/|｜!_])|\[(?=\||/?[A-Za-z_]{0,20}[A-Z]{2}[A-Z_]{0,20}\])")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Any cell may be JSON text. An empty response is a response, and a bad one; a mis
 
 import re
 
-from common.conversation import BadRow, Conversation, read_json, read_messages
+from common.conversation import BadRow, Conversation, check_unicode, read_json, read_messages
 from common.judge import (
     HELPFULNESS,
     MORE_HELPFUL,
@@ -43,6 +43,8 @@ def read_comparison(row: dict) -> Comparison:
     preferred = metadata.get("preferred") if isinstance(metadata, dict) else None
     if preferred not in PREFERENCES:
         raise BadRow("metadata", f"`preferred` is not one of {', '.join(PREFERENCES)}", metadata)
+    if response_a == response_b and preferred != "tie":
+        raise BadRow("output", "equal responses, one of them preferred", response_a)
     return Comparison(_read_dialogue(row["input"]), response_a, response_b, preferred)
 
 
@@ -88,14 +90,20 @@ def _read_responses(value: object, count: int) -> list[str]:
     answers = read_json("output", value)
     if not isinstance(answers, list) or len(answers) != count:
         raise BadRow("output", f"expected a list of {count} response{'s' * (count > 1)}", value)
-    texts = [answer.get("answer", {}).get("content") if isinstance(answer, dict) else None for answer in answers]
-    if not all(isinstance(text, str) for text in texts):
-        raise BadRow("output", 'expected each response as {"answer": {"role": "assistant", "content": text}}', value)
+    texts = []
+    for answer in answers:
+        message = answer.get("answer") if isinstance(answer, dict) else None
+        text = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(text, str):
+            raise BadRow(
+                "output", 'expected each response as {"answer": {"role": "assistant", "content": text}}', answer
+            )
+        texts.append(check_unicode("output", text))
     return texts
 
 
 def _read_score(value: object) -> int:
     text = str(value).strip()
-    if isinstance(value, bool) or not re.fullmatch(r"[0-9]+(\.0+)?", text) or int(float(text)) not in SCORES:
+    if not re.fullmatch(r"[0-4](\.0+)?", text):
         raise BadRow("label", f"expected a whole number from {SCORES[0]} to {SCORES[-1]}", value)
-    return int(float(text))
+    return int(text[0])

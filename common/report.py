@@ -122,9 +122,10 @@ def extend_model_card(folder: Path, title: str, figures: dict[str, object], pict
     """Add a section of figures to a checkpoint's card, or replace the section of that title; its picture if there."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else ""
-    before, _, _ = text.partition(f"\n## {title}\n")
+    before, _, replaced = text.partition(f"\n## {title}\n")
+    _, heading, after = replaced.partition("\n## ")
     shown = f"\n\n![{title}]({picture})" if (folder / picture).exists() else ""
-    write_text(card, f"{before.rstrip()}\n\n## {title}\n\n{_table(figures)}{shown}\n")
+    write_text(card, f"{before.rstrip()}\n\n## {title}\n\n{_table(figures)}{shown}\n{heading}{after}")
 
 
 def _table(values: dict[str, object]) -> str:

@@ -18,10 +18,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from common.conversation import BadRow, Conversation, prompt_of, read_conversation
+from common.conversation import BadRow, Conversation, prompt_of, read_messages
 from common.parquet import DataError, check_rows, read_rows
 
-from turns import find_prefilled, find_turns, mask_turns, special_tokens
+from turns import find_seam, find_turns, mask_turns, special_tokens
 
 TRUNCATIONS = ("error", "drop", "left")
 TURNS = ("all", "last")
@@ -49,10 +49,15 @@ class Example:
 
 def check_conversation(row: dict) -> dict:
     """Read one row's `messages`; raise `BadRow` where there is nothing to learn from."""
-    messages = read_conversation("messages", row["messages"])
+    messages = read_messages("messages", row["messages"])
     if isinstance(messages, str):
         raise BadRow("messages", "expected a list of messages or JSON text of one, found plain text", messages)
-    if any(turn["role"] == "assistant" and not turn["content"].strip() for turn in messages):
+    answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+    if not answers:
+        raise BadRow("messages", "no assistant turn", messages)
+    if messages[-1]["role"] != "assistant":
+        raise BadRow("messages", "the last turn is not the assistant's", f"role {messages[-1]['role']!r}")
+    if not all(answer.strip() for answer in answers):
         raise BadRow("messages", "an empty assistant turn")
     return {"messages": messages}
 
@@ -101,13 +106,13 @@ def encode_rows(
 
     special = special_tokens(tokenizer)
     in_content = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or "$.")
-    prefilled = find_prefilled(render)
+    seam = find_seam(render)
 
     def locate(row: dict) -> dict:
         for turn in row["messages"]:
             if found := in_content.search(turn["content"]):
                 raise BadRow("messages", f"a message holds the model's special token {found[0]!r}", turn["content"])
-        text, spans = find_turns(row["messages"], render, prefilled)
+        text, spans = find_turns(row["messages"], render, *seam)
         return {"text": text, "spans": spans if turns == "all" else spans[-1:]}
 
     rows, counts = check_rows(rows, locate, on_bad_row)
@@ -139,10 +144,9 @@ def encode_rows(
 
 
 def cut_start(example: Example, excess: int) -> Example | None:
-    """Cut tokens from the start; a turn that is cut in two is no longer trained on. None if no turn is left."""
+    """Cut tokens from the start; a turn without its start or any header is not trained on. None if no turn is left."""
     mask = example.mask[excess:].copy()
-    if example.mask[excess - 1]:
-        mask[: np.argmin(mask)] = False
+    mask[: np.argmin(np.append(mask, False))] = False
     return Example(example.ids[excess:], mask, example.source) if mask.any() else None
 
 

@@ -13,7 +13,7 @@ from verl.workers.engine import EngineRegistry
 
 from common.attention import Segments
 from common.checkpoint import export_model
-from common.engine import PackedEngine, PackedWorker
+from common.engine import PackedEngine, PackedWorker, unwrap
 
 from loss import token_losses
 
@@ -68,11 +68,11 @@ class SFTEngine(PackedEngine):
         See `common.checkpoint.export_model`.
         """
         tokenizer = self.model_config.tokenizer
-        generation = self.model_config.generation_config or GenerationConfig.from_model_config(self.module.config)
-        ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
-        generation.eos_token_id = sorted({*end_of_turn, *ends} - {None})
-        generation.pad_token_id = tokenizer.pad_token_id
-        export_model(self.module, self.auto_class, {}, tokenizer, folder, self.rank, generation)
+        config = self.model_config.generation_config or GenerationConfig.from_model_config(unwrap(self.module).config)
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        config.eos_token_id = sorted({*end_of_turn, *ends} - {None})
+        config.pad_token_id = tokenizer.pad_token_id
+        export_model(self.module, self.auto_class, {}, tokenizer, folder, self.rank, config)
 
 
 class SFTWorker(PackedWorker):

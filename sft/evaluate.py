@@ -11,6 +11,7 @@ prompt. An answer without a verdict is wrong and is counted, never guessed at.
 import argparse
 import json
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from dataset import Example, encode_rows, load_rows
 from loss import token_losses
 
 PARSERS = {"score": parse_score, "preference": parse_preference}
+BEGUN = re.compile(r"(<think>\s*(</think>\s*)?)?\Z")  # what a chat template may write of the answer into the prompt
 VERDICTS = {"score": tuple(SCORES), "preference": PREFERENCES}
 
 
@@ -183,7 +185,7 @@ def main() -> None:
         given = tokenizer([row["messages"][-1]["content"] for row, _ in judgements])["input_ids"]
         room = options.max_new_tokens or 2 * max(map(len, given))
         answers = generate(model, tokenizer, prompts, room, options.max_tokens)
-        verdicts = [PARSERS[kind](answer) for answer in answers]
+        verdicts = [PARSERS[kind](BEGUN.search(prompt)[0] + answer) for prompt, answer in zip(prompts, answers)]
         metrics |= {f"{kind}/{name}": value for name, value in judge_metrics(labels, verdicts).items()}
         tables[f"{kind}: label (row), verdict (column)"] = confusion(labels, verdicts, VERDICTS[kind])
         for (row, label), verdict, answer in zip(judgements, verdicts, answers):

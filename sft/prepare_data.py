@@ -86,11 +86,15 @@ def convert_rows(rows: list[dict], source: str, rubric: str, on_bad_row: str) ->
     )
     seen, unique = set(), []
     for row in converted:
-        if (key := repr(row["conversations"])) in seen:
-            left_out["repeated conversations"] += 1
-        else:
-            seen.add(key)
-            unique.append(row)
+        fresh = {repr(conversation): conversation for conversation in row["conversations"]}
+        fresh = {key: conversation for key, conversation in fresh.items() if key not in seen}
+        seen.update(fresh)
+        if repeated := len(row["conversations"]) - len(fresh):
+            left_out["repeated conversations"] += repeated
+        if fresh:
+            unique.append({**row, "conversations": list(fresh.values())})
+    if not unique:
+        raise DataError(f"no usable row: {'; '.join(f'{count} x {kind}' for kind, count in left_out.items())}")
     return unique, left_out
 
 
@@ -131,6 +135,8 @@ def main() -> None:
     elif not options.path:
         raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
     else:
+        if options.rubric and not options.rubric.is_file():
+            raise DataError(f"{options.rubric}: no such file (looked in {Path.cwd()})")
         rubric = options.rubric.read_text(encoding="utf-8").strip() if options.rubric else RUBRICS[options.source]
         rows = read_source(load_source(options.path, options.split), options.source)
         rows, left_out = convert_rows(rows, options.source, rubric, options.on_bad_row)

@@ -69,21 +69,21 @@ def train(config: DictConfig) -> None:
 
     # 1. Check the input
     model_name, tokenizer = load_tokenizer(config.model)
-    examples_of, set_aside = read_data(config, tokenizer)
-    train_examples, val_examples = examples_of["train"], examples_of["val"]
-    print(f"\nThe first conversation, as the model sees it:\n{describe(train_examples[0], tokenizer)}\n", flush=True)
-    check_sizes(config, examples_of)
+    rows_of, set_aside = read_data(config, tokenizer)
+    train_rows, val_rows = rows_of["train"], rows_of["val"]
+    print(f"\nThe first conversation, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
+    check_sizes(config, rows_of)
 
     # 2. Start the cluster and the workers
     device, per_node = cluster.connect(Path(__file__).resolve().parent, trainer.nnodes, trainer.n_gpus_per_node)
     workers = per_node * trainer.nnodes
     if data.train_batch_size % workers:
         raise DataError(f"data.train_batch_size={data.train_batch_size} cannot be shared equally by {workers} workers")
-    steps = len(train_examples) // data.train_batch_size * trainer.total_epochs
+    steps = len(train_rows) // data.train_batch_size * trainer.total_epochs
     last_step = min(steps, trainer.total_training_steps or steps)
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
-    check_resume(output, identity(config, model_name, train_examples, workers), trainer.resume_mode)
+    check_resume(output, identity(config, model_name, train_rows, workers), trainer.resume_mode)
     tokenizer.save_pretrained(output / "tokenizer")
     config.model.tokenizer_path = str(output / "tokenizer")
     config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION[device]}
@@ -96,8 +96,8 @@ def train(config: DictConfig) -> None:
     worker_group = cluster.start_workers(SFTWorker, "packed_language_model", sft_loss, config, device, per_node)
 
     # 3. Start, or resume where an interrupted run of the same settings stopped
-    order = EpochShuffle(len(train_examples), data.train_batch_size, trainer.total_epochs, trainer.seed)
-    loader = StatefulDataLoader(train_examples, batch_size=data.train_batch_size, sampler=order, collate_fn=list)
+    order = EpochShuffle(len(train_rows), data.train_batch_size, trainer.total_epochs, trainer.seed)
+    loader = StatefulDataLoader(train_rows, batch_size=data.train_batch_size, sampler=order, collate_fn=list)
     places = {"default_local_dir": str(output), "resume_mode": trainer.resume_mode, "mode": OrchestrationMode.RAY}
     handler = CheckpointHandler(worker_group, loader, **places)
     step = handler.load_checkpoint()
@@ -106,24 +106,24 @@ def train(config: DictConfig) -> None:
     measure = partial(infer, worker_group, config, workers)
     print(f"\nresuming after step {step} of {last_step}" if step else "\nstarting")
     if step == 0:
-        log_metrics("val", val_examples, measure(val_examples), tracking, step)
+        log_metrics("val", val_rows, measure(val_rows), tracking, step)
 
     # 4. Train
     progress = tqdm(total=last_step, initial=step, desc="train", unit="step", dynamic_ncols=True)
-    for examples in loader if step < last_step else ():
+    for rows in loader if step < last_step else ():
         step += 1
         started = time.perf_counter()
-        shared = cluster.balance(examples, workers)
+        shared = cluster.balance(rows, workers)
         batch = cluster.make_batch(shared, collate, data.max_tokens_per_gpu, update_lr_scheduler=True)
-        metrics, sums = cluster.train_batch(worker_group, batch, examples, step)
+        metrics, sums = cluster.train_batch(worker_group, batch, rows, step)
         metrics |= batch_metrics(sums)
         metrics["seconds"] = time.perf_counter() - started
-        metrics["tokens_per_second"] = sum(example.tokens for example in examples) / metrics["seconds"]
+        metrics["tokens_per_second"] = sum(row.tokens for row in rows) / metrics["seconds"]
         tracking.log({f"train/{name}": value for name, value in metrics.items()}, step)
         progress.update()
         progress.write(f"step {step}/{last_step}  " + "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN))
         if trainer.test_freq > 0 and step % trainer.test_freq == 0 and step < last_step:
-            log_metrics("val", val_examples, measure(val_examples), tracking, step)
+            log_metrics("val", val_rows, measure(val_rows), tracking, step)
         if (trainer.save_freq > 0 and step % trainer.save_freq == 0) or step == last_step:
             save_checkpoint(handler, output, step, trainer.max_ckpt_to_keep)
         if step == last_step:
@@ -133,11 +133,11 @@ def train(config: DictConfig) -> None:
     # 5. Leave behind what people and servers use
     figures = {}
     for name in ("val", "test"):
-        figures |= log_metrics(name, examples_of[name], measure(examples_of[name]), tracking, step)
-    end_of_turn = sorted({example.end_of_turn for example in train_examples})
+        figures |= log_metrics(name, rows_of[name], measure(rows_of[name]), tracking, step)
+    end_of_turn = sorted({row.end_of_turn for row in train_rows})
     checkpoint = export_checkpoint(worker_group, output, "checkpoint", end_of_turn)
     tracking.finish()
-    about = {"base model": model_name, "training conversations": len(train_examples), "steps": step}
+    about = {"base model": model_name, "training conversations": len(train_rows), "steps": step}
     write_report(config, output, figures, about | {"set aside": dict(set_aside)})
     claim.close()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
@@ -147,25 +147,25 @@ def train(config: DictConfig) -> None:
 
 def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Example]], Counter]:
     """Return the conversations of train, val and test, and what was set aside of the training rows."""
-    data, examples_of, set_aside, rows_of = config.data, {}, {}, {}
+    data, rows_of, set_aside, read_of = config.data, {}, {}, {}
     for name, files in {"train": data.train_files, "val": data.val_files, "test": data.test_files}.items():
-        rows_of[name], bad = load_rows(files, data.on_bad_row) if files else ([], Counter())
+        read_of[name], bad = load_rows(files, data.on_bad_row) if files else ([], Counter())
         limits = (data.max_length, data.truncation, data.on_bad_row, data.turns, data.template_options)
-        examples_of[name], cut = encode_rows(rows_of[name], tokenizer, *limits) if files else ([], Counter())
+        rows_of[name], cut = encode_rows(read_of[name], tokenizer, *limits) if files else ([], Counter())
         set_aside[name] = bad + cut
-        report_examples(name, examples_of[name], set_aside[name])
+        report_examples(name, rows_of[name], set_aside[name])
         if name != "train" and files:
-            report_leak(rows_of["train"], name, rows_of[name])
-    return examples_of, set_aside["train"]
+            report_leak(read_of["train"], name, read_of[name])
+    return rows_of, set_aside["train"]
 
 
-def check_sizes(config: DictConfig, examples_of: dict[str, list[Example]]) -> None:
-    data, count = config.data, len(examples_of["train"])
+def check_sizes(config: DictConfig, rows_of: dict[str, list[Example]]) -> None:
+    data, count = config.data, len(rows_of["train"])
     if count < data.train_batch_size:
         raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {count} conversations")
     if left_over := count % data.train_batch_size:
         print(f"  {left_over} training conversations, others each epoch, do not fill a batch and are left out")
-    largest = max(example.tokens for examples in examples_of.values() for example in examples)
+    largest = max(row.tokens for rows in rows_of.values() for row in rows)
     if largest > data.max_tokens_per_gpu:
         raise DataError(
             f"data.max_tokens_per_gpu={data.max_tokens_per_gpu} does not hold the largest conversation, {largest} "
@@ -173,11 +173,11 @@ def check_sizes(config: DictConfig, examples_of: dict[str, list[Example]]) -> No
         )
 
 
-def identity(config: DictConfig, model_name: str, examples: list[Example], workers: int) -> dict:
+def identity(config: DictConfig, model_name: str, rows: list[Example], workers: int) -> dict:
     """What must be equal for a resumed run to be the same run."""
     return {
         "model": model_name,
-        "training conversations": f"{len(examples)}, digest {digest(examples)}",
+        "training conversations": f"{len(rows)}, digest {digest(rows)}",
         "workers": workers,
         "data.train_batch_size": config.data.train_batch_size,
         "trainer.total_epochs": config.trainer.total_epochs,
@@ -188,7 +188,7 @@ def identity(config: DictConfig, model_name: str, examples: list[Example], worke
     }
 
 
-def infer(worker_group, config: DictConfig, workers: int, examples: list[Example]) -> list[np.ndarray]:
+def infer(worker_group, config: DictConfig, workers: int, rows: list[Example]) -> list[np.ndarray]:
     """Measure every conversation once, whatever the batch size and the number of workers.
 
     Returns:
@@ -197,8 +197,8 @@ def infer(worker_group, config: DictConfig, workers: int, examples: list[Example
     from verl.utils import tensordict_utils as tu
 
     measured, size = [], config.data.train_batch_size
-    for start in tqdm(range(0, len(examples), size), desc="measure", unit="batch", leave=False, delay=3):
-        batch = examples[start : start + size]
+    for start in tqdm(range(0, len(rows), size), desc="measure", unit="batch", leave=False, delay=3):
+        batch = rows[start : start + size]
         filled = batch + batch[-1:] * (-len(batch) % workers)  # an equal share for each worker
         batch_of_all = cluster.make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)
         result = worker_group.infer_batch(batch_of_all).get()
@@ -207,11 +207,11 @@ def infer(worker_group, config: DictConfig, workers: int, examples: list[Example
     return measured
 
 
-def log_metrics(name: str, examples: list[Example], measured: list, tracking, step: int) -> dict[str, float]:
+def log_metrics(name: str, rows: list[Example], measured: list, tracking, step: int) -> dict[str, float]:
     """Log and show how well held-out conversations are predicted."""
-    if not examples:
+    if not rows:
         return {}
-    bad = [example.source for example, values in zip(examples, measured) if not np.isfinite(values).all()]
+    bad = [row.source for row, values in zip(rows, measured) if not np.isfinite(values).all()]
     if bad:
         raise cluster.TrainingError(f"step {step}: {len(bad)} {name} losses are not finite, the first for {bad[0]}")
     metrics = {f"{name}/{key}": value for key, value in token_metrics(measured).items()}

@@ -18,6 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from common.conversation import BadRow, Conversation
+from common.parquet import DataError
 
 MARKER = "assistant-turn-7f3a-{}-marker"  # in no text by chance
 EMPTY_THINKING = re.compile(r"<think>\s*</think>\s*\Z")  # what Qwen3's template writes in front of a turn without any
@@ -25,19 +26,22 @@ EMPTY_THINKING = re.compile(r"<think>\s*</think>\s*\Z")  # what Qwen3's template
 Render = Callable[[Conversation], str]
 
 
-def find_turns(messages: Conversation, render: Render, prefilled: str = "") -> tuple[str, list[tuple[int, int]]]:
+def find_turns(
+    messages: Conversation, render: Render, prefilled: str = "", left_out: str = ""
+) -> tuple[str, list[tuple[int, int]]]:
     """Render a conversation and find the assistant's turns in the text.
 
     Args:
         render: the chat template, as a function of the messages.
         prefilled: what the template's generation prompt writes of the answer itself, `<think>` for some models. The
             model need not write that, so it is not part of the turn.
+        left_out: the blank that the generation prompt leaves out of the header. The model has to write that.
 
     Returns:
         The text, and (start, end) of each assistant turn, without its end-of-turn token.
 
     Raises:
-        BadRow: the template refuses the conversation, or renders it so that the turns cannot be told apart.
+        BadRow: the template refuses the conversation, leaves nothing of a turn, or hides where one starts or ends.
     """
     marked, marks = [], []
     for number, message in enumerate(messages):
@@ -61,17 +65,33 @@ def find_turns(messages: Conversation, render: Render, prefilled: str = "") -> t
         if text[position:start] != before or end < start or text[end : end + len(after)] != after:
             raise BadRow("messages", "the model's chat template hides where an assistant turn starts or ends")
         position = end
-        turns.append((start + len(prefilled) * text.startswith(prefilled, start), end))
+        if prefilled and text.startswith("<think>", start) and not text.startswith(prefilled, start):
+            kind = f"a turn thinks otherwise than behind {prefilled!r}, which the generation prompt writes in advance"
+            raise BadRow("messages", kind, text[start : start + 80])
+        start += len(prefilled) * text.startswith(prefilled, start) - len(left_out) * before.endswith(left_out)
+        if not text[start:end].strip():
+            raise BadRow("messages", "the model's chat template leaves an assistant turn empty")
+        turns.append((start, end))
     return text, turns
 
 
-def find_prefilled(render: Callable[..., str]) -> str:
-    """Return what the template's generation prompt writes behind the assistant's header, "" for most templates."""
+def find_seam(render: Callable[..., str]) -> tuple[str, str]:
+    """Return what the template's generation prompt writes of the answer, and which blank of the header it leaves out.
+
+    Both are "" for most templates. `<think>` is written in advance for some models; Llama 2's and Mistral's prompt ends
+    with `[/INST]`, and the blank that follows it in the conversation is the model's to write.
+    """
     question = [{"role": "user", "content": "?"}]
-    prompt = render(question, add_generation_prompt=True)
-    answered = render([*question, {"role": "assistant", "content": MARKER}])
+    try:
+        prompt = render(question, add_generation_prompt=True)
+        answered = render([*question, {"role": "assistant", "content": MARKER}])
+    except jinja2.TemplateError as error:
+        raise DataError(f"the model's chat template refuses a question and an answer: {error}") from error
     header = EMPTY_THINKING.sub("", answered.partition(MARKER)[0])
-    return prompt.removeprefix(header) if prompt.startswith(header) else ""
+    if prompt.startswith(header):
+        return prompt.removeprefix(header), ""
+    left_out = header.removeprefix(prompt)
+    return "", "" if left_out.strip() else left_out
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
@@ -94,12 +114,14 @@ def mask_turns(row: dict, end_ids: np.ndarray) -> np.ndarray:
         BadRow: no special token follows a turn, so nothing would teach the model to stop.
     """
     starts, ends = row["offsets"].T
-    mask = np.zeros(len(row["ids"]), dtype=bool)
+    mask, special = np.zeros(len(row["ids"]), dtype=bool), np.isin(row["ids"], end_ids)
     for start, end in row["spans"]:
-        closing = np.flatnonzero((starts >= end) & np.isin(row["ids"], end_ids))
+        closing = np.flatnonzero((starts >= end) & special)
         if not len(closing) or row["text"][end : starts[closing[0]]].strip():
             raise BadRow("messages", "the model's chat template ends an assistant turn with no special token")
-        first = np.flatnonzero(ends > start)[0]  # also a token that only partly lies in the turn: it has to be written
+        # A token that only partly lies in the turn has to be written too, but no special token of the header: Phi-3's
+        # swallow the blanks behind them.
+        first = np.flatnonzero((ends > start) & ((starts >= start) | ~special))[0]
         mask[first : closing[0] + 1] = True
     mask[0] = False  # nothing comes before it from which to predict it
     return mask

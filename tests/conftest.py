@@ -1,6 +1,7 @@
 """What several test files share: the modules of a method folder, a tiny model, and real data where it is at hand."""
 
 import importlib
+import socket
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -51,12 +52,52 @@ def tiny_tokenizer(tiny_model):
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
+@pytest.fixture(scope="module")
+def process_group():
+    """A group of one process, so that an engine can shard its model here."""
+    import torch
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def note_gradients(built, gradients: dict) -> None:
+    """Keep the gradients that the optimizer's next step of a verl engine sees."""
+    weights = list(built.module.named_parameters())
+    built.optimizer.register_step_pre_hook(
+        lambda *_: gradients.update({name: weight.grad.full_tensor().clone() for name, weight in weights})
+    )
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """The folder of real labelled data beside the repository; without it the test is skipped."""
     if not REAL_DATA.is_dir():
         pytest.skip("needs the real labelled data, which is not part of the repository: ../shared/data is missing")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def small_sft_run(tiny_model, tmp_path_factory) -> dict[str, str]:
+    """The environment of an SFT run on the tiny model and 96 of the demo's judgements, 19 for validation."""
+    from common.demo import pointwise_rows
+    from common.labelled import pointwise_transcript
+    from common.parquet import write_rows
+
+    folder = tmp_path_factory.mktemp("small_sft_run")
+    train, val = (
+        [{"messages": pointwise_transcript(row)} for row in pointwise_rows(split, rows, seed=0)]
+        for split, rows in (("train", 96), ("val", 19))
+    )
+    return {
+        "TRAIN_FILES": str(write_rows(folder / "train.parquet", train)),
+        "VAL_FILES": str(write_rows(folder / "val.parquet", val)),
+        "MODEL_PATH": str(tiny_model),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,13 @@
 """The sharded engine in one process, with the precision that a GPU run has: bf16 compute over fp32 weights."""
 
-import socket
-
 import pytest
 import torch
-from conftest import method_modules
+from conftest import method_modules, note_gradients
 from transformers import AutoTokenizer
 
 from common import cluster
 from common.demo import preference_pairs
+from common.engine import unwrap
 
 dataset, engine = method_modules("bradley_terry", "dataset", "engine")
 
@@ -17,16 +16,6 @@ dataset, engine = method_modules("bradley_terry", "dataset", "engine")
 def pairs(tiny_model):
     rows = [dataset.check_pair(row) | {"source": ""} for row in preference_pairs("train", 16, seed=0)]
     return dataset.encode_pairs(rows, AutoTokenizer.from_pretrained(tiny_model), 512, "error")[0]
-
-
-@pytest.fixture(scope="module")
-def process_group():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def make_engine(tiny_model, compute: str):
@@ -46,14 +35,6 @@ def make_engine(tiny_model, compute: str):
 @pytest.fixture
 def bf16_engine(process_group, tiny_model):
     return make_engine(tiny_model, "bf16")
-
-
-def note_gradients(built, gradients: dict[str, torch.Tensor]) -> None:
-    """Keep the gradients that the optimizer's next step sees."""
-    weights = list(built.module.named_parameters())
-    built.optimizer.register_step_pre_hook(
-        lambda *_: gradients.update({name: weight.grad.full_tensor().clone() for name, weight in weights})
-    )
 
 
 def loss_function(model_output, data, dp_group):
@@ -87,7 +68,7 @@ def test_small_steps_move_the_weights(bf16_engine, pairs):
 def test_the_head_is_fp32_over_a_bf16_backbone(bf16_engine, pairs):
     """Trap 6: rewards rounded to bf16 would make ties of close answers."""
     seen = {}
-    base = engine.unwrap(bf16_engine.module)
+    base = unwrap(bf16_engine.module)
     base.score.register_forward_hook(lambda module, inputs, output: seen.update(head=(inputs[0].dtype, output.dtype)))
     base.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: seen.update(body=output.dtype))
     with bf16_engine.eval_mode():

@@ -7,7 +7,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from common.demo import SPLITS, THINGS, VALUES, draw_response, make_query, make_response, preference_pairs, split_of
+from common.demo import (
+    SPLITS,
+    THINGS,
+    VALUES,
+    draw_response,
+    make_query,
+    make_response,
+    pairwise_rows,
+    pointwise_rows,
+    preference_pairs,
+    split_of,
+)
 
 PAIRS = 4000
 UNIFORM = {"topic": 1 / 2, "count": 1 / 3, "reason": 1 / 2, "tone": 1 / 2}
@@ -165,3 +176,74 @@ def test_an_answer_read_without_its_query_says_nothing_and_with_it_says_much():
 
     assert pair_accuracy(answer_words, train_pairs, test_pairs) == pytest.approx(0.5, abs=0.05)
     assert pair_accuracy(crossed_words, train_pairs, test_pairs) > 0.8
+
+
+# ---- judgements
+
+
+def asked_of(query: str) -> tuple[str, ...]:
+    """Read the traits that are asked for off a query's words."""
+    (topic,), (count,), (tone,) = (words(query) & set(VALUES[name]) for name in ("topic", "count", "tone"))
+    return topic, count, "why" if re.search("say why|give a reason", query, re.IGNORECASE) else "none", tone
+
+
+def helpfulness_of(row: dict) -> list[int]:
+    """Count, from the texts alone, what each of the row's responses has as asked."""
+    asked = asked_of(row["input"][0]["content"])
+    return [sum(a == b for a, b in zip(asked, traits_of(text))) for text in responses(row)]
+
+
+def responses(row: dict) -> list[str]:
+    return [answer["answer"]["content"] for answer in row["output"]]
+
+
+@pytest.mark.parametrize("make_rows", [pointwise_rows, pairwise_rows])
+def test_the_same_arguments_give_the_same_judgements_and_no_query_is_in_two_splits(make_rows):
+    rows = make_rows("train", 50, seed=1)
+    assert make_rows("train", 80, seed=1)[:50] == rows
+    assert all(left != right for left, right in zip(make_rows("train", 50, seed=2), rows))
+    assert all(
+        split_of(row["input"][0]["content"]) == split for split in SPLITS for row in make_rows(split, 50, seed=0)
+    )
+
+
+def test_a_score_is_what_the_texts_say_its_reasoning_adds_up_to_it_and_all_five_are_equally_frequent():
+    rows = pointwise_rows("train", PAIRS, seed=0)
+    assert all([row["label"]] == helpfulness_of(row) for row in rows)
+    assert all(len(re.findall(r"\byes\b", row["reasoning"])) == row["label"] for row in rows)
+    assert all(len(re.findall(r"\bno\b", row["reasoning"])) == 4 - row["label"] for row in rows)
+    assert shares([row["label"] for row in rows]) == pytest.approx(dict.fromkeys(range(5), 0.2), abs=0.025)
+
+
+def test_a_preference_is_what_the_texts_say_a_third_are_ties_and_a_and_b_are_equally_frequent():
+    rows = pairwise_rows("train", PAIRS, seed=0)
+    for row in rows:
+        first, second = helpfulness_of(row)
+        assert row["metadata"]["preferred"] == ("tie" if first == second else "A" if first > second else "B")
+        assert set(asked_of(row["input"][0]["content"])) <= words(row["reasoning"])
+    preferred = [row["metadata"]["preferred"] for row in rows]
+    assert shares(preferred) == pytest.approx(dict.fromkeys(("A", "B", "tie"), 1 / 3), abs=0.03)
+    ties = [helpfulness_of(row)[0] for row in rows if row["metadata"]["preferred"] == "tie"]
+    assert shares(ties) == pytest.approx(dict.fromkeys(range(5), 0.2), abs=0.04)
+
+
+def test_the_longer_response_wins_one_half_of_the_comparisons_and_its_length_says_nothing_of_a_score():
+    signs = []
+    for row in pairwise_rows("train", PAIRS, seed=0):
+        first, second = map(len, responses(row))
+        won = {"A": 1, "B": -1, "tie": 0}[row["metadata"]["preferred"]]
+        signs += [won * np.sign(first - second)] if won else []
+    assert np.mean(np.array(signs) > 0) + 0.5 * np.mean(np.array(signs) == 0) == pytest.approx(0.5, abs=0.03)
+    rows = pointwise_rows("train", PAIRS, seed=0)
+    lengths, labels = [len(responses(row)[0]) for row in rows], [row["label"] for row in rows]
+    assert abs(np.corrcoef(lengths, labels)[0, 1]) < 0.04
+
+
+def test_a_response_read_alone_says_nothing_of_its_score():
+    """Every trait is as frequent among the responses of each score as among all."""
+    rows = pointwise_rows("train", PAIRS, seed=0)
+    for label in range(5):
+        traits = [traits_of(responses(row)[0]) for row in rows if row["label"] == label]
+        for place, (name, values) in enumerate(VALUES.items()):
+            expected = dict.fromkeys(values, UNIFORM[name])
+            assert shares([trait[place] for trait in traits]) == pytest.approx(expected, abs=0.06), (label, name)

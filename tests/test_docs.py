@@ -5,40 +5,70 @@ import re
 import pytest
 from conftest import REPO
 
+METHODS = {"bradley_terry": "run_bt.sh", "sft": "run_sft.sh"}
 READMES = [REPO / "README.md", *REPO.glob("[a-z]*/README.md")]
+
+
+def methods_of(readme) -> list[str]:
+    """A folder's README speaks of that method, the main one of all."""
+    return [readme.parent.name] if readme.parent.name in METHODS else list(METHODS)
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(REPO)))
 def test_every_path_exists(readme):
     names = re.findall(r"[`(\s]((?:[\w.-]+/)*[\w.-]+\.(?:py|sh|yaml|md|toml))\b", readme.read_text())
     assert names
-    places = (readme.parent, REPO / "bradley_terry")  # the tree in the main README indents a folder's files below it
+    # the tree in the main README indents a folder's files below it
+    places = [readme.parent, REPO, *(REPO / method for method in methods_of(readme))]
     missing = [name for name in names if not any((place / name).exists() for place in places)]
     assert missing == []
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(REPO)))
 def test_every_setting_is_known(readme):
-    config = (REPO / "bradley_terry" / "config.yaml").read_text()
+    configs = [(REPO / method / "config.yaml").read_text() for method in methods_of(readme)]
     for section, key in re.findall(r"\b(data|model|engine|optim|loss|trainer)\.(\w+)=", readme.read_text()):
-        body = re.search(rf"^{section}:\n((?:  .*\n|\n)*)", config, flags=re.M)[1]
-        assert re.search(rf"^  {key}:", body, flags=re.M), f"{section}.{key}"
+        bodies = [re.search(rf"^{section}:\n((?:  .*\n|\n)*)", config, flags=re.M) for config in configs]
+        assert any(body and re.search(rf"^  {key}:", body[1], flags=re.M) for body in bodies), f"{section}.{key}"
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(REPO)))
 def test_every_environment_variable_is_known(readme):
-    script = (REPO / "bradley_terry" / "run_bt.sh").read_text()
+    scripts = [(REPO / method / METHODS[method]).read_text() for method in methods_of(readme)]
     for name in re.findall(r"\b([A-Z][A-Z_]{3,})=", readme.read_text()):
-        assert re.search(rf"\b{name}\b", script), name
+        assert any(re.search(rf"\b{name}\b", script) for script in scripts), name
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(REPO)))
+def test_every_option_is_known(readme):
+    """`python prepare_data.py --source demo` and the like: the script named in the command knows each option."""
+    for script, options in re.findall(r"python ((?:\w+/)?\w+\.py)((?: --[\w-]+(?: [\w./-]+)?)+)", readme.read_text()):
+        text = (readme.parent / script).read_text()
+        for option in re.findall(r"--[\w-]+", options):
+            assert f'"{option}"' in text, f"{script} {option}"
 
 
 def test_no_file_is_longer_than_250_lines():
-    files = [path for folder in ("bradley_terry", "common") for path in (REPO / folder).rglob("*.py")]
+    files = [path for folder in (*METHODS, "common", "tests") for path in (REPO / folder).rglob("*.py")]
     assert {path.name: n for path in files if (n := len(path.read_text().splitlines())) > 250} == {}
 
 
 def test_no_folder_imports_a_method():
+    modules = {path.stem for method in METHODS for path in (REPO / method).glob("*.py")}
     for path in (REPO / "common").rglob("*.py"):
-        assert not re.search(
-            r"^\s*(?:from|import) (?:bradley_terry|dataset|engine|loss|train|evaluate)\b", path.read_text(), re.M
-        )
+        assert not re.search(rf"^\s*(?:from|import) (?:{'|'.join([*METHODS, *modules])})\b", path.read_text(), re.M)
+
+
+def test_no_method_imports_another():
+    for method in METHODS:
+        for path in (REPO / method).glob("*.py"):
+            others = "|".join(other for other in METHODS if other != method)
+            assert not re.search(rf"^\s*(?:from|import) (?:{others})\b", path.read_text(), re.M), path
+
+
+def test_the_training_loops_stay_line_aligned():
+    """A reader learns the second method by `diff`: most lines of one loop are lines of the other, in the same order."""
+    import difflib
+
+    first, second = ((REPO / method / "train.py").read_text().splitlines() for method in METHODS)
+    assert difflib.SequenceMatcher(None, first, second, autojunk=False).ratio() > 0.7

@@ -13,22 +13,31 @@ from conftest import REPO, method_modules
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-FOLDER = REPO / "bradley_terry"
-(engine,) = method_modules("bradley_terry", "engine")
+SCRIPTS = {"bradley_terry": "run_bt.sh", "sft": "run_sft.sh"}
+LOSSES = {"bradley_terry": "pair_loss", "sft": "sft_loss"}
 
 
-def script_overrides(tmp_path, **environment: str) -> list[str]:
+@pytest.fixture(params=SCRIPTS)
+def method(request) -> str:
+    return request.param
+
+
+def run_script(method: str):
+    return REPO / method / SCRIPTS[method]
+
+
+def script_overrides(method: str, tmp_path, **environment: str) -> list[str]:
     """Run the script with a `python` that only notes its arguments."""
     (tmp_path / "python").write_text('#!/bin/sh\ncase "$1" in *train.py) shift; printf "%s\\n" "$@" > "$NOTE";; esac\n')
     (tmp_path / "python").chmod(0o755)
     note = tmp_path / "overrides"
     settings = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTE": str(note), **environment}
-    subprocess.run(["bash", FOLDER / "run_bt.sh"], env=settings, check=True, timeout=30, cwd=tmp_path)
+    subprocess.run(["bash", run_script(method)], env=settings, check=True, timeout=30, cwd=tmp_path)
     return note.read_text().splitlines()
 
 
-def compose_config(overrides: list[str]):
-    with initialize_config_dir(str(FOLDER), version_base=None):
+def compose_config(method: str, overrides: list[str]):
+    with initialize_config_dir(str(REPO / method), version_base=None):
         return compose("config", overrides)
 
 
@@ -45,8 +54,8 @@ def compose_config(overrides: list[str]):
         {"N_GPUS_PER_NODE": "8", "OUTPUT": "my outputs (2)"},
     ],
 )
-def test_the_run_script_sets_every_number_and_only_known_keys(tmp_path, environment):
-    config = compose_config(script_overrides(tmp_path, **environment))
+def test_the_run_script_sets_every_number_and_only_known_keys(method, tmp_path, environment):
+    config = compose_config(method, script_overrides(method, tmp_path, **environment))
     assert OmegaConf.missing_keys(config) == set()
     assert config.data.train_files == environment.get("TRAIN_FILES", "outputs/data/train.parquet").replace(
         "outputs", environment.get("OUTPUT", "outputs")
@@ -54,9 +63,14 @@ def test_the_run_script_sets_every_number_and_only_known_keys(tmp_path, environm
     assert config.trainer.output == environment.get("OUTPUT", "outputs")
 
 
-def test_an_unknown_key_is_refused(tmp_path):
+def test_an_unknown_key_is_refused(method, tmp_path):
     with pytest.raises(Exception, match="optim.typo"):
-        compose_config([*script_overrides(tmp_path), "optim.typo=1"])
+        compose_config(method, [*script_overrides(method, tmp_path), "optim.typo=1"])
+
+
+def test_the_chat_templates_switches_reach_the_config(tmp_path):
+    config = compose_config("sft", script_overrides("sft", tmp_path, TEMPLATE_OPTIONS="{enable_thinking: false}"))
+    assert config.data.template_options == {"enable_thinking": False}
 
 
 def attributes_read(folder) -> set[tuple[str, str]]:
@@ -70,38 +84,35 @@ def attributes_read(folder) -> set[tuple[str, str]]:
     return found
 
 
-def test_every_key_is_read(tmp_path):
-    config = compose_config(script_overrides(tmp_path))
+def test_every_key_is_read(method, tmp_path):
+    config = compose_config(method, script_overrides(method, tmp_path))
     for section in ("model", "engine", "optim"):
         module, _, name = config[section]._target_.rpartition(".")
         fields = {field.name for field in dataclasses.fields(getattr(importlib.import_module(module), name))}
         assert set(config[section]) - {"_target_"} <= fields
-    read = attributes_read(FOLDER) | attributes_read(REPO / "common")
+    read = attributes_read(REPO / method) | attributes_read(REPO / "common")
     declared = {(section, key) for section in ("data", "trainer") for key in config[section]}
     assert declared - read == set()
-    assert set(config.loss) == set(inspect.signature(engine.pair_loss).parameters) - {
-        "model_output",
-        "data",
-        "dp_group",
-    }
+    (engine,) = method_modules(method, "engine")
+    arguments = set(inspect.signature(getattr(engine, LOSSES[method])).parameters)
+    assert set(config.get("loss", {})) == arguments - {"model_output", "data", "dp_group"}
 
 
-def test_a_number_is_set_in_one_place_only():
+def test_a_number_is_set_in_one_place_only(method):
     """What the run script sets has no default of its own in the config."""
-    text = (FOLDER / "run_bt.sh").read_text()
+    text = run_script(method).read_text()
     set_there = set(re.findall(r"^    ((?:data|model|optim|loss|trainer)\.\w+)=", text, flags=re.M))
-    with initialize_config_dir(str(FOLDER), version_base=None):
-        config = OmegaConf.to_container(compose("config"), resolve=False)
+    config = OmegaConf.to_container(compose_config(method, []), resolve=False)
     null = {"data.val_files", "data.test_files", "trainer.n_gpus_per_node"}  # none, none, all
     assert {name for name in set_there if config[name.split(".")[0]][name.split(".")[1]] != "???"} == null
 
 
-def test_a_failing_step_stops_the_script(tmp_path):
+def test_a_failing_step_stops_the_script(method, tmp_path):
     """Nothing says "completed" after a failure."""
     (tmp_path / "python").write_text("#!/bin/sh\nexit 7\n")
     (tmp_path / "python").chmod(0o755)
     result = subprocess.run(
-        ["bash", FOLDER / "run_bt.sh"],
+        ["bash", run_script(method)],
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,

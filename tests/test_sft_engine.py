@@ -1,0 +1,145 @@
+"""The packed engine against the textbook: one conversation at a time, the same loss and the same gradients."""
+
+import pytest
+import torch
+from conftest import method_modules, note_gradients
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen3Config
+
+from common import cluster
+from common.demo import pairwise_rows, pointwise_rows
+from common.labelled import pairwise_transcripts, pointwise_transcript
+
+dataset, engine, loss = method_modules("sft", "dataset", "engine", "loss")
+
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "pad_token_id": 0}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer):
+    """24 judge's conversations, some of them with several turns."""
+    conversations = [pointwise_transcript(row) for row in pointwise_rows("train", 10, seed=0)]
+    conversations += [pairwise_transcripts(row)[0] for row in pairwise_rows("train", 10, seed=0)]
+    conversations += [conversations[turn] + conversations[turn + 11] for turn in range(4)]
+    rows = [{"messages": messages, "source": f"row {number}"} for number, messages in enumerate(conversations)]
+    return dataset.encode_rows(rows, tokenizer, 2048, "error")[0]
+
+
+def make_engine(model_path, compute: str = "fp32", **model_settings):
+    from verl.trainer.config import CheckpointConfig
+    from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
+
+    settings = {"enable_gradient_checkpointing": False, **model_settings}
+    built = engine.SFTEngine(
+        HFModelConfig(path=str(model_path), **settings),
+        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": compute}),
+        FSDPOptimizerConfig(lr=1e-3, weight_decay=0.0, clip_grad=1e9, total_training_steps=10),
+        CheckpointConfig(),
+    )
+    built.initialize()
+    return built
+
+
+def packed(model_path, examples, max_tokens: int, **settings) -> tuple[int, float, dict[str, torch.Tensor]]:
+    """One training step of the engine: its number of micro-batches, its loss, its gradients."""
+    built, gradients = make_engine(model_path, **settings), {}
+    note_gradients(built, gradients)
+    with built.train_mode():
+        output = built.train_batch(cluster.make_batch(examples, dataset.collate, max_tokens), engine.sft_loss)
+    return len(output["loss"]), sum(output["loss"]), gradients
+
+
+def one_at_a_time(model_path, examples) -> tuple[float, dict[str, torch.Tensor]]:
+    """The same with transformers alone: no packing, no padding, the model's own attention and all logits."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation="sdpa")
+    total, count = 0.0, sum(int(example.mask.sum()) for example in examples)
+    for example in examples:
+        ids = torch.from_numpy(example.ids).long()
+        logits = model(ids[None]).logits[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+        part = losses[torch.from_numpy(example.mask[1:])].sum() / count
+        part.backward()
+        total += part.item()
+    return total, {name: weight.grad for name, weight in model.named_parameters()}
+
+
+def assert_same(ours: tuple, reference: tuple) -> None:
+    loss, gradients = ours[-2:]
+    assert loss == pytest.approx(reference[0], abs=1e-5)
+    assert gradients.keys() == reference[1].keys()
+    for name, gradient in reference[1].items():
+        difference = (gradients[name] - gradient).norm() / gradient.norm()
+        assert difference < 1e-4, f"{name}: relative difference {difference:.2e}"
+
+
+@pytest.mark.parametrize("max_tokens", [65536, 700])
+def test_packed_conversations_learn_like_single_ones(process_group, tiny_model, examples, max_tokens):
+    ours = packed(tiny_model, examples, max_tokens)
+    assert ours[0] == 1 if max_tokens == 65536 else ours[0] > 6
+    assert_same(ours, one_at_a_time(tiny_model, examples))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SMALL),
+        MistralConfig(**SMALL, sliding_window=64),
+        Qwen3Config(**SMALL, head_dim=16, use_sliding_window=True, sliding_window=32, max_window_layers=1),
+    ],
+    ids=["llama", "mistral, sliding window", "qwen3, full and sliding layers"],
+)
+def test_other_architectures_learn_alike(process_group, tmp_path, tokenizer, examples, config):
+    torch.manual_seed(0)
+    config.vocab_size = len(tokenizer)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert_same(packed(tmp_path, examples, 4096), one_at_a_time(tmp_path, examples))
+
+
+def test_a_real_batch_learns_alike(process_group, tiny_model, tokenizer, shared_data):
+    rows, _ = dataset.load_rows(shared_data / "sft_judge_train.parquet", on_bad_row="drop")
+    examples, _ = dataset.encode_rows(rows[-200:], tokenizer, 1500, "drop", "drop")
+    assert_same(packed(tiny_model, examples[:8], 4096), one_at_a_time(tiny_model, examples[:8]))
+
+
+def test_gradient_checkpointing_changes_nothing(process_group, tiny_model, examples):
+    plain = packed(tiny_model, examples, 2048)
+    assert_same(packed(tiny_model, examples, 2048, enable_gradient_checkpointing=True), plain[-2:])
+
+
+def test_logits_are_computed_only_where_a_token_is_trained_on(process_group, tiny_model, examples):
+    built, seen = make_engine(tiny_model), []
+    built.module.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    with built.eval_mode():
+        built.infer_batch(cluster.make_batch(examples, dataset.collate, 65536), loss_function=None)
+    assert seen == [sum(int(example.mask.sum()) for example in examples)]
+    assert seen[0] < 0.3 * sum(example.tokens for example in examples)
+
+
+def test_a_conversation_is_measured_alike_in_any_company_and_order(process_group, tiny_model, examples):
+    built = make_engine(tiny_model)
+
+    def measure(rows: list, max_tokens: int) -> list[torch.Tensor]:
+        with built.eval_mode():
+            batch = cluster.make_batch(rows, dataset.collate, max_tokens)
+            return built.infer_batch(batch, loss_function=None)["model_output"]["losses"].unbind()
+
+    alone = [measure([example], 4096)[0] for example in examples]
+    assert [len(losses) for losses in alone] == [example.mask.sum() for example in examples]
+    for together in (measure(examples, 65536), measure(examples, 900), measure(examples[::-1], 65536)[::-1]):
+        for ours, reference in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours, reference, atol=1e-5, rtol=0)
+
+
+def test_the_loss_is_fp32_over_a_bf16_model(process_group, tiny_model, examples):
+    built = make_engine(tiny_model, compute="bf16")
+    assert {weight.dtype for weight in built.module.parameters()} == {torch.float32}
+    with built.eval_mode():
+        output = built.infer_batch(cluster.make_batch(examples, dataset.collate, 65536), loss_function=None)
+    losses = output["model_output"]["losses"].values()
+    assert losses.dtype == torch.float32 and (losses != losses.bfloat16().float()).float().mean() > 0.9

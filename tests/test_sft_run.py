@@ -1,0 +1,126 @@
+"""The default run from end to end: it learns to judge, and what it leaves behind loads and judges elsewhere."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from conftest import REPO
+from runs import SFT_SCRIPT, finish, log_of, metrics_of, run, start
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
+
+from common.judge import parse_preference, parse_score
+from common.parquet import read_rows
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory):
+    output = tmp_path_factory.mktemp("default") / "outputs"
+    run(output, timeout=800, script=SFT_SCRIPT)  # a busy machine is no bug
+    return output
+
+
+@pytest.fixture(scope="module")
+def last_step(default_run):
+    return max(metrics_of(default_run, "train/loss"))
+
+
+def test_it_learns_to_judge_what_its_baselines_cannot(default_run):
+    found = json.loads((default_run / "evaluation_test.json").read_text())
+    for kind in ("score", "preference"):
+        assert found[f"{kind}/rows"] == 300
+        assert found[f"{kind}/parse_rate"] >= 0.99
+        assert found[f"{kind}/accuracy"] >= 0.9 > 0.5 >= found[f"{kind}/majority_accuracy"]
+        assert f"{kind}/accuracy" in log_of(default_run)
+    assert found["preference/tie_recall"] >= 0.8
+
+
+def test_it_leaves_checkpoint_card_pictures_logs_and_progress(default_run, last_step):
+    checkpoint = default_run / "checkpoint"
+    names = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"}
+    assert names | {"README.md", "run.png", "evaluation_test.png"} <= {path.name for path in checkpoint.iterdir()}
+    card = (checkpoint / "README.md").read_text()
+    found = json.loads((default_run / "evaluation_test.json").read_text())
+    assert f"| val/perplexity | {metrics_of(default_run, 'val/perplexity')[last_step]:.4g} |" in card
+    assert f"| preference/accuracy | {found['preference/accuracy']:.4g} |" in card
+    assert "pipeline_tag: text-generation" in card
+    assert (checkpoint / "run.png").stat().st_size > 10_000
+    assert list((default_run / "tensorboard").glob("events.out.tfevents.*"))
+    assert len(metrics_of(default_run, "train/loss")) == last_step
+    assert "train: 100%" in log_of(default_run)
+    assert not [path for path in checkpoint.rglob("*") if path.suffix in (".pt", ".bin", ".pkl")]
+
+
+def test_evaluate_finds_what_the_trainer_found(default_run, last_step):
+    found = json.loads((default_run / "evaluation_test.json").read_text())
+    for name in ("trained_tokens", "loss", "perplexity", "token_accuracy"):
+        assert found[name] == pytest.approx(metrics_of(default_run, f"test/{name}")[last_step], abs=1e-5), name
+
+
+def test_the_checkpoint_is_a_language_model_that_stops(default_run):
+    checkpoint = default_run / "checkpoint"
+    model, report = AutoModelForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    tokenizer, generation = AutoTokenizer.from_pretrained(checkpoint), GenerationConfig.from_pretrained(checkpoint)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in generation.eos_token_id and generation.pad_token_id == tokenizer.pad_token_id != end
+    assert "attn_implementation" not in (checkpoint / "config.json").read_text()
+    rows, _ = read_rows(default_run / "data" / "val.parquet", ("messages",))
+    prompt = tokenizer.apply_chat_template(
+        rows[0]["messages"][:-1], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**prompt, max_new_tokens=200, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert answer[-1] == end and len(answer) < 100
+
+
+def test_a_pipeline_judges_as_the_card_says(default_run):
+    rows, _ = read_rows(default_run / "data" / "test.parquet", ("messages",))
+    judge = pipeline("text-generation", model=str(default_run / "checkpoint"), device="cpu")
+    for row in rows[:3] + rows[-3:]:
+        answer = judge(row["messages"][:-1], max_new_tokens=200, do_sample=False)[0]["generated_text"][-1]["content"]
+        parse = parse_score if "<score>" in row["messages"][-1]["content"] else parse_preference
+        assert parse(answer) is not None
+
+
+def test_a_copied_folder_runs_unedited(tmp_path, small_sft_run):
+    """Beside the original and outside the repo, both at once; the copies are started from another folder."""
+    few = ("data.train_batch_size=8", "trainer.total_training_steps=2")
+    sibling, elsewhere = REPO / f"copied_sft_{os.getpid()}", tmp_path / "my judge"
+    try:
+        for copy in (sibling, elsewhere):
+            shutil.copytree(REPO / "sft", copy, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
+        relative = {"OUTPUT": "outputs", "MODEL_PATH": os.path.relpath(small_sft_run["MODEL_PATH"], elsewhere)}
+        held_out = {"TEST_FILES": small_sft_run["VAL_FILES"], "VAL_FILES": ""}
+        runs = [
+            start(tmp_path / "first", *few, script=sibling / "run_sft.sh", **small_sft_run),
+            start(tmp_path / "second", *few, script=elsewhere / "run_sft.sh", **small_sft_run | held_out | relative),
+        ]
+        assert [finish(process) for process in runs] == [0, 0], log_of(tmp_path / "first") + log_of(tmp_path / "second")
+        assert (elsewhere / "outputs" / "checkpoint" / "model.safetensors").exists()
+        assert "Measured on val.parquet" in (elsewhere / "outputs" / "checkpoint" / "README.md").read_text()
+    finally:
+        shutil.rmtree(sibling, ignore_errors=True)
+
+
+def test_lora_trains_adapters_and_both_exports_answer_alike(tmp_path, small_sft_run):
+    from peft import AutoPeftModelForCausalLM
+    from safetensors.torch import load_file
+
+    output = tmp_path / "outputs"
+    settings = ("model.lora_rank=4", "data.train_batch_size=8", "optim.lr=1e-2")
+    run(output, *settings, "model.enable_gradient_checkpointing=True", script=SFT_SCRIPT, **small_sft_run)
+    before, after = (
+        load_file(f"{folder}/model.safetensors") for folder in (small_sft_run["MODEL_PATH"], output / "checkpoint")
+    )
+    assert before.keys() == after.keys()
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
+    losses = metrics_of(output, "val/loss")
+    assert losses[max(losses)] < losses[0] - 0.5
+    merged = AutoModelForCausalLM.from_pretrained(output / "checkpoint")
+    adapter = AutoPeftModelForCausalLM.from_pretrained(output / "checkpoint_adapter")
+    rows, _ = read_rows(small_sft_run["VAL_FILES"], ("messages",))
+    tokenizer = AutoTokenizer.from_pretrained(output / "checkpoint")
+    batch = tokenizer.apply_chat_template(rows[0]["messages"], return_dict=True, return_tensors="pt")
+    torch.testing.assert_close(merged(**batch).logits, adapter(**batch).logits, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,186 @@
+"""Where turns are, which are trained on, what is refused and in which words; whole masks are in test_sft_templates."""
+
+import pytest
+from conftest import method_modules
+from shapes import CHATML, NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_tokenizer, system, user
+
+from common.parquet import DataError
+
+turns, dataset = method_modules("sft", "turns", "dataset")
+encode_rows = dataset.encode_rows
+
+LONG = 10**6
+TALK = [user("Why?"), assistant("So."), user("How?"), assistant("By hand.")]
+
+
+def row(*messages: dict, number: int = 0) -> dict:
+    return {"messages": list(messages), "source": f"train.parquet row {number}"}
+
+
+def renderer(name: str, **changes):
+    """The chat template of a shape, as a function of the messages."""
+    tokenizer, chosen = make_tokenizer(SHAPES[name], **changes), dict(SHAPES[name].options)
+    return lambda messages, **options: tokenizer.apply_chat_template(messages, tokenize=False, **chosen, **options)
+
+
+def decoded(example, tokenizer) -> tuple[str, str]:
+    """All of an example, and what of it is trained on."""
+    return tokenizer.decode(example.ids), tokenizer.decode(example.ids[example.mask])
+
+
+@pytest.fixture(scope="module")
+def chatml():
+    return make_tokenizer(SHAPES["chatml"])
+
+
+# ---- where turns begin
+
+
+@pytest.mark.parametrize(
+    ("name", "seam"),
+    [
+        ("chatml", ("", "")),
+        ("qwen3", ("", "")),
+        ("qwen3, thinking switched off", (NO_THINKING, "")),
+        ("llama3", ("", "")),
+        ("gemma", ("", "")),
+        ("inst", ("", " ")),
+    ],
+)
+def test_what_the_generation_prompt_writes_or_leaves_out_is_found_for_every_kind_of_template(name, seam):
+    assert turns.find_seam(renderer(name)) == seam
+
+
+def test_a_generation_prompt_that_opens_the_thinking_is_found():
+    assert turns.find_seam(renderer("qwen3", chat_template=QWEN3_THINKING)) == ("<think>\n", "")
+
+
+def test_a_template_that_has_no_generation_prompt_leaves_its_header_to_nobody():
+    """A server puts it before the answer by other means; only a blank is the model's to write."""
+    without_prompt = CHATML.partition("{%- if add")[0]
+    assert turns.find_seam(renderer("chatml", chat_template=without_prompt)) == ("", "")
+    tokenizer = make_tokenizer(SHAPES["chatml"], chat_template=without_prompt)
+    (example,), _ = encode_rows([row(*TALK)], tokenizer, LONG, "error")
+    assert decoded(example, tokenizer)[1] == "So.<|im_end|>By hand.<|im_end|>"
+
+
+def test_turns_are_found_in_the_real_text_without_their_end():
+    text, spans = turns.find_turns(TALK, renderer("gemma"))
+    assert [text[start:end] for start, end in spans] == ["So.", "By hand."]
+    text, spans = turns.find_turns(TALK, renderer("inst"), left_out=" ")
+    assert [text[start:end] for start, end in spans] == [" So.", " By hand."]
+
+
+# ---- which turns
+
+
+def test_all_turns_are_trained_on_or_only_the_last(chatml):
+    (every,), _ = encode_rows([row(*TALK)], chatml, LONG, "error")
+    (last,), _ = encode_rows([row(*TALK)], chatml, LONG, "error", turns="last")
+    assert decoded(every, chatml)[1] == "So.<|im_end|>By hand.<|im_end|>"
+    assert decoded(last, chatml)[1] == "By hand.<|im_end|>"
+    assert every.ids.tolist() == last.ids.tolist()
+    assert chatml.convert_ids_to_tokens(last.end_of_turn) == "<|im_end|>"
+
+
+def test_rows_beyond_one_tokenizer_call_keep_their_own_tokens_and_mask(chatml, monkeypatch):
+    rows = [row(user("a" * number), assistant("b" * (9 - number)), number=number) for number in range(1, 8)]
+    at_once, _ = encode_rows(rows, chatml, LONG, "error")
+    monkeypatch.setattr(dataset, "TOKENIZE_AT_ONCE", 3)
+    in_chunks, _ = encode_rows(rows, chatml, LONG, "error")
+    assert [example.source for example in in_chunks] == [source["source"] for source in rows]
+    assert [decoded(example, chatml) for example in in_chunks] == [decoded(example, chatml) for example in at_once]
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("instead_of", "put", "fault"),
+    [
+        ("<|im_end|>", "", "ends an assistant turn with no special token"),
+        ("<|im_end|>", " (over)<|im_end|>", "ends an assistant turn with no special token"),
+        ("in messages", "in messages[-2:]", "leaves out an assistant turn"),
+        ("turn.content", "turn.content[:9]", "leaves out an assistant turn"),
+        ("turn.content", "turn.content * 2", "leaves out an assistant turn"),
+        ("{%- for", "{{- messages[-1].content[0] -}}{%- for", "hides where an assistant turn starts or ends"),
+        ("turn.role", "turn.content | length", "hides where an assistant turn starts or ends"),
+        ("'<|im_end|>", "turn.content[0] ~ '<|im_end|>", "hides where an assistant turn starts or ends"),
+    ],
+)
+def test_a_template_that_does_not_show_each_turn_whole_and_ended_is_refused(instead_of, put, fault):
+    tokenizer = make_tokenizer(SHAPES["chatml"], chat_template=CHATML.replace(instead_of, put))
+    with pytest.raises(DataError, match=f"train.parquet row 0, column 'messages': the model's chat template {fault}"):
+        encode_rows([row(*TALK)], tokenizer, LONG, "error")
+
+
+def test_a_tokenizer_without_chat_template_is_refused_with_the_remedy():
+    tokenizer = make_tokenizer(SHAPES["chatml"], chat_template=None)
+    with pytest.raises(DataError, match="has no chat template. Put a chat_template.jinja beside the model."):
+        encode_rows([row(*TALK)], tokenizer, LONG, "error")
+
+
+@pytest.mark.parametrize(("name", "token"), [("chatml", "<|im_start|>"), ("llama3", "<|eot_id|>"), ("gemma", "<bos>")])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_message_that_holds_a_special_token_is_refused_whoever_says_it(name, token, number):
+    talk = [dict(turn) for turn in TALK]
+    talk[number]["content"] += f" a{token}b"
+    with pytest.raises(DataError) as caught:
+        encode_rows([row(*talk)], make_tokenizer(SHAPES[name]), LONG, "error")
+    fault = f"a message holds the model's special token {token!r} (found {talk[number]['content']!r})"
+    assert str(caught.value).splitlines()[1] == f"  train.parquet row 0, column 'messages': {fault}"
+
+
+def test_a_think_tag_is_no_special_token_and_may_be_said(chatml):
+    (example,), _ = encode_rows([row(user("What is <think>?"), assistant("A </think>."))], chatml, LONG, "error")
+    assert decoded(example, chatml)[1] == "A </think>.<|im_end|>"
+
+
+def test_dropped_rows_are_counted_by_fault_and_the_others_encoded():
+    tokenizer = make_tokenizer(SHAPES["gemma"])
+    asides, tokens = row(system("Be short."), *TALK), row(user("<eos>"), assistant("a"))
+    examples, counts = encode_rows([asides, row(*TALK, number=1), asides, tokens], tokenizer, LONG, "error", "drop")
+    assert [example.source for example in examples] == ["train.parquet row 1"]
+    refusal = "refuses the conversation: user and assistant take turns, there is no place for: system"
+    assert counts == {
+        f"column 'messages': the model's chat template {refusal}": 2,
+        "column 'messages': a message holds the model's special token '<eos>'": 1,
+    }
+    with pytest.raises(DataError, match="no usable conversation: 1 x column 'messages': the model's chat"):
+        encode_rows([asides], tokenizer, LONG, "error", "drop")
+
+
+def test_rows_dropped_for_their_missing_end_of_turn_are_counted_too():
+    unended = CHATML.replace("'<|im_end|>", "('<|im_end|>' if messages | length > 2 else '') ~ '")
+    tokenizer = make_tokenizer(SHAPES["chatml"], chat_template=unended)
+    rows = [row(*TALK), row(*TALK[:2], number=1)]
+    examples, counts = encode_rows(rows, tokenizer, LONG, "error", "drop")
+    assert [example.source for example in examples] == ["train.parquet row 0"]
+    assert counts == {"column 'messages': the model's chat template ends an assistant turn with no special token": 1}
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"truncation": "right"}, "data.truncation='right': expected one of error, drop, left"),
+        ({"turns": "first"}, "data.turns='first': expected one of all, last"),
+    ],
+)
+def test_an_unknown_option_is_refused_with_the_known_ones(option, words, chatml):
+    with pytest.raises(DataError, match=words):
+        encode_rows([row(*TALK)], chatml, LONG, **{"truncation": "error", **option})
+
+
+def test_thinking_that_the_generation_prompt_has_already_closed_is_refused():
+    """Served with thinking switched off, the model would have to think behind a closed think block."""
+    tokenizer = make_tokenizer(SHAPES["qwen3"])
+    thoughtful = row(user("Why?"), assistant("<think>\nHm.\n</think>\n\nSo."))
+    with pytest.raises(DataError, match="thinks otherwise than behind '<think>"):
+        encode_rows([thoughtful], tokenizer, LONG, "error", template_options={"enable_thinking": False})
+    assert len(encode_rows([thoughtful], tokenizer, LONG, "error")[0]) == 1
+
+
+def test_a_template_that_refuses_a_lone_question_says_so():
+    tokenizer = make_tokenizer(SHAPES["chatml"], chat_template="{{ raise_exception('A system message comes first.') }}")
+    with pytest.raises(DataError, match="refuses a question and an answer: A system message comes first."):
+        encode_rows([row(user("Why?"), assistant("So."))], tokenizer, LONG, "error")
