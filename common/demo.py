@@ -150,10 +150,11 @@ def pairwise_rows(split: str, n: int, seed: int) -> list[dict]:
         if rng.random() < 1 / 3:
             helpfulness = [rng.randrange(len(VALUES) + 1)] * 2
         responses = [draw_response(rng, query, met) for met in helpfulness]
-        evidence = [f"asked {' '.join(query.asked)}."]
+        evidence = []  # what is met is marked with the response's own letter; the verdict is the more frequent one
         for name, response in zip("AB", responses):
-            found = ", ".join(f"{got} {_yes_or_no(met)}" for got, met in zip(response.got, response.met))
-            evidence.append(f"{name} {found}: {sum(response.met)}.")
+            found = zip(query.asked, response.got, response.met)
+            marked = ", ".join(f"{asked}/{got} {name if met else 'no'}" for asked, got, met in found)
+            evidence.append(f"{name} {marked}.")
         first, second = helpfulness
         preferred = "tie" if first == second else "A" if first > second else "B"
         row = {**_judged(query, *responses), "metadata": {"preferred": preferred}}

@@ -23,10 +23,11 @@ if [[ -z "$TRAIN_FILES" ]]; then
     TRAIN_FILES=$OUTPUT/data/train.parquet VAL_FILES=$OUTPUT/data/val.parquet TEST_FILES=$OUTPUT/data/test.parquet
 fi
 if [[ -z "$MODEL_PATH" ]]; then
-    # from scratch: 0.4 M parameters learn the demo in one pass at a high rate
+    # from scratch: 0.4 M parameters learn the demo in one pass of small batches at a high rate. Comparing A with B is
+    # learned last, in the second half of the run
     MODEL_PATH=$OUTPUT/model
     python -m common.tiny_model --seed "$SEED" --output "$MODEL_PATH"
-    BATCH=32 LR=1e-3 WARMUP=0.1 EPOCHS=1
+    BATCH=16 LR=2e-3 WARMUP=0.1 EPOCHS=1
 else
     # pretrained: a low rate, and the same rows three times; SFT forgives repetition, preferences do not
     BATCH=64 LR=1e-5 WARMUP=0.03 EPOCHS=3

@@ -185,8 +185,7 @@ def test_judged_text_adds_no_special_token_even_for_a_tokenizer_that_knows_them_
 
 
 HARMLESS = ["a < b", "x <= y", "I <3 you", "if a<1:", "<- here", "1 << 4", 'cout << "x" << endl;', "<<8/2=4>>", "a <"]
-HARMLESS += ["f[0]", "[a-z]", "[1, 2]", "[x](y)", "[Edit]", "[B]", "List[T]", "%s \\1 $&", "<>", "", "\ufffd"]
-HARMLESS += ["🙂 你好 ﷽ \u200b\u202e"]
+HARMLESS += ["f[0]", "[a-z]", "[1, 2]", "[x](y)", "[Edit]", "[B]", "List[T]", "%s \\1 $&", "<>", "", "🙂 你好 \u202e"]
 
 
 @pytest.mark.parametrize("text", HARMLESS)

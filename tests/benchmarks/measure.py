@@ -26,7 +26,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 LR, BETAS, WEIGHT_DECAY, CLIP, SEED = 1e-4, (0.9, 0.95), 0.01, 1.0, 0
-BATCH, TIMEOUT = 8, 1800  # rows of a step; seconds for one run
+BATCH, TIMEOUT = 8, 3600  # rows of a step; seconds for one run
 WATCH_SECONDS, TREE_SECONDS = 0.02, 2.0  # between readings of the process with the model, and of all processes
 OURS = "ours"
 

@@ -41,7 +41,10 @@ MAX_LENGTH = 1500  # tokens; longer conversations are left out
 # --data is not given: a long prompt with what is to be judged, a short judgement
 PROFILES = {"judge": ((1, 1), (250, 1250), (60, 250)), "chat": ((2, 5), (10, 50), (50, 220))}
 MARKUP = 4  # tokens that the chat template adds to a turn
-# TRL's batching. The first three compute the very batches of ours; packing puts other conversations into a step
+# TRL's batching. The first three compute the very batches of ours; "grouped" (by length) and packing put other
+# conversations into a step. "padding-free" and "packed" need no flash attention to be right: transformers keeps the
+# conversations apart by their positions, at the price of a mask over the whole row, squared. "wrapped" cuts
+# conversations in two and lets them see one another, so it is another training, not only a faster one
 MODES = {
     "padded": {},
     "padding-free": {"padding_free": True},
@@ -50,6 +53,7 @@ MODES = {
     "packed": {"packing": True, "packing_strategy": "bfd"},
     "wrapped": {"packing": True, "packing_strategy": "wrapped"},
 }
+DEFAULT_MODES = ["padded", "padding-free", "one by one", "packed"]
 
 
 def synthetic_rows(profile: str, count: int) -> list[dict]:
@@ -102,15 +106,13 @@ def prepare(folder: Path, profile: str, options: argparse.Namespace) -> dict:
     (folder / "marked.jinja").write_text(marked)
     lengths = [example.tokens for example in examples]
     own = statistics.mean(lengths)
-    computed = {trl_name(mode): own for mode in ("padding-free", "one by one", "packed", "wrapped")}
+    (folder / "packed_rows").write_text(str(max(1, round(BATCH * own / MAX_LENGTH))))
+    computed = {OURS: own, **{trl_name(mode): own for mode in MODES}, trl_name("padded"): padded_tokens(lengths, order)}
+    del computed[trl_name("grouped")]  # known only to TRL
     return {
         "tokens of a conversation, quartiles": statistics.quantiles(lengths),
         "trained on": sum(int(example.mask.sum()) for example in examples) / sum(lengths),
-        "tokens computed, a conversation": {
-            OURS: own,
-            trl_name("padded"): padded_tokens(lengths, order),
-            **computed,
-        },
+        "tokens computed, a conversation": computed,
     }
 
 
@@ -135,9 +137,11 @@ def train_with_trl(options: argparse.Namespace) -> None:
     rows, report = ordered_rows(options.folder), step_report(options.output)
     mode = dict(MODES[options.mode])
     if mode.get("packing"):
-        # packed by falling length, so drawn at random; one row at a time, as the rows of a step would share one mask
+        # packed by falling length, so drawn at random; as many tokens to a step as in the other modes, one row at a
+        # time, as rows together would share one mask
+        packed_rows = int((options.folder / "packed_rows").read_text())
         mode |= {"max_length": MAX_LENGTH, "train_sampling_strategy": "random"}
-        mode |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": BATCH}
+        mode |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": packed_rows}
     data = {"assistant_only_loss": True, "chat_template_path": str(options.folder / "marked.jinja")}
     model = {"model_init_kwargs": {"attn_implementation": options.attention}}
     config = SFTConfig(**{**settings(options), **data, **model, **mode})
@@ -152,7 +156,7 @@ def count_tokens(history: dict) -> list[int]:
 def main() -> None:
     data = "Parquet of conversations for the profile 'judge'; without it, synthetic ones"
     parser = make_parser("Measure supervised fine-tuning against TRL's SFTTrainer on a CPU.", PROFILES, data)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES)[:3], help="TRL's ways of batching")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=DEFAULT_MODES, help="TRL's batching")
     parser.add_argument("--attention", default="sdpa", help="TRL's attention implementation")
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     options = parser.parse_args()
