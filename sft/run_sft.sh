@@ -40,7 +40,8 @@ DATA=(
     data.train_batch_size=$BATCH        # conversations per step
     data.max_length=4096                # tokens of a conversation
     data.template_options="$TEMPLATE_OPTIONS"
-    data.max_tokens_per_gpu=16384       # per micro-batch, at least max_length; raise until memory is full
+    data.max_tokens_per_gpu=16384       # per micro-batch, at least max_length; the logits of a trained token take about
+                                        # 10 bytes per word of the vocabulary, so chat data may need less than judges'
 )
 MODEL=(
     model.path="'$MODEL_PATH'"
