@@ -10,10 +10,9 @@ with a sibling. That one idea serves three layouts:
 - any mix of these in one micro-batch.
 
 On CPU, and in fp32, each segment is one call of torch's scaled-dot-product attention. In half precision on CUDA all
-segments go through torch's own
-variable-length flash kernel in one call, keys and values gathered so that each segment finds its prefix in front of
-itself; no flash-attn build is needed. Use it with `attn_implementation=SEGMENT_ATTENTION`, `attention_mask=None` and
-`segments=Segments(...)` in the model's forward; transformers hands the keyword down to every layer.
+segments go through torch's own variable-length flash kernel in one call, keys and values gathered so that each segment
+finds its prefix in front of itself; no flash-attn build is needed. Use it with `attn_implementation=SEGMENT_ATTENTION`,
+`attention_mask=None` and `segments=Segments(...)` in the model's forward: transformers hands keywords to every layer.
 """
 
 from functools import cached_property

@@ -85,9 +85,10 @@ def _read_message(column: str, position: int, message: object) -> dict[str, str]
         raise BadRow(column, f"unknown role, expected one of {', '.join(ROLES)}", message["role"])
     if not isinstance(message["content"], str):
         raise BadRow(column, "a message whose content is not text", message["content"])
-    if message.get("reasoning_content"):
-        kind = "a message with reasoning_content; write it into the content, between <think> and </think>"
-        raise BadRow(column, kind, message["reasoning_content"])
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        if message.get(key):
+            kind = f"a message with {key}; write it into the content, between <think> and </think>"
+            raise BadRow(column, kind, message[key])
     if message.get("tool_calls"):
         raise BadRow(column, "a message with tool calls, which only text can stand for", message["tool_calls"])
     return {"role": message["role"], "content": check_unicode(column, message["content"])}

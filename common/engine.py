@@ -145,5 +145,5 @@ def self_test(model: PreTrainedModel) -> None:
             f"{type(model).__name__}: hidden states of packed sequences differ by up to {worst:.2g} from those of the "
             f"same sequences alone, whose spread is {spread:.2g}. This architecture does not keep packed sequences "
             "apart; choose a model whose layers all attend through transformers' attention interface (Qwen, Llama, "
-            "Mistral, Gemma, Phi, OLMo, …)."
+            "Mistral, Phi, OLMo, text-only Gemma 3, …)."
         )

@@ -1,7 +1,7 @@
 """The judges' two prompts, and the parsers that are their inverse: one text for SFT, GRPO, evaluation and serving.
 
-- The judged text stays in its place. Everything that looks like a tag or a special token is broken by a space, so an
-  answer that says `</response>`, `<score>4</score>` or `<|im_end|>` ends nothing and opens nothing.
+- The judged text stays in its place. The prompt's own tags and models' special tokens in it are broken by a space, so
+  an answer that says `</response>`, `<score>4</score>` or `<|im_end|>` ends nothing and opens nothing.
 - The whole dialogue is shown: system message, every turn, also one that starts with the assistant.
 - A verdict is read only where it stands alone behind the closed reasoning. Anything else is None, never a number: a
   parser that searches for digits or letters finds one in any garbage.
@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from common.conversation import Conversation
+from common.conversation import ROLES, Conversation
 
 SCORES = range(5)
 PREFERENCES = ("A", "B", "tie")
@@ -60,10 +60,18 @@ Compare how well two responses answer the dialogue.
 Reason between <think> and </think>. Then write only the better one, A, B or tie, between <preference> and \
 </preference>."""
 
-# What opens a tag or a special token: "<" before a letter, a slash, a bar (ASCII or full-width), "!" or "_"; "[" before
-# a bar, or before capitals as in [INST]. A "<" in "a < b", "<<", "<=" or "<3" opens nothing and stays. The lengths are
-# bounded, or a response of "[AAAA…" would take the search minutes.
-OPENS_A_TAG = re.compile(r"<(?=[^\W\d]|[/|｜!_])|\[(?=\||/?[A-Za-z_]{0,20}[A-Z]{2}[A-Z_]{0,20}\])")
+# What would leave its place: the prompts' own tags, and the special tokens of model families. Those with a bar go by
+# their look (<|im_end|>, <｜User｜>, [|endofturn|]), those with an underscore too (<start_of_turn>), the rest by name.
+# Other code and markup (<div>, vector<int>, a[MAX]) stays as it is: a judge must see it unharmed. Case does not matter:
+# a token is only exact, but a model reads <SCORE> as <score>. Lengths are bounded, or 100 kB of "<aaaa" take minutes.
+OWN_TAGS = "think|score|preference|rubric|dialogue|response(?:_[ab])?|system|user|assistant|tool"
+ANGLE_TOKENS = "s|bos|eos|pad|unk|mask|cls|sep|sop|eop|eod|eot|image|video|audio|system|human|bot|end|seed:[a-z]{1,9}"
+SQUARE_TOKENS = "inst|sys|system|bos|eos|pad|unk|mask|cls|sep|gmask|smask|think|img|img_end|img_break|audio|transcribe"
+OPENS_A_TAG = re.compile(
+    rf"<(?=[|｜]|/?(?:{OWN_TAGS}|{ANGLE_TOKENS})\b|/?sys>>|/?[a-z0-9]{{1,20}}_[a-z0-9_]{{1,30}}>|unused\d|extra_id_\d)"
+    rf"|\[(?=\||/?(?:{SQUARE_TOKENS})\]|/?[a-z]{{1,20}}_[a-z_]{{1,20}}\])",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -82,11 +90,13 @@ class Comparison:
 
 
 def quote(text: str) -> str:
-    """Return text in which nothing is a tag or a special token: "<|im_end|>" becomes "< |im_end|>"."""
+    """Return text in which nothing is a tag of ours or a special token: "<|im_end|>" becomes "< |im_end|>"."""
     return OPENS_A_TAG.sub(lambda opening: opening[0] + " ", text)
 
 
 def _quote_dialogue(dialogue: Conversation) -> str:
+    if unknown := {turn["role"] for turn in dialogue} - set(ROLES):
+        raise ValueError(f"a turn's role is one of {', '.join(ROLES)}, found {unknown}")
     return "\n".join(f"<{turn['role']}>\n{quote(turn['content'])}\n</{turn['role']}>" for turn in dialogue)
 
 
@@ -103,11 +113,15 @@ def pairwise_prompt(dialogue: Conversation, response_a: str, response_b: str, ru
 
 def write_score(score: int, reasoning: str = "") -> str:
     """Return the answer that `parse_score` reads as `score`, whatever the reasoning holds."""
+    if score not in SCORES:
+        raise ValueError(f"score is {score!r}, expected {SCORES[0]} to {SCORES[-1]}")
     return _write_verdict("score", str(score), reasoning)
 
 
 def write_preference(preference: Preference, reasoning: str = "") -> str:
     """Return the answer that `parse_preference` reads as `preference`, whatever the reasoning holds."""
+    if preference not in PREFERENCES:
+        raise ValueError(f"preference is {preference!r}, expected one of {', '.join(PREFERENCES)}")
     return _write_verdict("preference", preference, reasoning)
 
 

@@ -52,8 +52,11 @@ def read_rows(
     if on_bad_row not in ("error", "drop"):
         raise DataError(f"data.on_bad_row={on_bad_row!r}: expected 'error' or 'drop'")
     paths = [Path(path) for path in _as_list(files)]
+    names = {path: path.name for path in paths}
+    if len(set(names.values())) < len(paths):  # a/test.parquet and b/test.parquet
+        names = {path: str(path) for path in paths}
     rows = [
-        {**values, "source": f"{path.name} row {number}"}
+        {**values, "source": f"{names[path]} row {number}"}
         for path in paths
         for number, values in enumerate(_read_columns(path, required, optional))
     ]

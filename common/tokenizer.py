@@ -32,6 +32,8 @@ def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:
     except (OSError, ValueError) as error:
         raise DataError(f"model.path={model.path}: cannot be loaded: {error}") from error
     architecture = (config.architectures or ["unknown"])[0]
+    if not hasattr(config, "num_hidden_layers"):
+        raise DataError(f"model.path={model.path}: {architecture} is no plain text model; choose a text-only one")
     if architecture.endswith("ForSequenceClassification") and config.num_labels != 1:
         raise DataError(f"model.path={model.path}: a classifier with {config.num_labels} labels; a reward has one")
     ensure_pad_token(tokenizer)

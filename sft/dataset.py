@@ -25,6 +25,8 @@ from turns import find_seam, find_turns, mask_turns, special_tokens
 
 TRUNCATIONS = ("error", "drop", "left")
 TURNS = ("all", "last")
+NOT_GENERATED = "an earlier turn that the generation prompt would begin otherwise, not trained on"
+NOT_SHOWN = "an earlier turn whose thinking the chat template leaves out"
 TOKENIZE_AT_ONCE = 512  # rows per call of the tokenizer, which spreads a call over all cores
 
 
@@ -74,7 +76,6 @@ def encode_rows(
     truncation: str,
     on_bad_row: str = "error",
     turns: str = "all",
-    template_options: dict | None = None,
 ) -> tuple[list[Example], Counter]:
     """Render, tokenise, mask and cut all conversations.
 
@@ -84,7 +85,6 @@ def encode_rows(
         truncation: what happens to longer ones. "error"; "drop"; "left" cuts the start, trains on the assistant turns
             that are still whole, and drops a conversation that has none left.
         turns: "all" assistant turns are trained on, or the "last" one of each conversation.
-        template_options: the chat template's own switches, such as {"enable_thinking": False} for Qwen3.
 
     Returns:
         The examples, and a count of what was dropped or cut.
@@ -102,7 +102,7 @@ def encode_rows(
         )
 
     def render(messages: Conversation, **options) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **{**(template_options or {}), **options})
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
     special = special_tokens(tokenizer)
     in_content = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or "$.")
@@ -113,16 +113,24 @@ def encode_rows(
             if found := in_content.search(turn["content"]):
                 raise BadRow("messages", f"a message holds the model's special token {found[0]!r}", turn["content"])
         text, spans = find_turns(row["messages"], render, *seam)
-        return {"text": text, "spans": spans if turns == "all" else spans[-1:]}
+        answers = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
+        if turns == "last":
+            answers, spans = answers[-1:], spans[-1:]
+        thoughts = [answer.rpartition("</think>")[0].removeprefix("<think>").strip() for answer in answers]
+        unused[NOT_GENERATED] += len(answers) - len(spans)
+        unused[NOT_SHOWN] += sum(thought not in text for thought in thoughts)
+        return {"text": text, "spans": spans}
 
+    unused = Counter()
     rows, counts = check_rows(rows, locate, on_bad_row)
+    counts += unused
     with tqdm(total=len(rows), desc="tokenise", unit="row", delay=1) as progress:
         for start in range(0, len(rows), TOKENIZE_AT_ONCE):
             chunk = rows[start : start + TOKENIZE_AT_ONCE]
             texts = [row["text"] for row in chunk]
             encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
             for row, ids, offsets in zip(chunk, encoded["input_ids"], encoded["offset_mapping"]):
-                row["ids"], row["offsets"] = np.asarray(ids, dtype=np.int32), np.asarray(offsets).reshape(-1, 2)
+                row["ids"], row["offsets"] = np.asarray(ids, np.int32), np.asarray(offsets, np.int32).reshape(-1, 2)
             progress.update(len(chunk))
     end_ids = np.array(list(special.values()))
     rows, endless = check_rows(rows, lambda row: {**row, "mask": mask_turns(row, end_ids)}, on_bad_row)
@@ -133,7 +141,8 @@ def encode_rows(
     if too_long and truncation == "error":
         raise DataError(_report_too_long(len(rows), too_long, max_length))
     for example in too_long:
-        cut = cut_start(example, example.tokens - max_length) if truncation == "left" else None
+        excess = example.tokens - max_length
+        cut = cut_start(example, excess, tokenizer.bos_token_id) if truncation == "left" else None
         fate = "start cut" if cut else "dropped"
         fate += ", as no assistant turn would be left whole" * (truncation == "left" and not cut)
         counts[f"longer than {max_length} tokens, {fate}"] += 1
@@ -143,11 +152,19 @@ def encode_rows(
     return examples, counts
 
 
-def cut_start(example: Example, excess: int) -> Example | None:
-    """Cut tokens from the start; a turn without its start or any header is not trained on. None if no turn is left."""
-    mask = example.mask[excess:].copy()
+def cut_start(example: Example, excess: int, bos: int | None) -> Example | None:
+    """Cut tokens from the start, behind a bos token, which some models cannot do without.
+
+    A turn without its start or any header is not trained on.
+
+    Returns:
+        The rest, or None if no turn is left.
+    """
+    kept = int(example.ids[0] == bos)
+    mask = example.mask[kept + excess :].copy()
     mask[: np.argmin(np.append(mask, False))] = False
-    return Example(example.ids[excess:], mask, example.source) if mask.any() else None
+    ids = np.append(example.ids[:kept], example.ids[kept + excess :])
+    return Example(ids, np.append(np.zeros(kept, dtype=bool), mask), example.source) if mask.any() else None
 
 
 def _report_too_long(total: int, too_long: list[Example], max_length: int) -> str:

@@ -72,6 +72,10 @@ class SFTEngine(PackedEngine):
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         config.eos_token_id = sorted({*end_of_turn, *ends} - {None})
         config.pad_token_id = tokenizer.pad_token_id
+        try:
+            config.validate(strict=True)
+        except ValueError:  # some base models' own settings contradict each other, and would not be saved
+            config = GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id)
         export_model(self.module, self.auto_class, {}, tokenizer, folder, self.rank, config)
 
 

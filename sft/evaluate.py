@@ -121,7 +121,8 @@ def generate(model, tokenizer, prompts: list[str], max_new_tokens: int, max_toke
     encoded = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
-    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
+    greedy |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}  # in some models' settings; they bend the choice
     answers = [""] * len(prompts)
     with tqdm(total=len(prompts), desc="judge", unit="row", delay=1) as progress:
         for batch in batches_of([len(ids) + max_new_tokens for ids in encoded], max_tokens):
@@ -154,13 +155,20 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, help="tokens; default: what the model can take")
     parser.add_argument("--truncation", default="error", choices=("error", "drop", "left"))
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
-    parser.add_argument("--template-options", default="{}", help="such as {enable_thinking: false} for Qwen3")
+    parser.add_argument("--turns", default="all", choices=("all", "last"), help="assistant turns that are measured")
     parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: twice the longest in the data")
     parser.add_argument("--max-tokens", type=int, default=16384, help="padded tokens per batch")
     parser.add_argument("--card", action="store_true", help="add the figures to the checkpoint's model card")
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--settings", type=Path, help="a run's settings.yaml: measure as it did, leave out what it did")
     options = parser.parse_args()
-    template_options = OmegaConf.to_container(OmegaConf.create(options.template_options))
+    if options.settings:
+        run = OmegaConf.load(options.settings)
+        kept = ("max_length", "truncation", "on_bad_row", "turns")
+        parser.set_defaults(trust_remote_code=run.model.trust_remote_code, **{name: run.data[name] for name in kept})
+        options = parser.parse_args()
+    if options.card and not Path(options.model).is_dir():
+        raise DataError(f"--card writes into the checkpoint's folder, and {options.model} is none")
 
     rows, bad = load_rows(options.data, options.on_bad_row)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -171,14 +179,13 @@ def main() -> None:
     ensure_pad_token(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, **trust).to(device).eval()
     limits = (options.max_length or model.config.max_position_embeddings, options.truncation, options.on_bad_row)
-    examples, cut = encode_rows(rows, tokenizer, *limits, template_options=template_options)
-    metrics = token_metrics(measure_tokens(model, examples, tokenizer.pad_token_id, options.max_tokens))
+    examples, cut = encode_rows(rows, tokenizer, *limits, options.turns)
+    # all logits of a batch at once, so batches a quarter the size
+    metrics = token_metrics(measure_tokens(model, examples, tokenizer.pad_token_id, options.max_tokens // 4))
     tables, answered, kept = {}, [], {example.source for example in examples}
     for kind, judgements in find_judgements([row for row in rows if row["source"] in kept]).items():
         prompts = [
-            tokenizer.apply_chat_template(
-                row["messages"][:-1], tokenize=False, add_generation_prompt=True, **template_options
-            )
+            tokenizer.apply_chat_template(row["messages"][:-1], tokenize=False, add_generation_prompt=True)
             for row, _ in judgements
         ]
         labels = [label for _, label in judgements]
@@ -191,6 +198,8 @@ def main() -> None:
         for (row, label), verdict, answer in zip(judgements, verdicts, answers):
             columns = {"label": str(label), "verdict": None if verdict is None else str(verdict)}
             answered.append({"source": row["source"], "kind": kind, **columns, "answer": answer})
+    if answered and len(answered) < len(examples):
+        metrics["conversations_without_a_verdict"] = len(examples) - len(answered)  # measured, not judged
     for name, value in metrics.items():
         print(f"{name:28} {format_value(value)}")
     for kind, count in (bad + cut).items():

@@ -14,7 +14,6 @@ OUTPUT=${OUTPUT:-outputs}               # everything the run leaves; a second ru
 NNODES=${NNODES:-1}
 N_GPUS_PER_NODE=${N_GPUS_PER_NODE:-null} # null: all GPUs of a node; without GPUs, how many processes (null: one)
 SEED=${SEED:-0}
-TEMPLATE_OPTIONS=${TEMPLATE_OPTIONS:-"{}"} # the chat template's own switches, such as {enable_thinking: false} for Qwen3
 # RAY_ADDRESS=auto or head:6379         # join a running Ray cluster instead of starting one on this machine
 # -------------------------------------------------------------------------------------------------------------------
 
@@ -27,10 +26,10 @@ if [[ -z "$MODEL_PATH" ]]; then
     # learned last, in the second half of the run
     MODEL_PATH=$OUTPUT/model
     python -m common.tiny_model --seed "$SEED" --output "$MODEL_PATH"
-    BATCH=16 LR=2e-3 WARMUP=0.1 EPOCHS=1
+    BATCH=16 LR=2e-3 WARMUP=0.1 EPOCHS=1 CHECKPOINTING=False
 else
     # pretrained: a low rate, and the same rows three times; SFT forgives repetition, preferences do not
-    BATCH=64 LR=1e-5 WARMUP=0.03 EPOCHS=3
+    BATCH=64 LR=1e-5 WARMUP=0.03 EPOCHS=3 CHECKPOINTING=True
 fi
 
 DATA=(
@@ -39,13 +38,12 @@ DATA=(
     data.test_files="${TEST_FILES:+'$TEST_FILES'}"
     data.train_batch_size=$BATCH        # conversations per step
     data.max_length=4096                # tokens of a conversation
-    data.template_options="$TEMPLATE_OPTIONS"
     data.max_tokens_per_gpu=16384       # per micro-batch, at least max_length; the logits of a trained token take about
                                         # 10 bytes per word of the vocabulary, so chat data may need less than judges'
 )
 MODEL=(
     model.path="'$MODEL_PATH'"
-    model.enable_gradient_checkpointing=False # True trades a third more compute for memory: for large models
+    model.enable_gradient_checkpointing=$CHECKPOINTING # True trades a third more compute for memory
 )
 OPTIM=(
     optim.lr=$LR
@@ -67,8 +65,10 @@ TRAINER=(
 )
 
 python "$HERE/train.py" "${DATA[@]}" "${MODEL[@]}" "${OPTIM[@]}" "${TRAINER[@]}" "$@"
-if [[ -n "$TEST_FILES" ]]; then
-    # what is bad or too long was reported before training, and stopped it unless asked to be dropped
-    python "$HERE/evaluate.py" --model "$OUTPUT/checkpoint" --data "$TEST_FILES" --on-bad-row drop --truncation drop \
-        --template-options "$TEMPLATE_OPTIONS" --card
+EVALUATE=(python "$HERE/evaluate.py" --model "$OUTPUT/checkpoint" --data "$TEST_FILES" --settings "$OUTPUT/settings.yaml" --card)
+if [[ -n "$TEST_FILES" && -z "${RAY_ADDRESS:-}" ]]; then
+    "${EVALUATE[@]}"
+elif [[ -n "$TEST_FILES" ]]; then
+    # this machine may be a head node without a GPU
+    echo "To see how well the model judges, run on a machine that can hold it: ${EVALUATE[*]}"
 fi

@@ -36,6 +36,7 @@ from common.tokenizer import load_tokenizer
 from dataset import Example, collate, describe, digest, encode_rows, load_rows, report_examples, report_leak
 from evaluate import token_metrics
 from loss import batch_metrics
+from turns import set_template_options
 
 GO_ON = "the same command goes on from the last checkpoint, if there is one"
 PRECISION = {"cuda": "bf16", "cpu": "fp32"}
@@ -69,6 +70,7 @@ def train(config: DictConfig) -> None:
 
     # 1. Check the input
     model_name, tokenizer = load_tokenizer(config.model)
+    set_template_options(tokenizer, OmegaConf.to_container(OmegaConf.create(data.template_options or {})))
     rows_of, set_aside = read_data(config, tokenizer)
     train_rows, val_rows = rows_of["train"], rows_of["val"]
     print(f"\nThe first conversation, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
@@ -84,6 +86,7 @@ def train(config: DictConfig) -> None:
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
     check_resume(output, identity(config, model_name, train_rows, workers), trainer.resume_mode)
+    OmegaConf.save(config, output / "settings.yaml")
     tokenizer.save_pretrained(output / "tokenizer")
     config.model.tokenizer_path = str(output / "tokenizer")
     config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION[device]}
@@ -150,7 +153,7 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Example]], 
     data, rows_of, set_aside, read_of = config.data, {}, {}, {}
     for name, files in {"train": data.train_files, "val": data.val_files, "test": data.test_files}.items():
         read_of[name], bad = load_rows(files, data.on_bad_row) if files else ([], Counter())
-        limits = (data.max_length, data.truncation, data.on_bad_row, data.turns, data.template_options)
+        limits = (data.max_length, data.truncation, data.on_bad_row, data.turns)
         rows_of[name], cut = encode_rows(read_of[name], tokenizer, *limits) if files else ([], Counter())
         set_aside[name] = bad + cut
         report_examples(name, rows_of[name], set_aside[name])
@@ -189,11 +192,7 @@ def identity(config: DictConfig, model_name: str, rows: list[Example], workers: 
 
 
 def infer(worker_group, config: DictConfig, workers: int, rows: list[Example]) -> list[np.ndarray]:
-    """Measure every conversation once, whatever the batch size and the number of workers.
-
-    Returns:
-        For each conversation (2, trained tokens): each token's loss, and 1 where it is the most probable one, else 0.
-    """
+    """Measure every conversation once, whatever the batch size and the number of workers: see `token_metrics`."""
     from verl.utils import tensordict_utils as tu
 
     measured, size = [], config.data.train_batch_size

@@ -10,6 +10,7 @@ marker in place of each assistant turn. What stands between two markers is the t
 real rendering everything else is the assistant's.
 """
 
+import json
 import re
 from collections.abc import Callable
 
@@ -38,7 +39,8 @@ def find_turns(
         left_out: the blank that the generation prompt leaves out of the header. The model has to write that.
 
     Returns:
-        The text, and (start, end) of each assistant turn, without its end-of-turn token.
+        The text, and (start, end) of each assistant turn, without its end-of-turn token; earlier turns that the
+        generation prompt would begin otherwise are left out.
 
     Raises:
         BadRow: the template refuses the conversation, leaves nothing of a turn, or hides where one starts or ends.
@@ -58,20 +60,23 @@ def find_turns(
         raise BadRow("messages", "the model's chat template leaves out an assistant turn")
     pieces = [EMPTY_THINKING.sub("", piece) for piece in pieces]
     turns, position = [], 0
-    for before, after in zip(pieces, pieces[1:]):
-        last = len(turns) + 1 == len(marks)
+    for number, (before, after) in enumerate(zip(pieces, pieces[1:]), start=1):
+        last = number == len(marks)
         start = position + len(before)
         end = len(text) - len(after) if last else text.find(after, start)
         if text[position:start] != before or end < start or text[end : end + len(after)] != after:
             raise BadRow("messages", "the model's chat template hides where an assistant turn starts or ends")
         position = end
-        if prefilled and text.startswith("<think>", start) and not text.startswith(prefilled, start):
-            kind = f"a turn thinks otherwise than behind {prefilled!r}, which the generation prompt writes in advance"
+        begun = text.startswith(prefilled, start)
+        # behind a think block that the prompt has closed comes what does not think, with that block or without
+        if begun or (EMPTY_THINKING.search(prefilled) and not text.startswith("<think>", start)):
+            start += len(prefilled) * begun - len(left_out) * before.endswith(left_out)
+            if not text[start:end].strip():
+                raise BadRow("messages", "the model's chat template leaves an assistant turn empty")
+            turns.append((start, end))
+        elif last:
+            kind = f"the generation prompt begins the answer with {prefilled!r}, but the last turn starts otherwise"
             raise BadRow("messages", kind, text[start : start + 80])
-        start += len(prefilled) * text.startswith(prefilled, start) - len(left_out) * before.endswith(left_out)
-        if not text[start:end].strip():
-            raise BadRow("messages", "the model's chat template leaves an assistant turn empty")
-        turns.append((start, end))
     return text, turns
 
 
@@ -89,9 +94,23 @@ def find_seam(render: Callable[..., str]) -> tuple[str, str]:
         raise DataError(f"the model's chat template refuses a question and an answer: {error}") from error
     header = EMPTY_THINKING.sub("", answered.partition(MARKER)[0])
     if prompt.startswith(header):
-        return prompt.removeprefix(header), ""
+        written = prompt.removeprefix(header)
+        return written if "<think>" in written else "", ""
     left_out = header.removeprefix(prompt)
     return "", "" if left_out.strip() else left_out
+
+
+def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict) -> None:
+    """Write the chat template's own switches into the template, so that whoever loads the model uses them too."""
+    if "strftime_now" in str(tokenizer.chat_template) and "date_string" not in options:
+        print("the chat template writes today's date, so a run that is resumed tomorrow would be another run. If it")
+        print("has a date_string (Llama 3), fix that: 'data.template_options={date_string: 26 Jul 2024}'")
+    values = {name: "none" if value is None else json.dumps(value) for name, value in options.items()}
+    head = "".join(f"{{%- set {name} = {value} %}}\n" for name, value in values.items())
+    if head and isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = {name: head + text for name, text in tokenizer.chat_template.items()}
+    elif head and tokenizer.chat_template:
+        tokenizer.chat_template = head + tokenizer.chat_template
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -19,7 +19,7 @@ def test_every_path_exists(readme):
     names = re.findall(r"[`(\s]((?:[\w.-]+/)*[\w.-]+\.(?:py|sh|yaml|md|toml))\b", readme.read_text())
     assert names
     # the tree in the main README indents a folder's files below it
-    places = [readme.parent, REPO, *(REPO / method for method in methods_of(readme))]
+    places = [readme.parent, REPO, REPO / "common", *(REPO / method for method in methods_of(readme))]
     missing = [name for name in names if not any((place / name).exists() for place in places)]
     assert missing == []
 

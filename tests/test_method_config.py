@@ -69,8 +69,9 @@ def test_an_unknown_key_is_refused(method, tmp_path):
 
 
 def test_the_chat_templates_switches_reach_the_config(tmp_path):
-    config = compose_config("sft", script_overrides("sft", tmp_path, TEMPLATE_OPTIONS="{enable_thinking: false}"))
-    assert config.data.template_options == {"enable_thinking": False}
+    options = "data.template_options={enable_thinking: false, date_string: '26 Jul 2024'}"
+    config = compose_config("sft", [*script_overrides("sft", tmp_path), options])
+    assert config.data.template_options == {"enable_thinking": False, "date_string": "26 Jul 2024"}
 
 
 def attributes_read(folder) -> set[tuple[str, str]]:

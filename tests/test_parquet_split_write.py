@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common import parquet
 from common.conversation import prompt_of
-from common.parquet import DataError, export_data, split_by_prompt, write_rows
+from common.parquet import DataError, export_data, read_rows, split_by_prompt, write_rows
 
 RATIOS = [{"train": 0.8, "test": 0.2}, {"train": 0.5, "test": 0.5}, {"train": 0.9, "val": 0.05, "test": 0.05}]
 
@@ -209,3 +209,9 @@ def test_the_mirror_of_a_pair_never_crosses_a_split():
     train, test = split_by_prompt(rows, RATIOS[0], 0).values()
     assert not {prompt_of(row) for row in train} & {prompt_of(row) for row in test}
     assert (len(train), len(test)) == (64, 16)
+
+
+def test_rows_of_two_files_of_one_name_keep_their_folders_apart(tmp_path):
+    paths = [write_rows(tmp_path / folder / "test.parquet", [{"text": folder}]) for folder in ("a", "b")]
+    rows, _ = read_rows(paths, ("text",))
+    assert [row["source"] for row in rows] == [f"{path} row 0" for path in paths]

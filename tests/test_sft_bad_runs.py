@@ -13,7 +13,7 @@ from common.parquet import DataError, write_rows
 (train,) = method_modules("sft", "train")
 
 NUMBERS = """
-data.max_length=2048 data.max_tokens_per_gpu=16384 data.train_batch_size=8 data.template_options={}
+data.max_length=2048 data.max_tokens_per_gpu=16384 data.train_batch_size=8
 model.enable_gradient_checkpointing=False
 optim.lr=1e-3 optim.lr_warmup_steps_ratio=0 optim.min_lr_ratio=0 optim.weight_decay=0 optim.betas=[0.9,0.98]
 optim.clip_grad=1 trainer.total_epochs=1 trainer.nnodes=1 trainer.seed=0
@@ -57,9 +57,10 @@ def test_an_empty_assistant_turn(attempt):
         attempt(rows=[[QUESTION, empty, QUESTION, ANSWER]])
 
 
-def test_thinking_beside_the_content_is_not_lost_without_a_word(attempt):
-    with pytest.raises(DataError, match="reasoning_content; write it into the content, between <think> and </think>"):
-        attempt(rows=[[QUESTION, {**ANSWER, "reasoning_content": "Let me see."}]])
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_thinking_beside_the_content_is_not_lost_without_a_word(attempt, key):
+    with pytest.raises(DataError, match=f"{key}; write it into the content, between <think> and </think>"):
+        attempt(rows=[[QUESTION, {**ANSWER, key: "Let me see."}]])
 
 
 def test_a_text_that_would_end_its_own_turn(attempt):

@@ -1,9 +1,19 @@
 """The packed engine against the textbook: one conversation at a time, the same loss and the same gradients."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from conftest import method_modules, note_gradients
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 
 from common import cluster
 from common.demo import pairwise_rows, pointwise_rows
@@ -143,3 +153,17 @@ def test_the_loss_is_fp32_over_a_bf16_model(process_group, tiny_model, examples)
         output = built.infer_batch(cluster.make_batch(examples, dataset.collate, 65536), loss_function=None)
     losses = output["model_output"]["losses"].values()
     assert losses.dtype == torch.float32 and (losses != losses.bfloat16().float()).float().mean() > 0.9
+
+
+def test_a_base_model_whose_own_generation_settings_contradict_each_other_is_still_exported(
+    process_group, tiny_model, tmp_path, tokenizer
+):
+    """Such settings load, but transformers refuses to save them: the run would fail at its very end."""
+    shutil.copytree(tiny_model, tmp_path / "base")
+    settings = {"do_sample": False, "temperature": 0.5, "eos_token_id": tokenizer.eos_token_id}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(settings))
+    built = make_engine(tmp_path / "base")
+    built.export(str(tmp_path / "checkpoint"), [tokenizer.pad_token_id])
+    exported = GenerationConfig.from_pretrained(tmp_path / "checkpoint")
+    assert exported.eos_token_id == sorted([tokenizer.pad_token_id, tokenizer.eos_token_id])
+    assert not exported.do_sample and exported.temperature in (None, 1.0)

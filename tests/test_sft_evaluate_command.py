@@ -11,7 +11,7 @@ from common.demo import pairwise_rows, pointwise_rows
 from common.labelled import pairwise_transcripts, pointwise_transcript
 from common.parquet import DataError, write_rows
 
-dataset, evaluate = method_modules("sft", "dataset", "evaluate")
+turns, dataset, evaluate = method_modules("sft", "turns", "dataset", "evaluate")
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
 
@@ -43,12 +43,12 @@ def run(tiny_model, tmp_path, monkeypatch, capsys):
     return evaluate_rows
 
 
-def from_the_data(conversations: list[list[dict]], tokenizer, **options):
+def from_the_data(conversations: list[list[dict]], tokenizer):
     """Answer as the labelled conversation goes on behind the prompt, as a model trained on it would."""
     rest = {}
     for messages in conversations:
-        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True, **options)
-        whole = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
         assert whole.startswith(prompt)
         rest[prompt] = whole[len(prompt) :].removesuffix("<|im_end|>\n")
     return lambda prompt, room: rest[prompt]
@@ -74,12 +74,13 @@ def test_a_judge_that_answers_from_the_data_is_always_right(run, tiny_tokenizer,
 
 
 def test_a_template_that_writes_the_empty_think_block_into_the_prompt_leaves_the_verdict_to_the_model(
-    run, tiny_tokenizer
+    run, tiny_tokenizer, monkeypatch
 ):
     """Trap 23: the model then answers with the verdict alone, and its answer is read with what the prompt began."""
     conversations = judgements(reasoning=False)
-    answer = from_the_data(conversations, tiny_tokenizer, enable_thinking=False)
-    metrics, rows, _ = run(conversations, answer, "--template-options", "{enable_thinking: false}")
+    turns.set_template_options(tiny_tokenizer, {"enable_thinking": False})
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: tiny_tokenizer)
+    metrics, rows, _ = run(conversations, from_the_data(conversations, tiny_tokenizer))
     assert {row["answer"] for row in rows} <= {
         *(f"<score>{score}</score>" for score in range(5)),
         *(f"<preference>{preference}</preference>" for preference in ("A", "B", "tie")),

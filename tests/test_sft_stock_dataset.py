@@ -8,7 +8,7 @@ from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 
 from common.parquet import write_rows
 
-(dataset,) = method_modules("sft", "dataset")
+turns, dataset = method_modules("sft", "turns", "dataset")
 
 PLAIN = [user("1?"), assistant("1."), user("2?"), assistant("2.")]
 THOUGHTS = ["<think>\none\n</think>\n\n1.", "<think>\ntwo\n</think>\n\n2."]
@@ -26,7 +26,8 @@ def stock(path, name: str, ignore_mismatch: bool) -> tuple[str, str]:
 def ours(path, name: str) -> tuple[str, str]:
     tokenizer = make_tokenizer(SHAPES[name])
     rows, _ = dataset.load_rows(path)
-    (example,), _ = dataset.encode_rows(rows, tokenizer, 999, "error", template_options=dict(SHAPES[name].options))
+    turns.set_template_options(tokenizer, dict(SHAPES[name].options))
+    (example,), _ = dataset.encode_rows(rows, tokenizer, 999, "error")
     return tokenizer.decode(example.ids), tokenizer.decode(example.ids[example.mask])
 
 

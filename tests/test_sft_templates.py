@@ -1,5 +1,6 @@
 """The assistant mask, token for token, under six kinds of chat template: what the model writes when it is served."""
 
+import copy
 import functools
 import re
 
@@ -13,7 +14,7 @@ from tokenizers import AddedToken, normalizers
 
 from common.parquet import DataError
 
-(dataset,) = method_modules("sft", "dataset")
+turns, dataset = method_modules("sft", "turns", "dataset")
 
 LONG = 10**6
 IN_ANY_ORDER = {
@@ -61,7 +62,9 @@ tokenizer_of = functools.cache(lambda name: make_tokenizer(SHAPES[name]))
 
 def encode(messages, tokenizer, options=(), **others):
     rows = [{"messages": messages, "source": "train.parquet row 0"}]
-    (example,), _ = dataset.encode_rows(rows, tokenizer, LONG, "error", template_options=dict(options), **others)
+    with_options = copy.copy(tokenizer)
+    turns.set_template_options(with_options, dict(options))
+    (example,), _ = dataset.encode_rows(rows, with_options, LONG, "error", **others)
     return example
 
 
@@ -158,7 +161,7 @@ def test_an_empty_think_block_is_the_models_to_write_unless_thinking_is_switched
 
 def test_an_opening_think_tag_that_the_generation_prompt_writes_is_not_trained_on():
     tokenizer = make_tokenizer(SHAPES["qwen3"], chat_template=QWEN3_THINKING)
-    assert trained(encode(THOUGHTFUL, tokenizer), tokenizer) == ["1.<|im_end|>", "two\n</think>\n\n2.<|im_end|>"]
+    assert trained(encode(THOUGHTFUL, tokenizer), tokenizer) == ["two\n</think>\n\n2.<|im_end|>"]
     assert_served_as_trained(THOUGHTFUL, tokenizer)
 
 

@@ -3,6 +3,7 @@
 import pytest
 from conftest import method_modules
 from shapes import CHATML, NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_tokenizer, system, user
+from transformers import AutoTokenizer
 
 from common.parquet import DataError
 
@@ -175,9 +176,45 @@ def test_thinking_that_the_generation_prompt_has_already_closed_is_refused():
     """Served with thinking switched off, the model would have to think behind a closed think block."""
     tokenizer = make_tokenizer(SHAPES["qwen3"])
     thoughtful = row(user("Why?"), assistant("<think>\nHm.\n</think>\n\nSo."))
-    with pytest.raises(DataError, match="thinks otherwise than behind '<think>"):
-        encode_rows([thoughtful], tokenizer, LONG, "error", template_options={"enable_thinking": False})
     assert len(encode_rows([thoughtful], tokenizer, LONG, "error")[0]) == 1
+    turns.set_template_options(tokenizer, {"enable_thinking": False})
+    with pytest.raises(DataError, match="the generation prompt begins the answer with '<think>.*</think>"):
+        encode_rows([thoughtful], tokenizer, LONG, "error")
+
+
+def test_a_template_that_opens_the_thinking_and_drops_it_from_what_is_trained_on_is_refused():
+    """DeepSeek-R1's distilled models: served behind <think>, the model would never have seen it."""
+    dropping = CHATML.replace("turn.content", "turn.content.split('</think>')[-1]")
+    dropping = dropping.replace("'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'")
+    tokenizer = make_tokenizer(SHAPES["chatml"], chat_template=dropping)
+    assert turns.find_seam(lambda m, **o: tokenizer.apply_chat_template(m, tokenize=False, **o))[0] == "<think>\n"
+    with pytest.raises(DataError, match="begins the answer with '<think>.*but the last turn starts otherwise"):
+        encode_rows([row(user("Why?"), assistant("<think>\nHm.\n</think>\n\nSo."))], tokenizer, LONG, "error")
+
+
+def test_thinking_that_the_template_leaves_out_is_counted():
+    tokenizer, thoughtful = make_tokenizer(SHAPES["qwen3"]), assistant("<think>\nHm.\n</think>\n\nSo.")
+    talk = row(user("Why?"), thoughtful, user("How?"), thoughtful | {"content": "<think>\nOh.\n</think>\n\nBy hand."})
+    assert encode_rows([talk], tokenizer, LONG, "error")[1] == {dataset.NOT_SHOWN: 1}
+    assert encode_rows([talk], tokenizer, LONG, "error", turns="last")[1] == {}
+
+
+def test_options_of_the_template_are_written_into_it_for_whoever_loads_it(tmp_path):
+    tokenizer = make_tokenizer(SHAPES["qwen3"])
+    question = {"conversation": [user("Why?")], "tokenize": False, "add_generation_prompt": True}
+    asked = tokenizer.apply_chat_template(**question, enable_thinking=False)
+    turns.set_template_options(tokenizer, {"enable_thinking": False})
+    tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(**question) == asked
+    assert asked.endswith(NO_THINKING)
+
+
+def test_a_template_that_writes_the_date_is_spoken_of(capsys):
+    tokenizer = make_tokenizer(SHAPES["chatml"], chat_template="{{ strftime_now('%Y') }}" + CHATML)
+    turns.set_template_options(tokenizer, {"date_string": "26 Jul 2024"})
+    assert capsys.readouterr().out == ""
+    turns.set_template_options(tokenizer, {})
+    assert "the chat template writes today's date" in capsys.readouterr().out
 
 
 def test_a_template_that_refuses_a_lone_question_says_so():

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from omegaconf import OmegaConf
+from transformers import Gemma3Config
 
 from common.parquet import DataError
 from common.tiny_model import save_tiny_model
@@ -75,3 +76,10 @@ def test_models_of_one_shape_have_names_of_their_own_wherever_they_lie(tiny_mode
     original, moved, other = (load_tokenizer(model)[0] for model in settings)
     assert original == moved != other
     assert settings[1].path == str(tmp_path / "moved")  # workers run in another folder
+
+
+def test_a_model_of_text_and_images_is_refused_by_name(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    Gemma3Config(architectures=["Gemma3ForConditionalGeneration"]).save_pretrained(tmp_path / "model")
+    with pytest.raises(DataError, match="Gemma3ForConditionalGeneration is no plain text model"):
+        load_tokenizer(model_section(tmp_path / "model"))
