@@ -27,6 +27,7 @@ TRUNCATIONS = ("error", "drop", "left")
 TURNS = ("all", "last")
 NOT_GENERATED = "an earlier turn that the generation prompt would begin otherwise, not trained on"
 NOT_SHOWN = "an earlier turn whose thinking the chat template leaves out"
+THINK_TAGS = {"<think>", "</think>"}  # special in some vocabularies, and an answer's own
 TOKENIZE_AT_ONCE = 512  # rows per call of the tokenizer, which spreads a call over all cores
 
 
@@ -105,7 +106,8 @@ def encode_rows(
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
     special = special_tokens(tokenizer)
-    in_content = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or "$.")
+    forbidden = sorted(special.keys() - THINK_TAGS, key=len, reverse=True)
+    in_content = re.compile("|".join(map(re.escape, forbidden)) or "(?!)")  # (?!) is found nowhere
     seam = find_seam(render)
 
     def locate(row: dict) -> dict:

@@ -221,3 +221,10 @@ def test_a_template_that_refuses_a_lone_question_says_so():
     tokenizer = make_tokenizer(SHAPES["chatml"], chat_template="{{ raise_exception('A system message comes first.') }}")
     with pytest.raises(DataError, match="refuses a question and an answer: A system message comes first."):
         encode_rows([row(user("Why?"), assistant("So."))], tokenizer, LONG, "error")
+
+
+def test_thinking_is_trained_on_where_its_tags_are_special_tokens_too():
+    tokenizer = make_tokenizer(SHAPES["chatml"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    (example,), _ = encode_rows([row(user("Why?"), assistant("<think>Hm.</think>So."))], tokenizer, LONG, "error")
+    assert decoded(example, tokenizer)[1] == "<think>Hm.</think>So.<|im_end|>"
