@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from common.conversation import Conversation
 from common.demo import preference_pairs
-from common.parquet import DataError, check_rows, split_by_prompt, write_rows
+from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
 
 from dataset import check_pair
 
@@ -93,32 +93,6 @@ SOURCES = {
 }
 
 
-LOCAL_FORMS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
-
-
-def load_source(source: Source, path: str | None) -> Iterable[dict]:
-    """Return the rows of a local .parquet, .json, .jsonl (also gzipped) file or of a hub set.
-
-    Raises:
-        DataError: the path does not exist, or the hub cannot be reached.
-    """
-    import datasets
-
-    path = path or source.hub
-    form = LOCAL_FORMS.get(Path(path.removesuffix(".gz")).suffix)
-    is_file = Path(path).is_file()
-    if is_file and not form:
-        raise DataError(f"{path}: expected a .parquet, .json or .jsonl file")
-    if not is_file and (form or path.startswith((".", "/"))):  # no hub id: do not wait for the network
-        raise DataError(f"{path}: no such file (looked in {Path.cwd()})")
-    try:
-        if is_file:
-            return datasets.load_dataset(form, data_files=path, split="train")
-        return datasets.load_dataset(path, split=source.split, **source.options)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DataError(f"{path}: cannot be read: {error.__cause__ or error}") from error
-
-
 def convert_rows(rows: Iterable[dict], convert: Callable[[dict], Preference | None]) -> tuple[list[dict], Counter]:
     """Convert a source's rows and count what is left out: ties, repeated pairs, rows that are no preference."""
     pairs, left_out, seen = [], Counter(), set()
@@ -167,7 +141,9 @@ def main() -> None:
         left_out = Counter()
     else:
         source = SOURCES[options.source]
-        rows, left_out = convert_rows(load_source(source, options.path), source.convert)
+        rows, left_out = convert_rows(
+            load_source(options.path or source.hub, source.split, **source.options), source.convert
+        )
         share = options.val_share
         splits = split_by_prompt(rows, {"train": 1 - 2 * share, "val": share, "test": share}, options.seed)
     for split, rows in splits.items():

@@ -23,36 +23,13 @@ from common.conversation import Conversation
 from common.demo import PREFERENCE_RUBRIC, SCORE_RUBRIC, pairwise_rows, pointwise_rows
 from common.judge import HELPFULNESS, MORE_HELPFUL
 from common.labelled import PAIRWISE_COLUMNS, POINTWISE_COLUMNS, pairwise_transcripts, pointwise_transcript
-from common.parquet import DataError, check_rows, split_by_prompt, write_rows
+from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
 
 from dataset import check_conversation
 from evaluate import find_judgements
 
-LOCAL_FORMS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 COLUMNS = {"pointwise": POINTWISE_COLUMNS, "pairwise": PAIRWISE_COLUMNS, "messages": ("messages",)}
 RUBRICS = {"pointwise": HELPFULNESS, "pairwise": MORE_HELPFUL, "messages": ""}
-
-
-def load_source(path: str, split: str) -> Iterable[dict]:
-    """Return the rows of a local .parquet, .json, .jsonl (also gzipped) file or of a hub set.
-
-    Raises:
-        DataError: the path does not exist, or the hub cannot be reached.
-    """
-    import datasets
-
-    form = LOCAL_FORMS.get(Path(path.removesuffix(".gz")).suffix)
-    is_file = Path(path).is_file()
-    if is_file and not form:
-        raise DataError(f"{path}: expected a .parquet, .json or .jsonl file")
-    if not is_file and (form or path.startswith((".", "/"))):  # no hub id: do not wait for the network
-        raise DataError(f"{path}: no such file (looked in {Path.cwd()})")
-    try:
-        if is_file:
-            return datasets.load_dataset(form, data_files=path, split="train")
-        return datasets.load_dataset(path, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DataError(f"{path}: cannot be read: {error.__cause__ or error}") from error
 
 
 def read_source(rows: Iterable[dict], source: str) -> list[dict]:
