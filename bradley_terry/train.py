@@ -163,7 +163,7 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Pair]], Cou
 def check_sizes(config: DictConfig, rows_of: dict[str, list[Pair]]) -> None:
     data, count = config.data, len(rows_of["train"])
     if count < data.train_batch_size:
-        raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {count} pairs")
+        raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {count} pairs; lower it")
     if left_over := count % data.train_batch_size:
         print(f"  {left_over} training pairs, others each epoch, do not fill a batch and are left out")
     largest = max(row.tokens for rows in rows_of.values() for row in rows)

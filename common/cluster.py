@@ -50,7 +50,8 @@ def connect(method_folder: Path, nodes: int, workers_per_node: int | None) -> tu
     environment = dict(QUIET)
     if not address:
         environment |= _worker_environment("cuda" if torch.cuda.is_available() else "cpu", workers_per_node or 1)
-    local = {} if address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    # "local" in so many words: without it Ray would look for a cluster that someone once started on this machine
+    local = {} if address else {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     with tempfile.TemporaryDirectory() as code:
         for file in method_folder.glob("*.py"):
             shutil.copy(file, code)

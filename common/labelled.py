@@ -26,6 +26,7 @@ from common.judge import (
     write_score,
 )
 
+RESPONSE_FORM = '{"answer": {"role": "assistant", "content": text}}'
 POINTWISE_COLUMNS = ("input", "output", "label")
 PAIRWISE_COLUMNS = ("input", "output", "metadata")
 
@@ -89,15 +90,14 @@ def _read_dialogue(value: object) -> Conversation:
 def _read_responses(value: object, count: int) -> list[str]:
     answers = read_json("output", value)
     if not isinstance(answers, list) or len(answers) != count:
-        raise BadRow("output", f"expected a list of {count} response{'s' * (count > 1)}", value)
+        kind = f"expected a list of {count} response{'s' * (count > 1)}, each {RESPONSE_FORM}"
+        raise BadRow("output", kind, value)
     texts = []
     for answer in answers:
         message = answer.get("answer") if isinstance(answer, dict) else None
         text = message.get("content") if isinstance(message, dict) else None
         if not isinstance(text, str):
-            raise BadRow(
-                "output", 'expected each response as {"answer": {"role": "assistant", "content": text}}', answer
-            )
+            raise BadRow("output", f"expected each response as {RESPONSE_FORM}", answer)
         texts.append(check_unicode("output", text))
     return texts
 

@@ -64,6 +64,8 @@ def draw(
         for label, points in series.items():
             axis.plot(*zip(*points), label=label, marker="o" if len(points) < 20 else None)
         axis.set(title=title, xlabel="step")
+        if title.startswith("loss"):  # or all that comes after the first steps looks flat
+            axis.set_yscale("log")
     for axis, (title, series) in zip(axes[len(curves) :], histograms.items()):
         for label, values in series.items():
             axis.hist(values, bins=40, alpha=0.6, label=label)

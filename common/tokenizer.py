@@ -30,7 +30,8 @@ def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:
         config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise DataError(f"model.path={model.path}: cannot be loaded: {error}") from error
+        where = "" if os.path.isdir(path) else f" (there is no folder {os.path.abspath(path)}, so a hub id was assumed)"
+        raise DataError(f"model.path={model.path}: cannot be loaded{where}: {error}") from error
     architecture = (config.architectures or ["unknown"])[0]
     if not hasattr(config, "num_hidden_layers"):
         raise DataError(f"model.path={model.path}: {architecture} is no plain text model; choose a text-only one")

@@ -195,9 +195,9 @@ def main() -> None:
         verdicts = [PARSERS[kind](BEGUN.search(prompt)[0] + answer) for prompt, answer in zip(prompts, answers)]
         metrics |= {f"{kind}/{name}": value for name, value in judge_metrics(labels, verdicts).items()}
         tables[f"{kind}: label (row), verdict (column)"] = confusion(labels, verdicts, VERDICTS[kind])
-        for (row, label), verdict, answer in zip(judgements, verdicts, answers):
+        for (row, label), verdict, prompt, answer in zip(judgements, verdicts, prompts, answers):
             columns = {"label": str(label), "verdict": None if verdict is None else str(verdict)}
-            answered.append({"source": row["source"], "kind": kind, **columns, "answer": answer})
+            answered.append({"source": row["source"], "kind": kind, **columns, "prompt": prompt, "answer": answer})
     if answered and len(answered) < len(examples):
         metrics["conversations_without_a_verdict"] = len(examples) - len(answered)  # measured, not judged
     for name, value in metrics.items():

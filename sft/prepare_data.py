@@ -95,7 +95,10 @@ def describe_verdicts(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write train.parquet, val.parquet and test.parquet of conversations.")
+    parser = argparse.ArgumentParser(
+        description="Write train.parquet, val.parquet and test.parquet of conversations.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--source", required=True, choices=["demo", *COLUMNS])
     parser.add_argument("--path", help="local file or hub id; not for the demo")
     parser.add_argument("--split", default="train", help="of a hub set")

@@ -7,6 +7,7 @@ import pytest
 from common.conversation import BadRow
 from common.judge import Comparison, pairwise_prompt, parse_preference, parse_score, pointwise_prompt
 from common.labelled import (
+    RESPONSE_FORM,
     pairwise_transcripts,
     pointwise_transcript,
     read_comparison,
@@ -124,9 +125,17 @@ def test_metadata_that_is_text_but_no_json_is_refused_and_shown(metadata):
 def test_another_number_of_responses_is_refused_and_shown(output, form):
     cell = form(output)
     shown = f" (found {shorten(cell)})"
-    assert fault_of(read_scored, scored(output=cell)) == ("output", "expected a list of 1 response", shown)
+    assert fault_of(read_scored, scored(output=cell)) == (
+        "output",
+        f"expected a list of 1 response, each {RESPONSE_FORM}",
+        shown,
+    )
     if output != answers("a", "b"):
-        assert fault_of(read_comparison, compared(output=cell)) == ("output", "expected a list of 2 responses", shown)
+        assert fault_of(read_comparison, compared(output=cell)) == (
+            "output",
+            f"expected a list of 2 responses, each {RESPONSE_FORM}",
+            shown,
+        )
 
 
 RESPONSES = [

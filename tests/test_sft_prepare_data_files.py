@@ -9,6 +9,7 @@ from conftest import method_modules
 
 from common.conversation import prompt_of
 from common.judge import parse_preference, parse_score
+from common.labelled import RESPONSE_FORM
 from common.parquet import DataError
 
 (prepare_data,) = method_modules("sft", "prepare_data")
@@ -66,7 +67,9 @@ def test_bad_rows_stop_the_conversion_and_are_shown_with_their_numbers(convert, 
         "  row 7, column 'label': expected a whole number from 0 to 4 (found 5)",
         "  row 9, column 'label': expected a whole number from 0 to 4 (found None)",
     ]
-    assert lines[3].startswith("  row 40, column 'output': expected a list of 1 response (found [{'answer'")
+    assert lines[3].startswith(
+        f"  row 40, column 'output': expected a list of 1 response, each {RESPONSE_FORM} (found [{{'answer'"
+    )
     assert "--on-bad-row drop" in lines[-1]
     assert not list(tmp_path.glob("*.parquet"))
 

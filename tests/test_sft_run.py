@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,9 +85,20 @@ def test_a_pipeline_judges_as_the_card_says(default_run):
         assert parse(answer) is not None
 
 
-def test_a_copied_folder_runs_unedited(tmp_path, small_sft_run):
-    """Beside the original and outside the repo, both at once; the copies are started from another folder."""
+@pytest.fixture
+def ray_folder_of_a_dead_cluster():
+    """Where Ray notes which cluster was started last on this machine; here, one that no longer answers."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a short path, as Ray puts sockets into it
+        for place in (Path(folder), Path(folder) / "ray"):
+            place.mkdir(exist_ok=True)
+            (place / "ray_current_cluster").write_text("127.0.0.1:39999")
+        yield folder
+
+
+def test_a_copied_folder_runs_unedited(tmp_path, small_sft_run, monkeypatch, ray_folder_of_a_dead_cluster):
+    """Beside the original and outside the repo, both at once, on a machine where a cluster was left behind."""
     few = ("data.train_batch_size=8", "trainer.total_training_steps=2")
+    monkeypatch.setenv("RAY_TMPDIR", ray_folder_of_a_dead_cluster)
     sibling, elsewhere = REPO / f"copied_sft_{os.getpid()}", tmp_path / "my judge"
     try:
         for copy in (sibling, elsewhere):
