@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from common.conversation import BadRow, Conversation, prompt_of, read_conversation
+from common.conversation import BadRow, Conversation, read_conversation
 from common.parquet import DataError, check_rows, read_rows
 
 TRUNCATIONS = ("error", "drop", "left")
@@ -233,11 +233,3 @@ def report_pairs(name: str, pairs: list[Pair], set_aside: Counter) -> None:
     print(f"  computing each prompt once saves {prompts / (tokens + prompts):.0%} of the tokens")
     for kind, count in set_aside.items():
         print(f"  set aside or cut: {count} x {kind}")
-
-
-def report_leak(train_rows: list[dict], name: str, rows: list[dict]) -> None:
-    """Warn if a held-out prompt is also a training prompt."""
-    seen = {prompt_of(row) for row in train_rows}
-    leaked = sum(prompt_of(row) in seen for row in rows)
-    if leaked:
-        print(f"  warning: the prompts of {leaked} {name} pairs are also in train; {name} figures flatter the model")

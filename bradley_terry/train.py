@@ -28,11 +28,11 @@ from common.checkpoint import (
     export_checkpoint,
     save_checkpoint,
 )
-from common.parquet import DataError
+from common.parquet import DataError, report_leak
 from common.report import draw, format_value, read_history, start_tracking, write_model_card
 from common.tokenizer import load_tokenizer
 
-from dataset import Pair, collate, describe, digest, encode_pairs, load_pairs, report_leak, report_pairs
+from dataset import Pair, collate, describe, digest, encode_pairs, load_pairs, report_pairs
 from evaluate import pair_metrics, save_rewards
 from loss import batch_metrics
 
@@ -156,7 +156,7 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Pair]], Cou
         set_aside[name] = bad + cut
         report_pairs(name, rows_of[name], set_aside[name])
         if name != "train" and files:
-            report_leak(read_of["train"], name, read_of[name])
+            report_leak(read_of["train"], name, read_of[name], "pairs")
     return rows_of, set_aside["train"]
 
 

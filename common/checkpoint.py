@@ -17,7 +17,7 @@ import torch
 from ray.exceptions import RayTaskError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import Sampler
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RUN_FILE = "run.json"
@@ -166,7 +166,7 @@ def export_model(
     state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank != 0:
         return
-    base = module.get_base_model() if hasattr(module, "peft_config") else module
+    base = unwrap(module)
     config = type(base.config).from_dict(base.config.to_dict())  # without the attention that training used
     for name, value in (config_changes | {"pad_token_id": tokenizer.pad_token_id}).items():
         setattr(config, name, value)
@@ -195,6 +195,11 @@ def export_model(
     model.save_pretrained(partial, state_dict=state)
     tokenizer.save_pretrained(partial)
     _replace(partial, target)
+
+
+def unwrap(module: torch.nn.Module) -> PreTrainedModel:
+    """Return the transformers model, LoRA or not."""
+    return module.get_base_model() if hasattr(module, "peft_config") else module
 
 
 def _replace(new: Path, target: Path) -> None:

@@ -43,11 +43,16 @@ def read_conversation(column: str, value: object) -> Conversation | str:
     messages = read_messages(column, value)
     if isinstance(messages, str):
         return messages
-    if messages[-1]["role"] != "assistant":
-        raise BadRow(column, "the last turn is not the assistant's", f"role {messages[-1]['role']!r}")
+    check_last_turn(column, messages)
     if not messages[-1]["content"].strip():
         raise BadRow(column, "empty response", messages[-1]["content"])
     return messages
+
+
+def check_last_turn(column: str, messages: Conversation) -> None:
+    """Raise `BadRow` where the assistant has not the last word."""
+    if messages[-1]["role"] != "assistant":
+        raise BadRow(column, "the last turn is not the assistant's", f"role {messages[-1]['role']!r}")
 
 
 def read_messages(column: str, value: object) -> Conversation | str:

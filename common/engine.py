@@ -16,6 +16,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine_workers import TrainingWorker
 
 from common.attention import SEGMENT_ATTENTION, Segments
+from common.checkpoint import unwrap
 
 SELF_TEST_TOLERANCE = 1e-3  # of the values' spread; fp32 rounding is far below, a leak between sequences far above
 
@@ -102,11 +103,6 @@ class PackedWorker(TrainingWorker):
     def export(self, *arguments) -> None:
         """Have the engine write a Hugging Face checkpoint."""
         self.engine.export(*arguments)
-
-
-def unwrap(module: nn.Module) -> PreTrainedModel:
-    """Return the transformers model, LoRA or not."""
-    return module.get_base_model() if hasattr(module, "peft_config") else module
 
 
 @torch.no_grad()

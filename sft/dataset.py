@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from common.conversation import BadRow, Conversation, prompt_of, read_messages
+from common.conversation import BadRow, Conversation, check_last_turn, read_messages
 from common.parquet import DataError, check_rows, read_rows
 
 from turns import find_seam, find_turns, mask_turns, special_tokens
@@ -58,8 +58,7 @@ def check_conversation(row: dict) -> dict:
     answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
     if not answers:
         raise BadRow("messages", "no assistant turn", messages)
-    if messages[-1]["role"] != "assistant":
-        raise BadRow("messages", "the last turn is not the assistant's", f"role {messages[-1]['role']!r}")
+    check_last_turn("messages", messages)
     if not all(answer.strip() for answer in answers):
         raise BadRow("messages", "an empty assistant turn")
     return {"messages": messages}
@@ -228,11 +227,3 @@ def report_examples(name: str, examples: list[Example], set_aside: Counter) -> N
     print(f"the longest {max(example.tokens for example in examples)}; {trained / tokens:.0%} of them trained on")
     for kind, count in set_aside.items():
         print(f"  set aside or cut: {count} x {kind}")
-
-
-def report_leak(train_rows: list[dict], name: str, rows: list[dict]) -> None:
-    """Warn if a held-out prompt is also a training prompt."""
-    seen = {prompt_of(row) for row in train_rows}
-    leaked = sum(prompt_of(row) in seen for row in rows)
-    if leaked:
-        print(f"  warning: the prompts of {leaked} {name} rows are also in train; {name} figures flatter the model")

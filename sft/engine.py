@@ -12,8 +12,8 @@ from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine import EngineRegistry
 
 from common.attention import Segments
-from common.checkpoint import export_model
-from common.engine import PackedEngine, PackedWorker, unwrap
+from common.checkpoint import export_model, unwrap
+from common.engine import PackedEngine, PackedWorker
 
 from loss import token_losses
 

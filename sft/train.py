@@ -29,11 +29,11 @@ from common.checkpoint import (
     export_checkpoint,
     save_checkpoint,
 )
-from common.parquet import DataError
+from common.parquet import DataError, report_leak
 from common.report import draw, format_value, read_history, start_tracking, write_model_card
 from common.tokenizer import load_tokenizer
 
-from dataset import Example, collate, describe, digest, encode_rows, load_rows, report_examples, report_leak
+from dataset import Example, collate, describe, digest, encode_rows, load_rows, report_examples
 from evaluate import token_metrics
 from loss import batch_metrics
 from turns import set_template_options
@@ -158,7 +158,7 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Example]], 
         set_aside[name] = bad + cut
         report_examples(name, rows_of[name], set_aside[name])
         if name != "train" and files:
-            report_leak(read_of["train"], name, read_of[name])
+            report_leak(read_of["train"], name, read_of[name], "rows")
     return rows_of, set_aside["train"]
 
 

@@ -6,7 +6,7 @@ from tokenizers import normalizers
 
 from common.conversation import BadRow
 from common.demo import preference_pairs
-from common.parquet import DataError, write_rows
+from common.parquet import DataError, report_leak, write_rows
 
 (dataset,) = method_modules("bradley_terry", "dataset")
 check_pair, encode_pairs = dataset.check_pair, dataset.encode_pairs
@@ -139,9 +139,9 @@ def test_the_report_counts_pairs_tokens_savings_and_what_was_set_aside(tiny_toke
 
 def test_prompts_of_val_that_training_has_seen_are_warned_about(capsys):
     other = [[{"role": "user", "content": "How?"}, side[1]] for side in (BETTER, WORSE)]
-    dataset.report_leak([row(BETTER, WORSE)], "val", [row(*other)])
+    report_leak([row(BETTER, WORSE)], "val", [row(*other)], "pairs")
     assert capsys.readouterr().out == ""
-    dataset.report_leak([row(BETTER, WORSE)], "val", [row(*other), row(WORSE, BETTER)])
+    report_leak([row(BETTER, WORSE)], "val", [row(*other), row(WORSE, BETTER)], "pairs")
     assert "the prompts of 1 val pairs are also in train" in capsys.readouterr().out
 
 
@@ -163,7 +163,7 @@ def test_real_pairs_are_read_and_their_empty_answers_are_dropped(shared_data, na
 
 def test_real_pairs_share_no_prompt_between_train_and_val(shared_data, capsys):
     train, val = (dataset.load_pairs(shared_data / name, "drop")[0] for name in REAL)
-    dataset.report_leak(train, "val", val)
+    report_leak(train, "val", val, "pairs")
     assert capsys.readouterr().out == ""
 
 

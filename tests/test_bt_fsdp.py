@@ -6,8 +6,8 @@ from conftest import method_modules, note_gradients
 from transformers import AutoTokenizer
 
 from common import cluster
+from common.checkpoint import unwrap
 from common.demo import preference_pairs
-from common.engine import unwrap
 
 dataset, engine = method_modules("bradley_terry", "dataset", "engine")
 
