@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from common.conversation import Conversation
+from common.conversation import Conversation, read_marked_turns
 from common.demo import preference_pairs
 from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
 
@@ -45,8 +45,7 @@ def prefer(prompt: Conversation, first: str, second: str, second_is_better_by: f
 
 def from_helpsteer2(row: dict) -> Preference | None:
     """`preference_strength`, -3 to 3, is positive where response 2 is better. `prompt` marks its later turns."""
-    parts = re.split(r"\n*<extra_id_1>(User|Assistant)\n", "<extra_id_1>User\n" + row["prompt"])[1:]
-    prompt = [{"role": role.lower(), "content": content} for role, content in zip(parts[::2], parts[1::2])]
+    prompt = read_marked_turns(row["prompt"])
     return prefer(prompt, row["response_1"], row["response_2"], row["preference_strength"])
 
 

@@ -99,6 +99,12 @@ def _read_message(column: str, position: int, message: object) -> dict[str, str]
     return {"role": message["role"], "content": check_unicode(column, message["content"])}
 
 
+def read_marked_turns(text: str) -> Conversation:
+    """Return a prompt of HelpSteer2 as messages: the user's, then each below its mark, "<extra_id_1>Assistant"."""
+    parts = re.split(r"\n*<extra_id_1>(User|Assistant)\n", "<extra_id_1>User\n" + text)[1:]
+    return [{"role": role.lower(), "content": content} for role, content in zip(parts[::2], parts[1::2])]
+
+
 def check_unicode(column: str, text: str) -> str:
     """Return the text, if it is one: JSON can escape half an emoji, which no tokenizer and no file takes."""
     if re.search("[\ud800-\udfff]", text):

@@ -127,17 +127,36 @@ def preference_pairs(split: str, n: int, seed: int) -> list[dict]:
     return rows
 
 
-def pointwise_rows(split: str, n: int, seed: int) -> list[dict]:
-    """Return n scored responses, helpfulness 0 to 4 equally often, in the columns that `common.labelled` reads."""
-    rng = random.Random(f"pointwise-{split}-{seed}")
+def pointwise_rows(split: str, n: int, seed: int, leniency: float = 0.0) -> list[dict]:
+    """Return n scored responses, helpfulness 0 to 4 equally often, in the columns that `common.labelled` reads.
+
+    Args:
+        leniency: how often the annotator overlooks a fault (see `overlook`). Score and reasoning are then too kind,
+            queries and responses stay what they are without it. A judge trained on such scores is wrong in a way that
+            we know, sure of its form, and in its samples still right now and then: that is what reinforcement on right
+            labels can mend, and what a demo of it can start from.
+    """
+    rng, annotator = random.Random(f"pointwise-{split}-{seed}"), random.Random(f"annotator-{split}-{seed}")
     rows = []
     for _ in range(n):
         query = make_query(rng, split)
         response = draw_response(rng, query, rng.randrange(len(VALUES) + 1))
-        found = zip(VALUES, query.asked, response.got, response.met)
+        judged_met = overlook(annotator, query, response, leniency)
+        found = zip(VALUES, query.asked, response.got, judged_met)
         evidence = ", ".join(f"{name} {asked}/{got} {_yes_or_no(met)}" for name, asked, got, met in found)
-        rows.append({**_judged(query, response), "label": sum(response.met), "reasoning": evidence})
+        rows.append({**_judged(query, response), "label": sum(judged_met), "reasoning": evidence})
     return rows
+
+
+def overlook(annotator: random.Random, query: Query, response: Response, leniency: float) -> Met:
+    """Return what a lenient annotator takes for met: now and then also more things than asked, and a missing reason."""
+    (_, wished, wish, _), (_, listed, given, _) = query.asked, response.got
+    topic, count, reason, tone = response.met
+    if NUMBERS[listed] > NUMBERS[wished]:
+        count = annotator.random() < leniency
+    if (wish, given) == ("why", "none"):
+        reason = annotator.random() < leniency
+    return topic, count, reason, tone
 
 
 def pairwise_rows(split: str, n: int, seed: int) -> list[dict]:

@@ -1,0 +1,76 @@
+"""The demo's lenient annotator: wrong in two ways that are known, about responses that stay what they are."""
+
+import hashlib
+import json
+import re
+
+import pytest
+
+from common.demo import NUMBERS, SCORE_RUBRIC, SPLITS, VALUES, pointwise_rows
+from common.judge import parse_score
+from common.labelled import pointwise_transcript
+
+# Of the rows as they were before there were annotators. Whoever changes the demo's words may change these.
+TRAIN_3000 = "ee3f97bcccb0af8c25b93da4f49c3e59ff3c8ce4d17cbcf0561ec858047543d6"
+VAL_3000 = "74ae18c030de316f9296fb312a9316b70f2616a835b6aa2a2d20a97e38fd0248"
+
+FACTS = re.compile(r"(\w+) (\w+)/(\w+) (yes|no)")
+
+
+def facts(row: dict) -> list[tuple[str, str, str, bool]]:
+    return [(name, asked, got, met == "yes") for name, asked, got, met in FACTS.findall(row["reasoning"])]
+
+
+def can_be_overlooked(name: str, asked: str, got: str) -> bool:
+    """More things than asked for, or no reason where one was."""
+    return (name == "count" and NUMBERS[got] > NUMBERS[asked]) or (name, asked, got) == ("reason", "why", "none")
+
+
+@pytest.mark.parametrize(("split", "digest"), [("train", TRAIN_3000), ("val", VAL_3000)])
+def test_without_leniency_the_rows_are_what_they_were_to_the_byte(split, digest):
+    for rows in (pointwise_rows(split, 3000, 0), pointwise_rows(split, 3000, 0, leniency=0)):
+        assert hashlib.sha256(json.dumps(rows).encode()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_lenient_annotator_sees_the_same_responses_and_overlooks_two_kinds_of_fault_alone(split):
+    right, lenient = pointwise_rows(split, 2000, 1), pointwise_rows(split, 2000, 1, leniency=0.65)
+    overlooked = {"count": [], "reason": []}
+    for row, judged in zip(right, lenient):
+        assert (judged["input"], judged["output"]) == (row["input"], row["output"])
+        assert [fact[0] for fact in facts(judged)] == list(VALUES)
+        assert judged["label"] == sum(met for *_, met in facts(judged))
+        for (name, asked, got, met), found in zip(facts(row), facts(judged)):
+            assert found[:3] == (name, asked, got)
+            if can_be_overlooked(name, asked, got):
+                assert not met
+                overlooked[name].append(found[3])
+            else:
+                assert found[3] == met
+    for kinds in overlooked.values():
+        assert len(kinds) > 300 and sum(kinds) / len(kinds) == pytest.approx(0.65, abs=0.08)
+    wrong = [judged["label"] - row["label"] for row, judged in zip(right, lenient)]
+    assert set(wrong) == {0, 1, 2}
+    assert sum(error > 0 for error in wrong) / 2000 == pytest.approx(0.29, abs=0.03)
+
+
+def test_a_more_lenient_annotator_overlooks_all_that_a_less_lenient_one_does_and_at_last_everything():
+    rows = [pointwise_rows("train", 500, 2, leniency) for leniency in (0.0, 0.3, 0.6, 1.0)]
+    for less, more in zip(rows, rows[1:]):
+        assert all(a["label"] <= b["label"] for a, b in zip(less, more))
+        assert sum(a["label"] < b["label"] for a, b in zip(less, more)) > 20
+    for row in rows[-1]:
+        assert all(met == (asked == got or can_be_overlooked(name, asked, got)) for name, asked, got, met in facts(row))
+
+
+def test_the_same_arguments_give_the_same_annotations():
+    rows = pointwise_rows("train", 200, 5, 0.5)
+    assert pointwise_rows("train", 300, 5, 0.5)[:200] == rows
+
+
+def test_a_transcript_of_a_lenient_row_says_what_the_annotator_believes():
+    for row in pointwise_rows("train", 50, 0, leniency=0.65):
+        prompt, answer = pointwise_transcript(row, SCORE_RUBRIC)
+        assert f"<think>\n{row['reasoning']}\n</think>" in answer["content"]
+        assert parse_score(answer["content"]) == row["label"] == answer["content"].count(" yes")
+        assert row["output"][0]["answer"]["content"] in prompt["content"]
