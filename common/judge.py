@@ -72,6 +72,7 @@ OPENS_A_TAG = re.compile(
     rf"|\[(?=\||/?(?:{SQUARE_TOKENS})\]|/?[a-z]{{1,20}}_[a-z_]{{1,20}}\])",
     re.IGNORECASE,
 )
+BEGUN = re.compile(r"(<think>\s*(</think>\s*)?)?\Z")
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,15 @@ def write_preference(preference: Preference, reasoning: str = "") -> str:
 def _write_verdict(tag: str, verdict: str, reasoning: str) -> str:
     """The line breaks are Qwen3's own: its chat template would put them there."""
     return f"<think>\n{quote(reasoning).strip()}\n</think>\n\n<{tag}>{verdict}</{tag}>"
+
+
+def begun_answer(prompt: str) -> str:
+    """Return what a chat template wrote of the answer into the rendered prompt: `<think>`, a think block, nothing.
+
+    It belongs in front of what the model writes before that is parsed, or the answer to a prompt that ends with a
+    closed think block could never hold a verdict.
+    """
+    return BEGUN.search(prompt)[0]
 
 
 def parse_score(text: str) -> int | None:

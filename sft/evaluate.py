@@ -11,7 +11,6 @@ prompt. An answer without a verdict is wrong and is counted, never guessed at.
 import argparse
 import json
 import logging
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +19,8 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from common.judge import PREFERENCES, SCORES, parse_preference, parse_score
+from common.generation import answer, batches_of
+from common.judge import PREFERENCES, SCORES, begun_answer, parse_preference, parse_score
 from common.parquet import DataError, write_rows
 from common.report import draw, extend_model_card, format_value, write_text
 from common.tokenizer import ensure_pad_token
@@ -29,7 +29,6 @@ from dataset import Example, encode_rows, load_rows
 from loss import token_losses
 
 PARSERS = {"score": parse_score, "preference": parse_preference}
-BEGUN = re.compile(r"(<think>\s*(</think>\s*)?)?\Z")  # what a chat template may write of the answer into the prompt
 VERDICTS = {"score": tuple(SCORES), "preference": PREFERENCES}
 
 
@@ -86,15 +85,6 @@ def confusion(labels: list, verdicts: list, values: tuple) -> tuple[list[str], l
     return [str(value) for value in values], [*(str(value) for value in values), "no verdict"], counts
 
 
-def batches_of(lengths: list[int], max_tokens: int):
-    """Yield lists of indices, of similar length together, each padding to at most `max_tokens`."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    while order:
-        size = max(1, max_tokens // max(1, lengths[order[0]]))
-        yield order[:size]
-        order = order[size:]
-
-
 @torch.inference_mode()
 def measure_tokens(model, examples: list[Example], pad_token_id: int, max_tokens: int) -> list[np.ndarray]:
     """Compute what `token_metrics` takes with a plain transformers model, in right-padded batches."""
@@ -113,27 +103,6 @@ def measure_tokens(model, examples: list[Example], pad_token_id: int, max_tokens
                 measured[index] = torch.stack([token_losses(before, wanted), correct.float()]).cpu().numpy()
             progress.update(len(batch))
     return measured
-
-
-@torch.inference_mode()
-def generate(model, tokenizer, prompts: list[str], max_new_tokens: int, max_tokens: int) -> list[str]:
-    """Answer rendered prompts greedily; each answer is cut at the model's end token, which it does not hold."""
-    encoded = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    ends = model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
-    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
-    greedy |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}  # in some models' settings; they bend the choice
-    answers = [""] * len(prompts)
-    with tqdm(total=len(prompts), desc="judge", unit="row", delay=1) as progress:
-        for batch in batches_of([len(ids) + max_new_tokens for ids in encoded], max_tokens):
-            inputs = tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, padding_side="left", return_tensors="pt")
-            width = inputs["input_ids"].shape[1]
-            options = {"max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id, **greedy}
-            for index, ids in zip(batch, model.generate(**inputs.to(model.device), **options)[:, width:].tolist()):
-                end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-                answers[index] = tokenizer.decode(ids[:end])
-            progress.update(len(batch))
-    return answers
 
 
 def find_judgements(rows: list[dict]) -> dict[str, list[tuple[dict, object]]]:
@@ -191,13 +160,13 @@ def main() -> None:
         labels = [label for _, label in judgements]
         given = tokenizer([row["messages"][-1]["content"] for row, _ in judgements])["input_ids"]
         room = options.max_new_tokens or 2 * max(map(len, given))
-        answers = generate(model, tokenizer, prompts, room, options.max_tokens)
-        verdicts = [PARSERS[kind](BEGUN.search(prompt)[0] + answer) for prompt, answer in zip(prompts, answers)]
+        answers = [text for (text,) in answer(model, tokenizer, prompts, room, options.max_tokens)]
+        verdicts = [PARSERS[kind](begun_answer(prompt) + text) for prompt, text in zip(prompts, answers)]
         metrics |= {f"{kind}/{name}": value for name, value in judge_metrics(labels, verdicts).items()}
         tables[f"{kind}: label (row), verdict (column)"] = confusion(labels, verdicts, VERDICTS[kind])
-        for (row, label), verdict, prompt, answer in zip(judgements, verdicts, prompts, answers):
+        for (row, label), verdict, prompt, text in zip(judgements, verdicts, prompts, answers):
             columns = {"label": str(label), "verdict": None if verdict is None else str(verdict)}
-            answered.append({"source": row["source"], "kind": kind, **columns, "prompt": prompt, "answer": answer})
+            answered.append({"source": row["source"], "kind": kind, **columns, "prompt": prompt, "answer": text})
     if answered and len(answered) < len(examples):
         metrics["conversations_without_a_verdict"] = len(examples) - len(answered)  # measured, not judged
     for name, value in metrics.items():

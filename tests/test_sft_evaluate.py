@@ -169,7 +169,7 @@ def test_greedy_answers_are_those_of_each_prompt_alone_and_stop_at_an_end_token(
     assert len(set(expected)) == 3 and any(len(short) < len(long) for short, long in zip(expected, free))
     monkeypatch.setattr(model.generation_config, "eos_token_id", sorted(ends))
     for max_tokens in (1, 300, 10**6):
-        assert evaluate.generate(model, tiny_tokenizer, prompts, 12, max_tokens) == expected
+        assert evaluate.answer(model, tiny_tokenizer, prompts, 12, max_tokens) == [[text] for text in expected]
 
 
 def test_sampling_set_by_the_checkpoint_is_not_used(model, tiny_tokenizer, monkeypatch):
@@ -177,4 +177,4 @@ def test_sampling_set_by_the_checkpoint_is_not_used(model, tiny_tokenizer, monke
     expected = [answered_alone(model, tiny_tokenizer, prompts[0], 12, {tiny_tokenizer.eos_token_id})]
     for name, value in {"do_sample": True, "temperature": 5.0, "top_k": 50}.items():
         monkeypatch.setattr(model.generation_config, name, value)
-    assert evaluate.generate(model, tiny_tokenizer, prompts, 12, 10**6) == expected
+    assert evaluate.answer(model, tiny_tokenizer, prompts, 12, 10**6) == [[text] for text in expected]

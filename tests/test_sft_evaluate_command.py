@@ -10,6 +10,7 @@ from conftest import method_modules
 from common.demo import pairwise_rows, pointwise_rows
 from common.labelled import pairwise_transcripts, pointwise_transcript
 from common.parquet import DataError, write_rows
+from common.tokenizer import set_template_options
 
 turns, dataset, evaluate = method_modules("sft", "turns", "dataset", "evaluate")
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -30,7 +31,7 @@ def run(tiny_model, tmp_path, monkeypatch, capsys):
     def evaluate_rows(conversations, answer, *options) -> tuple[dict, list[dict], str]:
         data = write_rows(tmp_path / "held_out.parquet", [{"messages": messages} for messages in conversations])
         monkeypatch.setattr(
-            evaluate, "generate", lambda _, __, prompts, room, ___: [answer(prompt, room) for prompt in prompts]
+            evaluate, "answer", lambda _, __, prompts, room, ___: [[answer(prompt, room)] for prompt in prompts]
         )
         arguments = ["--model", tiny_model, "--data", data, "--output", tmp_path / "figures", *options]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
@@ -78,7 +79,7 @@ def test_a_template_that_writes_the_empty_think_block_into_the_prompt_leaves_the
 ):
     """Trap 23: the model then answers with the verdict alone, and its answer is read with what the prompt began."""
     conversations = judgements(reasoning=False)
-    turns.set_template_options(tiny_tokenizer, {"enable_thinking": False})
+    set_template_options(tiny_tokenizer, {"enable_thinking": False})
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: tiny_tokenizer)
     metrics, rows, _ = run(conversations, from_the_data(conversations, tiny_tokenizer))
     assert {row["answer"] for row in rows} <= {

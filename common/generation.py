@@ -1,0 +1,159 @@
+"""Answers of a transformers model to rendered prompts, in batches: for rollouts, evaluation and graders alike.
+
+- Prompts go in as they were rendered; nothing is tokenised again with special tokens on top.
+- Prompts of similar length share a batch, padded on the left, so that a batch costs little more than its longest row.
+- Log-probabilities are those of the distribution that was sampled from, after temperature and cuts.
+- A sampled answer depends on its prompt and its seed alone, not on the rows beside it.
+- Greedy is greedy: a model's own settings (repetition penalty, beams, …) do not bend the choice.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from tqdm import tqdm
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+GREEDY |= {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
+
+class Answer(str):
+    """A model's answer: its text, and in `clipped` whether its tokens ran out before it came to an end."""
+
+    clipped: bool
+
+    def __new__(cls, text: str, clipped: bool) -> "Answer":
+        answer = super().__new__(cls, text)
+        answer.clipped = clipped
+        return answer
+
+
+def batches_of(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
+    """Yield lists of indices, of similar length together, each padding to at most `max_tokens`."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    while order:
+        size = max(1, max_tokens // max(1, lengths[order[0]]))
+        yield order[:size]
+        order = order[size:]
+
+
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """Return the tokens at which the model stops."""
+    ends = model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [ends]
+
+
+class SeededSampling(LogitsProcessor):
+    """Samples by the Gumbel-max trick, every row with a random generator of its own, and notes log-probabilities.
+
+    What a row draws then depends on its seed alone, not on the rows beside it: neither the batch size nor the number
+    of workers changes an answer. Argmax over `log_prob + Gumbel noise` is a sample (Maddison et al., arXiv:1411.0030),
+    so the model generates greedily over what this returns. Without seeds it is greedy, and only notes.
+    """
+
+    def __init__(self, seeds: list[int] | None, device: torch.device):
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds or ()]
+        self.log_probs: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Take and return (rows, vocabulary)."""
+        log_probs = scores.float().log_softmax(dim=-1)
+        preferred = log_probs
+        if self.generators:
+            noise = torch.empty_like(log_probs)
+            for row, generator in zip(noise, self.generators):
+                row.exponential_(generator=generator)
+            preferred = log_probs - noise.log()
+        self.log_probs.append(log_probs.gather(1, preferred.argmax(dim=-1, keepdim=True))[:, 0])
+        return preferred
+
+
+@torch.no_grad()
+def generate_batch(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    pad_token_id: int,
+    max_new_tokens: int,
+    seeds: list[int],
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+) -> list[tuple[list[int], list[float]]]:
+    """Continue tokenised prompts, all in one batch.
+
+    Args:
+        seeds: one per prompt; equal seeds give equal answers to equal prompts.
+        temperature: 0 is greedy.
+        top_p, top_k: 1 and 0 (or -1) cut nothing.
+
+    Returns:
+        For each prompt its new tokens, up to and with the end token if it came to one, and their log-probabilities.
+    """
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    sampling = SeededSampling(seeds if temperature > 0 else None, model.device)
+    processors = LogitsProcessorList()
+    if temperature > 0:
+        processors.append(TemperatureLogitsWarper(temperature))
+        processors += [TopKLogitsWarper(top_k)] if top_k > 0 else []
+        processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    ends = end_tokens(model)
+    new = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad_token_id,
+        eos_token_id=ends,
+        logits_processor=LogitsProcessorList([*processors, sampling]),
+        **GREEDY,
+    )[:, width:].tolist()
+    answers = []
+    for tokens, log_probs in zip(new, torch.stack(sampling.log_probs, dim=1).tolist()):
+        length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+        answers.append((tokens[:length], log_probs[:length]))
+    return answers
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: list[int]) -> str:
+    """Return an answer's text without its end token; tags that a vocabulary calls special, `<think>`, stay."""
+    return tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in ends else tokens)
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    max_new_tokens: int,
+    max_tokens: int,
+    temperature: float = 0.0,
+    votes: int = 1,
+    seed: int = 0,
+) -> list[list[Answer]]:
+    """Answer rendered prompts, each `votes` times, with a progress bar.
+
+    Args:
+        max_tokens: padded tokens in a batch, prompts and answers together.
+
+    Returns:
+        For each prompt its answers.
+    """
+    encoded = [ids for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"] for _ in range(votes)]
+    texts, ends = [Answer("", False)] * len(encoded), end_tokens(model)
+    with tqdm(total=len(encoded), desc="judge", unit="answer", delay=1) as progress:
+        for batch in batches_of([len(ids) + max_new_tokens for ids in encoded], max_tokens):
+            inputs = [encoded[index] for index in batch]
+            seeds = [seed + index for index in batch]
+            answers = generate_batch(model, inputs, tokenizer.pad_token_id, max_new_tokens, seeds, temperature)
+            for index, (tokens, _) in zip(batch, answers):
+                texts[index] = Answer(decode(tokenizer, tokens, ends), clipped=tokens[-1] not in ends)
+            progress.update(len(batch))
+    return [texts[start : start + votes] for start in range(0, len(texts), votes)]
