@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
 
-from common import cluster
+from common import cluster, training
 from common.checkpoint import (
     CheckpointError,
     EpochShuffle,
@@ -94,7 +94,7 @@ def train(config: DictConfig) -> None:
     from engine import PairWorker, pair_loss
 
     loss = partial(pair_loss, **config.loss)
-    worker_group = cluster.start_workers(PairWorker, "reward_model", loss, config, device, per_node)
+    worker_group = training.start_workers(PairWorker, "reward_model", loss, config, device, per_node)
 
     # 3. Start, or resume where an interrupted run of the same settings stopped
     order = EpochShuffle(len(train_rows), data.train_batch_size, trainer.total_epochs, trainer.seed)
@@ -114,9 +114,9 @@ def train(config: DictConfig) -> None:
     for rows in loader if step < last_step else ():
         step += 1
         started = time.perf_counter()
-        shared = cluster.balance(rows, workers)
-        batch = cluster.make_batch(shared, collate, data.max_tokens_per_gpu, update_lr_scheduler=True)
-        metrics, sums = cluster.train_batch(worker_group, batch, rows, step)
+        shared = training.balance(rows, workers)
+        batch = training.make_batch(shared, collate, data.max_tokens_per_gpu, update_lr_scheduler=True)
+        metrics, sums = training.train_batch(worker_group, batch, rows, step)
         metrics |= batch_metrics(sums, len(rows))
         metrics["seconds"] = time.perf_counter() - started
         metrics["tokens_per_second"] = sum(row.tokens for row in rows) / metrics["seconds"]
@@ -126,7 +126,7 @@ def train(config: DictConfig) -> None:
         if trainer.test_freq > 0 and step % trainer.test_freq == 0 and step < last_step:
             log_metrics("val", val_rows, measure(val_rows), tracking, step)
         if (trainer.save_freq > 0 and step % trainer.save_freq == 0) or step == last_step:
-            save_checkpoint(handler, output, step, trainer.max_ckpt_to_keep)
+            save_checkpoint(partial(handler.save_checkpoint, step=step), output, step, trainer.max_ckpt_to_keep)
         if step == last_step:
             break
     progress.close()
@@ -200,7 +200,7 @@ def infer(worker_group, config: DictConfig, workers: int, rows: list[Pair]) -> n
     for start in tqdm(range(0, len(rows), size), desc="measure", unit="batch", leave=False, delay=3):
         batch = rows[start : start + size]
         filled = batch + batch[-1:] * (-len(batch) % workers)  # an equal share for each worker
-        batch_of_all = cluster.make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)
+        batch_of_all = training.make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)
         result = worker_group.infer_batch(batch_of_all).get()
         rewards.append(tu.get(result, "rewards").values().view(-1, 2)[: len(batch)].float().numpy())
     return np.concatenate(rewards)

@@ -11,13 +11,14 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from ray.exceptions import RayTaskError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import Sampler
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RUN_FILE = "run.json"
@@ -92,14 +93,14 @@ def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
     write_text(note, json.dumps(run, indent=1))
 
 
-def save_checkpoint(handler, folder: Path, step: int, keep: int | None) -> None:
-    """Save through verl's `CheckpointHandler`, then delete all but the newest `keep` checkpoints; None keeps all.
+def save_checkpoint(save: Callable[[], None], folder: Path, step: int, keep: int | None) -> None:
+    """Save as verl does, then delete all but the newest `keep` checkpoints; None keeps all.
 
     Raises:
         CheckpointError: a worker or this process could not write, a full disk most often.
     """
     try:
-        handler.save_checkpoint(step=step)
+        save()
     except (RayTaskError, OSError, RuntimeError) as error:
         raise CheckpointError(_report_failed_write(f"the checkpoint of step {step}", folder, error)) from error
     newest = int((folder / TRACKER).read_text())
@@ -195,6 +196,27 @@ def export_model(
     model.save_pretrained(partial, state_dict=state)
     tokenizer.save_pretrained(partial)
     _replace(partial, target)
+
+
+def export_language_model(
+    module: torch.nn.Module, model_config, folder: str, rank: int, end_of_turn: Iterable[int] = ()
+) -> None:
+    """Write a checkpoint that generates as its base model does. See `export_model`.
+
+    Args:
+        model_config: verl's `HFModelConfig`.
+        end_of_turn: tokens at which it stops beside the base model's own.
+    """
+    tokenizer = model_config.tokenizer
+    config = model_config.generation_config or GenerationConfig.from_model_config(unwrap(module).config)
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    config.eos_token_id = sorted({*end_of_turn, *ends} - {None})
+    config.pad_token_id = tokenizer.pad_token_id
+    try:
+        config.validate(strict=True)
+    except ValueError:  # some base models' own settings contradict each other, and would not be saved
+        config = GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id)
+    export_model(module, AutoModelForCausalLM, {}, tokenizer, folder, rank, config)
 
 
 def unwrap(module: torch.nn.Module) -> PreTrainedModel:

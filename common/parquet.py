@@ -79,7 +79,7 @@ def read_rows(
     """
     if on_bad_row not in ("error", "drop"):
         raise DataError(f"data.on_bad_row={on_bad_row!r}: expected 'error' or 'drop'")
-    paths = [Path(path) for path in _as_list(files)]
+    paths = [Path(path) for path in as_list(files)]
     names = {path: path.name for path in paths}
     if len(set(names.values())) < len(paths):  # a/test.parquet and b/test.parquet
         names = {path: str(path) for path in paths}
@@ -109,28 +109,37 @@ def check_rows(rows: list[dict], check: Callable[[dict], dict], on_bad_row: str)
     return good, kinds
 
 
-def _as_list(files) -> list:
+def as_list(files) -> list:
+    """Return one path, several, or a comma-separated string of them, as a list."""
     if isinstance(files, str):
         return [part.strip() for part in files.split(",")]
     return [files] if isinstance(files, Path) else list(files)
 
 
-def _read_columns(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> list[dict]:
+def column_names(path: Path) -> list[str]:
+    """Return a Parquet file's columns; raise `DataError` where it is none."""
     if not path.is_file():
         raise DataError(
             f"{path}: no such file (looked in {Path.cwd()}). Make one with prepare_data.py or mend the path."
         )
     try:
-        names = pq.read_schema(path).names
-        missing = [name for name in required if name not in names]
-        if missing:
-            raise DataError(
-                f"{path}: column {', '.join(map(repr, missing))} is missing; the file has "
-                f"{', '.join(map(repr, names))}. Rename the column or convert the file with prepare_data.py."
-            )
-        return pq.read_table(path, columns=[name for name in (*required, *optional) if name in names]).to_pylist()
+        return pq.read_schema(path).names
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a Parquet file ({error}). Convert it with prepare_data.py.") from error
+
+
+def _read_columns(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> list[dict]:
+    names = column_names(path)
+    missing = [name for name in required if name not in names]
+    if missing:
+        raise DataError(
+            f"{path}: column {', '.join(map(repr, missing))} is missing; the file has "
+            f"{', '.join(map(repr, names))}. Rename the column or convert the file with prepare_data.py."
+        )
+    try:
+        return pq.read_table(path, columns=[name for name in (*required, *optional) if name in names]).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: cannot be read to its end ({error}). Write it anew.") from error
 
 
 def _report_bad_rows(total: int, faults: list[tuple[str, BadRow]], kinds: Counter) -> str:

@@ -13,13 +13,18 @@ from huggingface_hub import ModelCardData
 from common.checkpoint import write_text
 
 
-def start_tracking(folder: Path, project: str, loggers: list[str], config: dict, from_step: int):
-    """Return verl's `Tracking`, its files under `folder`: tensorboard/ and metrics/from_step_N.jsonl."""
-    from verl.utils.tracking import Tracking
-
+def set_log_file(folder: Path, from_step: int) -> None:
+    """Have verl's `Tracking` write under `folder`: tensorboard/ and metrics/from_step_N.jsonl."""
     os.environ.setdefault("TENSORBOARD_DIR", str(folder / "tensorboard"))
     os.environ["VERL_FILE_LOGGER_PATH"] = str(folder / "metrics" / f"from_step_{from_step:06d}.jsonl")
     (folder / "metrics").mkdir(parents=True, exist_ok=True)
+
+
+def start_tracking(folder: Path, project: str, loggers: list[str], config: dict, from_step: int):
+    """Return verl's `Tracking`, its files under `folder`."""
+    from verl.utils.tracking import Tracking
+
+    set_log_file(folder, from_step)
     return Tracking(project, folder.name, loggers, config)
 
 

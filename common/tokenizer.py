@@ -1,6 +1,7 @@
 """A model's tokenizer, with a pad token of its own, and an early word if the model cannot be used."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -50,6 +51,19 @@ def _weights_digest(folder: Path) -> str:
             content.seek(max(0, file.stat().st_size - 2**20))
             total.update(file.stat().st_size.to_bytes(8, "little") + content.read())
     return f"weights {total.hexdigest()[:12]}"
+
+
+def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict) -> None:
+    """Write the chat template's own switches into the template, so that whoever loads the model uses them too."""
+    if "strftime_now" in str(tokenizer.chat_template) and "date_string" not in options:
+        print("the chat template writes today's date, so a run that is resumed tomorrow would be another run. If it")
+        print("has a date_string (Llama 3), fix that: 'data.template_options={date_string: 26 Jul 2024}'")
+    values = {name: "none" if value is None else json.dumps(value) for name, value in options.items()}
+    head = "".join(f"{{%- set {name} = {value} %}}\n" for name, value in values.items())
+    if head and isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = {name: head + text for name, text in tokenizer.chat_template.items()}
+    elif head and tokenizer.chat_template:
+        tokenizer.chat_template = head + tokenizer.chat_template
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,12 +7,12 @@ and over a vocabulary of 150,000 the logits of the rest would be most of the mem
 
 import torch
 from tensordict import TensorDict
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine import EngineRegistry
 
 from common.attention import Segments
-from common.checkpoint import export_model, unwrap
+from common.checkpoint import export_language_model
 from common.engine import PackedEngine, PackedWorker
 
 from loss import token_losses
@@ -65,18 +65,9 @@ class SFTEngine(PackedEngine):
     def export(self, folder: str, end_of_turn: list[int]) -> None:
         """Write a checkpoint that generates, and stops at the tokens that ended the turns it was trained on.
 
-        See `common.checkpoint.export_model`.
+        See `common.checkpoint.export_language_model`.
         """
-        tokenizer = self.model_config.tokenizer
-        config = self.model_config.generation_config or GenerationConfig.from_model_config(unwrap(self.module).config)
-        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        config.eos_token_id = sorted({*end_of_turn, *ends} - {None})
-        config.pad_token_id = tokenizer.pad_token_id
-        try:
-            config.validate(strict=True)
-        except ValueError:  # some base models' own settings contradict each other, and would not be saved
-            config = GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id)
-        export_model(self.module, self.auto_class, {}, tokenizer, folder, self.rank, config)
+        export_language_model(self.module, self.model_config, folder, self.rank, end_of_turn)
 
 
 class SFTWorker(PackedWorker):

@@ -10,7 +10,6 @@ marker in place of each assistant turn. What stands between two markers is the t
 real rendering everything else is the assistant's.
 """
 
-import json
 import re
 from collections.abc import Callable
 
@@ -98,19 +97,6 @@ def find_seam(render: Callable[..., str]) -> tuple[str, str]:
         return written if "<think>" in written else "", ""
     left_out = header.removeprefix(prompt)
     return "", "" if left_out.strip() else left_out
-
-
-def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict) -> None:
-    """Write the chat template's own switches into the template, so that whoever loads the model uses them too."""
-    if "strftime_now" in str(tokenizer.chat_template) and "date_string" not in options:
-        print("the chat template writes today's date, so a run that is resumed tomorrow would be another run. If it")
-        print("has a date_string (Llama 3), fix that: 'data.template_options={date_string: 26 Jul 2024}'")
-    values = {name: "none" if value is None else json.dumps(value) for name, value in options.items()}
-    head = "".join(f"{{%- set {name} = {value} %}}\n" for name, value in values.items())
-    if head and isinstance(tokenizer.chat_template, dict):
-        tokenizer.chat_template = {name: head + text for name, text in tokenizer.chat_template.items()}
-    elif head and tokenizer.chat_template:
-        tokenizer.chat_template = head + tokenizer.chat_template
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

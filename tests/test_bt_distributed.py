@@ -74,7 +74,7 @@ def test_a_node_with_gpus_but_too_few_cores_is_named_not_waited_for(tmp_path, sm
     finally:
         cluster.shutdown()
     message = log_of(tmp_path / "outputs")
-    assert "asks for 1 node(s) with 2 free GPU and CPU each" in message and "2 GPU, 1 CPU" in message
+    assert "asks for 1 node(s) with 2 free GPU and 2 free CPU each" in message and "2 GPU, 1 CPU" in message
 
 
 def test_lora_on_two_workers_trains_like_on_one(tmp_path, small_run):

@@ -5,7 +5,7 @@ import torch
 from conftest import method_modules, note_gradients
 from transformers import AutoTokenizer
 
-from common import cluster
+from common import training
 from common.checkpoint import unwrap
 from common.demo import preference_pairs
 
@@ -52,7 +52,7 @@ def test_small_steps_move_the_weights(bf16_engine, pairs):
     gradients = {}
     note_gradients(bf16_engine, gradients)
     with bf16_engine.train_mode():
-        bf16_engine.train_batch(cluster.make_batch(pairs, dataset.collate, 4096), loss_function)
+        bf16_engine.train_batch(training.make_batch(pairs, dataset.collate, 4096), loss_function)
     moved, asked, moved_in_bf16 = 0, 0, 0
     for name, after in weights_of(bf16_engine).items():
         has_gradient = gradients[name] != 0
@@ -72,7 +72,7 @@ def test_the_head_is_fp32_over_a_bf16_backbone(bf16_engine, pairs):
     base.score.register_forward_hook(lambda module, inputs, output: seen.update(head=(inputs[0].dtype, output.dtype)))
     base.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: seen.update(body=output.dtype))
     with bf16_engine.eval_mode():
-        output = bf16_engine.infer_batch(cluster.make_batch(pairs, dataset.collate, 4096), loss_function=None)
+        output = bf16_engine.infer_batch(training.make_batch(pairs, dataset.collate, 4096), loss_function=None)
     assert seen == {"head": (torch.float32, torch.float32), "body": torch.bfloat16}
     rewards = output["model_output"]["rewards"].values()
     assert (rewards != rewards.bfloat16().float()).float().mean() > 0.9
@@ -84,7 +84,7 @@ def test_the_token_budget_changes_neither_loss_nor_gradient(process_group, tiny_
         built = make_engine(tiny_model, "fp32")
         gradients = {}
         note_gradients(built, gradients)
-        batch = cluster.make_batch(pairs, dataset.collate, max_tokens)
+        batch = training.make_batch(pairs, dataset.collate, max_tokens)
         with built.train_mode():
             output = built.train_batch(batch, loss_function)
         results.append((len(output["loss"]), sum(output["loss"]), gradients))

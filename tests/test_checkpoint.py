@@ -1,6 +1,7 @@
 """What makes a folder safe to resume from and to write to."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -22,26 +23,30 @@ class Handler:
         (self.folder / TRACKER).write_text(str(step))
 
 
+def save(handler: Handler, step: int, keep: int | None) -> None:
+    save_checkpoint(partial(handler.save_checkpoint, step), handler.folder, step, keep)
+
+
 def saved_steps(folder) -> list[int]:
     return sorted(int(path.name.split("_")[-1]) for path in folder.glob("global_step_*"))
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     for step in (5, 10, 15, 20):
-        save_checkpoint(Handler(tmp_path), tmp_path, step, keep=2)
+        save(Handler(tmp_path), step, keep=2)
     assert saved_steps(tmp_path) == [15, 20]
 
 
 def test_null_keeps_all(tmp_path):
     for step in (5, 10, 15):
-        save_checkpoint(Handler(tmp_path), tmp_path, step, keep=None)
+        save(Handler(tmp_path), step, keep=None)
     assert saved_steps(tmp_path) == [5, 10, 15]
 
 
 def test_a_failed_write_deletes_nothing_and_names_what_is_intact(tmp_path):
-    save_checkpoint(Handler(tmp_path), tmp_path, 5, keep=1)
+    save(Handler(tmp_path), 5, keep=1)
     with pytest.raises(CheckpointError) as caught:
-        save_checkpoint(Handler(tmp_path, OSError(28, "No space left on device")), tmp_path, 10, keep=1)
+        save(Handler(tmp_path, OSError(28, "No space left on device")), 10, keep=1)
     for part in ("the checkpoint of step 10 could not be written", "No space left", "GiB are free", "step 5 is intact"):
         assert part in str(caught.value)
     assert saved_steps(tmp_path) == [5, 10] and (tmp_path / TRACKER).read_text() == "5"
@@ -56,7 +61,7 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
 def test_the_same_run_may_resume_and_another_may_not(tmp_path):
     check_resume(tmp_path, RUN, "auto")
     check_resume(tmp_path, {"model": "b", "workers": 1}, "auto")  # nothing was saved yet
-    save_checkpoint(Handler(tmp_path), tmp_path, 5, keep=1)
+    save(Handler(tmp_path), 5, keep=1)
     check_resume(tmp_path, {"model": "b", "workers": 1}, "auto")
     with pytest.raises(CheckpointError, match="another run. model: 'b' there, 'a' here; workers: 1 there, 2 here"):
         check_resume(tmp_path, {"model": "a", "workers": 2}, "auto")
@@ -70,13 +75,13 @@ def test_a_checkpoint_that_is_gone_is_not_passed_over(tmp_path):
 
 
 def test_a_checkpoint_of_unknown_origin_is_not_resumed(tmp_path):
-    save_checkpoint(Handler(tmp_path), tmp_path, 5, keep=1)
+    save(Handler(tmp_path), 5, keep=1)
     with pytest.raises(CheckpointError, match="of unknown origin"):
         check_resume(tmp_path, RUN, "auto")
 
 
 def test_disable_starts_over_and_leaves_nothing_of_the_old_run(tmp_path):
-    save_checkpoint(Handler(tmp_path), tmp_path, 5, keep=1)
+    save(Handler(tmp_path), 5, keep=1)
     (tmp_path / "metrics").mkdir()
     (tmp_path / "data").mkdir()
     check_resume(tmp_path, RUN, "disable")

@@ -15,7 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from common import cluster
+from common import training
 from common.demo import pairwise_rows, pointwise_rows
 from common.labelled import pairwise_transcripts, pointwise_transcript
 
@@ -60,7 +60,7 @@ def packed(model_path, examples, max_tokens: int, **settings) -> tuple[int, floa
     built, gradients = make_engine(model_path, **settings), {}
     note_gradients(built, gradients)
     with built.train_mode():
-        output = built.train_batch(cluster.make_batch(examples, dataset.collate, max_tokens), engine.sft_loss)
+        output = built.train_batch(training.make_batch(examples, dataset.collate, max_tokens), engine.sft_loss)
     return len(output["loss"]), sum(output["loss"]), gradients
 
 
@@ -126,7 +126,7 @@ def test_logits_are_computed_only_where_a_token_is_trained_on(process_group, tin
     built, seen = make_engine(tiny_model), []
     built.module.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     with built.eval_mode():
-        built.infer_batch(cluster.make_batch(examples, dataset.collate, 65536), loss_function=None)
+        built.infer_batch(training.make_batch(examples, dataset.collate, 65536), loss_function=None)
     assert seen == [sum(int(example.mask.sum()) for example in examples)]
     assert seen[0] < 0.3 * sum(example.tokens for example in examples)
 
@@ -136,7 +136,7 @@ def test_a_conversation_is_measured_alike_in_any_company_and_order(process_group
 
     def measure(rows: list, max_tokens: int) -> list[torch.Tensor]:
         with built.eval_mode():
-            batch = cluster.make_batch(rows, dataset.collate, max_tokens)
+            batch = training.make_batch(rows, dataset.collate, max_tokens)
             return built.infer_batch(batch, loss_function=None)["model_output"]["losses"].unbind()
 
     alone = [measure([example], 4096)[0] for example in examples]
@@ -150,7 +150,7 @@ def test_the_loss_is_fp32_over_a_bf16_model(process_group, tiny_model, examples)
     built = make_engine(tiny_model, compute="bf16")
     assert {weight.dtype for weight in built.module.parameters()} == {torch.float32}
     with built.eval_mode():
-        output = built.infer_batch(cluster.make_batch(examples, dataset.collate, 65536), loss_function=None)
+        output = built.infer_batch(training.make_batch(examples, dataset.collate, 65536), loss_function=None)
     losses = output["model_output"]["losses"].values()
     assert losses.dtype == torch.float32 and (losses != losses.bfloat16().float()).float().mean() > 0.9
 

@@ -7,6 +7,7 @@ from shapes import NO_THINKING, SHAPES, assistant, make_tokenizer, user
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 
 from common.parquet import write_rows
+from common.tokenizer import set_template_options
 
 turns, dataset = method_modules("sft", "turns", "dataset")
 
@@ -26,7 +27,7 @@ def stock(path, name: str, ignore_mismatch: bool) -> tuple[str, str]:
 def ours(path, name: str) -> tuple[str, str]:
     tokenizer = make_tokenizer(SHAPES[name])
     rows, _ = dataset.load_rows(path)
-    turns.set_template_options(tokenizer, dict(SHAPES[name].options))
+    set_template_options(tokenizer, dict(SHAPES[name].options))
     (example,), _ = dataset.encode_rows(rows, tokenizer, 999, "error")
     return tokenizer.decode(example.ids), tokenizer.decode(example.ids[example.mask])
 

@@ -13,6 +13,7 @@ from shapes import NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_tokenize
 from tokenizers import AddedToken, normalizers
 
 from common.parquet import DataError
+from common.tokenizer import set_template_options
 
 turns, dataset = method_modules("sft", "turns", "dataset")
 
@@ -63,7 +64,7 @@ tokenizer_of = functools.cache(lambda name: make_tokenizer(SHAPES[name]))
 def encode(messages, tokenizer, options=(), **others):
     rows = [{"messages": messages, "source": "train.parquet row 0"}]
     with_options = copy.copy(tokenizer)
-    turns.set_template_options(with_options, dict(options))
+    set_template_options(with_options, dict(options))
     (example,), _ = dataset.encode_rows(rows, with_options, LONG, "error", **others)
     return example
 

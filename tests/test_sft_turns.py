@@ -6,6 +6,7 @@ from shapes import CHATML, NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_
 from transformers import AutoTokenizer
 
 from common.parquet import DataError
+from common.tokenizer import set_template_options
 
 turns, dataset = method_modules("sft", "turns", "dataset")
 encode_rows = dataset.encode_rows
@@ -177,7 +178,7 @@ def test_thinking_that_the_generation_prompt_has_already_closed_is_refused():
     tokenizer = make_tokenizer(SHAPES["qwen3"])
     thoughtful = row(user("Why?"), assistant("<think>\nHm.\n</think>\n\nSo."))
     assert len(encode_rows([thoughtful], tokenizer, LONG, "error")[0]) == 1
-    turns.set_template_options(tokenizer, {"enable_thinking": False})
+    set_template_options(tokenizer, {"enable_thinking": False})
     with pytest.raises(DataError, match="the generation prompt begins the answer with '<think>.*</think>"):
         encode_rows([thoughtful], tokenizer, LONG, "error")
 
@@ -203,7 +204,7 @@ def test_options_of_the_template_are_written_into_it_for_whoever_loads_it(tmp_pa
     tokenizer = make_tokenizer(SHAPES["qwen3"])
     question = {"conversation": [user("Why?")], "tokenize": False, "add_generation_prompt": True}
     asked = tokenizer.apply_chat_template(**question, enable_thinking=False)
-    turns.set_template_options(tokenizer, {"enable_thinking": False})
+    set_template_options(tokenizer, {"enable_thinking": False})
     tokenizer.save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(**question) == asked
     assert asked.endswith(NO_THINKING)
@@ -211,9 +212,9 @@ def test_options_of_the_template_are_written_into_it_for_whoever_loads_it(tmp_pa
 
 def test_a_template_that_writes_the_date_is_spoken_of(capsys):
     tokenizer = make_tokenizer(SHAPES["chatml"], chat_template="{{ strftime_now('%Y') }}" + CHATML)
-    turns.set_template_options(tokenizer, {"date_string": "26 Jul 2024"})
+    set_template_options(tokenizer, {"date_string": "26 Jul 2024"})
     assert capsys.readouterr().out == ""
-    turns.set_template_options(tokenizer, {})
+    set_template_options(tokenizer, {})
     assert "the chat template writes today's date" in capsys.readouterr().out
 
 

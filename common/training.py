@@ -1,0 +1,117 @@
+"""verl's training workers, started and called from one process: the calls that a method's loop is made of."""
+
+import math
+import os
+import socket
+from collections.abc import Callable
+
+import ray
+import torch
+from omegaconf import DictConfig
+from ray.exceptions import RayTaskError
+
+from common.cluster import ClusterError, TrainingError, check_platform
+
+
+def start_workers(worker_class: type, model_type: str, loss_fn, config: DictConfig, device: str, workers_per_node: int):
+    """Start one verl `TrainingWorker` per GPU or share of the CPU and build the sharded model on them.
+
+    Args:
+        worker_class: `TrainingWorker` or a subclass of it.
+        model_type: the name under which the method's engine is registered.
+        config: sections `model`, `engine` and `optim`, each naming its verl class, and `trainer.nnodes`.
+
+    Returns:
+        verl's handle on all workers.
+
+    Raises:
+        ClusterError: verl does not run on the device, or the model cannot be built.
+    """
+    from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
+    from verl.trainer.config import CheckpointConfig
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.config import TrainingWorkerConfig
+
+    check_platform(device)
+    worker_config = TrainingWorkerConfig(
+        model_type=model_type,
+        model_config=omega_conf_to_dataclass(config.model),
+        engine_config=omega_conf_to_dataclass(config.engine),
+        optimizer_config=omega_conf_to_dataclass(config.optim),
+        checkpoint_config=CheckpointConfig(),
+    )
+    nodes = config.trainer.nnodes
+    # one worker group per bundle; verl's default reserves ten cores per worker
+    pool = RayResourcePool([workers_per_node] * nodes, use_gpu=device != "cpu", max_colocate_count=1)
+    rendezvous = {}
+    if nodes == 1 and not os.environ.get("RAY_ADDRESS"):  # known here, so no process need be started to find it out
+        rendezvous = {"master_addr": "127.0.0.1", "master_port": str(_free_port())}
+    workers = RayClassWithInitArgs(ray.remote(worker_class), config=worker_config)
+    worker_group = RayWorkerGroup(pool, workers, device_name=device, **rendezvous)
+    worker_group.set_loss_fn(loss_fn)
+    try:
+        worker_group.reset()
+    except RayTaskError as error:
+        raise ClusterError(f"the model could not be built on the workers: {error.cause}") from error
+    return worker_group
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def balance(rows: list, workers: int) -> list:
+    """Order a batch so that its equal cut over the workers gives each about the same number of `row.tokens`."""
+    from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
+
+    parts = get_seqlen_balanced_partitions([row.tokens for row in rows], workers, equal_size=True)
+    return [rows[index] for part in parts for index in part]
+
+
+def make_batch(rows: list, collate: Callable[[list], dict], max_tokens: int, **settings):
+    """Make what verl sends to the workers: the collated rows, and what its engine asks for beside the tensors.
+
+    Args:
+        max_tokens: tokens per micro-batch.
+        settings: verl's switches for this call, `update_lr_scheduler` or `compute_loss`.
+    """
+    from tensordict.tensorclass import NonTensorData
+    from verl.utils import tensordict_utils as tu
+
+    settings |= {
+        "use_dynamic_bsz": True,
+        "max_token_len_per_gpu": max_tokens,
+        "global_batch_size": len(rows),
+        "global_token_num": NonTensorData([row.tokens for row in rows]),
+    }
+    return tu.get_tensordict(collate(rows), settings)
+
+
+def train_batch(worker_group, batch, rows: list, step: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Make one training step and join the workers' metrics of it.
+
+    Returns:
+        loss, grad_norm, lr and memory_gb; and the sums that the loss function reports.
+
+    Raises:
+        TrainingError: out of memory; or the loss or the gradient is not finite, which verl would skip and go on.
+    """
+    from verl.utils import tensordict_utils as tu
+    from verl.utils.metric import Metric
+
+    try:
+        raw = tu.get(worker_group.train_batch(batch).get(), "metrics")
+    except torch.OutOfMemoryError as error:
+        remedy = "Lower data.max_tokens_per_gpu, or set model.enable_gradient_checkpointing=True"
+        raise TrainingError(f"step {step}: a worker ran out of GPU memory. {remedy}. {error}") from error
+    loss, grad_norm = raw["loss"], raw["grad_norm"]
+    if not math.isfinite(loss) or not math.isfinite(grad_norm):
+        raise TrainingError(
+            f"step {step}: loss {loss}, gradient norm {grad_norm}. The weights of this step were not kept. Lower "
+            "optim.lr, or look at the rows of this batch: " + ", ".join(row.source for row in rows)
+        )
+    sums = {name: Metric.aggregate_dp(value) for name, value in raw.items() if isinstance(value, list)}
+    memory = raw["perf/max_memory_allocated_gb"]
+    return {"loss": loss, "grad_norm": grad_norm, "lr": raw["lr"], "memory_gb": memory}, sums
