@@ -1,0 +1,172 @@
+"""verl's V1 GRPO trainer for judges: configured, with a few of its methods extended, never forked.
+
+What is added to it:
+
+- without an inference server the policy generates itself (`common.rollout`), on CPU and CUDA alike;
+- workers on a machine without GPUs ask Ray for cores only;
+- one readable line per step and per validation, with the shares that diagnose a judge's training;
+- the best policy on the validation rows is exported as soon as it is found, and kept across restarts;
+- a loss or gradient that is not finite stops the run; verl would skip the step and go on;
+- old checkpoints go after a new one is complete.
+"""
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import ray
+import transfer_queue
+from tqdm import tqdm
+from verl.single_controller.ray import RayResourcePool, ResourcePoolManager
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1 import AgentLoopManagerTQ
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.config import omega_conf_to_dataclass
+
+from common.checkpoint import export_checkpoint, save_checkpoint, write_text
+from common.cluster import TrainingError
+from common.policy import PolicyWorker
+from common.report import set_log_file
+from common.rollout import IN_PROCESS, BatchRollout
+
+CHECKPOINT, LAST = "checkpoint", "checkpoint_last"
+BEST = "best.json"  # which step the checkpoint is of
+SHOWN = ("reward", "acc", "parsed", "clipped", "no_signal", "grad_norm", "entropy", "seconds")
+
+
+class CoresOnly(ResourcePoolManager):
+    """Workers that need no GPU. verl's own asks for one, and for three cores, each."""
+
+    def create_resource_pool(self) -> None:
+        for name, processes in self.resource_pool_spec.items():
+            self.resource_pool_dict[name] = RayResourcePool(processes, use_gpu=False, max_colocate_count=1)
+
+
+class JudgeTrainer(PPOTrainerSync):
+    """verl's synchronous trainer; `config` is verl's, `trainer.default_local_dir` is where everything goes."""
+
+    def __init__(self, config):
+        self.output = Path(config.trainer.default_local_dir)
+        self.in_process = config.actor_rollout_ref.rollout.name == IN_PROCESS
+        self._enable_hybrid_replicas = not self.in_process  # verl's switch for inference servers beside the policy
+        if self.in_process:
+            config.actor_rollout_ref.rollout.nnodes = 1  # else verl asks where its servers are
+        super().__init__(config)
+
+    def train(self) -> dict[str, float]:
+        """Set everything up, train until the last step, export the last policy.
+
+        Returns:
+            What the last validation found.
+        """
+        transfer_queue.init(self.config.transfer_queue)
+        try:
+            self.init()
+            if self.global_steps == 0:
+                (self.output / BEST).unlink(missing_ok=True)
+            set_log_file(self.output, self.global_steps)
+            self.fit(self._start_rollout())
+            export_checkpoint(self.actor_rollout_wg, self.output, LAST)
+        finally:
+            transfer_queue.close()
+        return self.last_validation
+
+    def _start_rollout(self):
+        if self.in_process:
+            return BatchRollout(self)
+        handles = {"teacher_client": None, "reward_loop_worker_handles": self.get_reward_handles()}
+        return AgentLoopManagerTQ.create(config=self.config, llm_client=self.get_llm_client(), **handles)
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        settings = omega_conf_to_dataclass(self.config.actor_rollout_ref.model).generation_config
+        ends = settings.eos_token_id if settings else self.tokenizer.eos_token_id
+        self.end_tokens = ends if isinstance(ends, list) else [ends]
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        policies = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy)
+        self.role_worker_mapping |= {
+            role: ray.remote(PolicyWorker) for role in self.role_worker_mapping if role in policies
+        }
+        if self.config.trainer.device == "cpu":
+            pools = self.resource_pool_manager
+            self.resource_pool_manager = CoresOnly(pools.resource_pool_spec, pools.mapping)
+
+    def on_init_end(self) -> None:
+        if not self.in_process:  # nothing to hand the weights to
+            super().on_init_end()
+
+    def on_step_end(self) -> None:
+        if not self.in_process:
+            super().on_step_end()
+
+    def on_sample_end(self) -> None:
+        if not self.in_process:
+            super().on_sample_end()
+
+    def _update_actor(self, batch, metrics: dict):
+        batch = super()._update_actor(batch, metrics)
+        found = {name: metrics[name] for name in ("actor/pg_loss", "actor/grad_norm")}
+        if not all(map(math.isfinite, found.values())):
+            rows = transfer_queue.kv_batch_get(
+                keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_info"]
+            )
+            sources = sorted({info["source"] for info in rows["extra_info"]})
+            raise TrainingError(
+                f"step {self.global_steps}: {found}. Lower actor_rollout_ref.actor.optim.lr, or look at the rows of "
+                f"this batch: {', '.join(sources)}"
+            )
+        return batch
+
+    def _save_checkpoint(self) -> None:
+        save_checkpoint(super()._save_checkpoint, self.output, self.global_steps, self.config.trainer.max_ckpt_to_keep)
+
+    def _val_metrics_update(
+        self, data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs
+    ) -> dict[str, float]:
+        """Average over all validation rows, each weighing the same; verl averages by data source only."""
+        columns = {name: np.array(values, dtype=float) for name, values in reward_extra_infos_dict.items()}
+        metrics = {f"val/{name}": values.mean() for name, values in columns.items() if name != "score"}
+        sources = np.array(data_sources)
+        for source in set(data_sources) if len(set(data_sources)) > 1 else ():
+            metrics[f"val/{source}/acc"] = columns["acc"][sources == source].mean()
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _validate(self) -> dict[str, float]:
+        metrics = super()._validate()
+        shown = "  ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in metrics.items())
+        tqdm.write(f"val at step {self.global_steps}  {shown}")
+        best = self.output / BEST
+        if not best.exists() or metrics["val/reward"] > json.loads(best.read_text())["val/reward"]:
+            export_checkpoint(self.actor_rollout_wg, self.output, CHECKPOINT)
+            write_text(best, json.dumps({"step": self.global_steps} | metrics))
+        self.last_validation = metrics
+        return metrics
+
+    def _compute_metrics(self, batch, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        keys = [key for key, tag in zip(batch.keys, batch.tags) if not tag.get("is_padding", False)]
+        answers = transfer_queue.kv_batch_get(
+            keys=keys, partition_id=batch.partition_id, select_fields=["rm_scores", "extra_fields"]
+        )
+        groups = defaultdict(set)
+        for key, rewards in zip(keys, answers["rm_scores"].unbind()):
+            groups[key.split("_")[0]].add(round(rewards.sum().item(), 6))
+        infos = [fields["reward_extra_info"] for fields in answers["extra_fields"]]
+        own = {name: float(np.mean([info[name] for info in infos])) for name in infos[0] if name != "score"}
+        own |= {
+            "reward": metrics["critic/score/mean"],
+            "no_signal": sum(len(rewards) == 1 for rewards in groups.values()) / len(groups),
+            "clipped": metrics["response_length/clip_ratio"],
+            "answer_tokens": metrics["response_length/mean"],
+            "grad_norm": metrics["actor/grad_norm"],
+            "entropy": metrics["actor/entropy"],
+            "lr": metrics["actor/lr"],
+            "seconds": timing_raw["step"],
+        }
+        metrics |= {f"train/{name}": value for name, value in own.items()}
+        shown = "  ".join(f"{name} {own[name]:.4g}" for name in SHOWN)
+        tqdm.write(f"step {global_steps}/{self.total_training_steps}  {shown}")

@@ -1,0 +1,149 @@
+"""The policy that GRPO trains: verl's FSDP2 engine over packed rows, which also generates; on CPU and CUDA alike.
+
+Differs from verl's own in four things. Sequences are packed, without the flash-attn build that verl needs for that.
+The prompt that a group of answers shares is computed once, not once per answer. Logits are computed for the answers
+alone: a judge's prompt is several times as long as its answer, and over a vocabulary of 150,000 the prompt's logits
+would be most of the memory. And where no inference server runs, the trained module itself generates: no second copy of
+the weights, nothing to synchronise, one process fewer.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDict
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from common.attention import SEGMENT_ATTENTION, Segments
+from common.checkpoint import export_language_model, unwrap
+from common.engine import PackedEngine
+from common.generation import batches_of, generate_batch
+
+MODEL_TYPE = "packed_policy"
+
+
+def share_prompts(
+    sequences: Sequence[torch.Tensor], prompt_lengths: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int, int, int]]]:
+    """Lay sequences into one row in which each prompt stands once, before the first answer to it.
+
+    [p p a] [p p b b] [q c] becomes the row  p p a | b b | q c, where b b also attends to p p.
+
+    Args:
+        sequences: token ids, each a prompt and one answer; some prompts are equal.
+
+    Returns:
+        kept: (row,), which tokens of the concatenated sequences make the row.
+        before: (answer tokens,), where in the row the token before each answer token stands.
+        spans: the row's attention segments, see `common.attention.Segments`.
+    """
+    kept, before, spans, seen, row = [], [], [], {}, 0
+    start = 0
+    for ids, prompt in zip(sequences, prompt_lengths):
+        end, answer = start + len(ids), len(ids) - prompt
+        key = ids[:prompt].cpu().numpy().tobytes()
+        first = seen.get(key)
+        if first is None:
+            seen[key] = row
+            kept.append(torch.arange(start, end))
+            spans.append((row, row + len(ids), row, row))
+            before.append(torch.arange(row + prompt - 1, row + len(ids) - 1))
+            row += len(ids)
+        else:
+            kept.append(torch.arange(start + prompt, end))
+            spans.append((row, row + answer, first, first + prompt))
+            before.append(torch.tensor([first + prompt - 1, *range(row, row + answer - 1)]))
+            row += answer
+        start = end
+    return torch.cat(kept), torch.cat(before), spans
+
+
+@EngineRegistry.register(model_type=MODEL_TYPE, backend="fsdp2", device=["cpu", "cuda"])
+class PolicyEngine(PackedEngine):
+    """Builds, shards and runs a language model over packed prompts and answers."""
+
+    auto_class = AutoModelForCausalLM
+    task_type = "CAUSAL_LM"
+
+    def _build_module(self) -> PreTrainedModel:
+        module = super()._build_module()
+        if self.model_config.generation_config:  # a module that waits for its weights on a worker has none of its own
+            module.generation_config = self.model_config.generation_config
+        return module
+
+    def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
+        sequences, prompts = micro_batch["input_ids"].unbind(), micro_batch["prompts"].offsets().diff()
+        kept, before, spans = share_prompts(sequences, prompts.tolist())
+        ids, positions = (micro_batch[name].values() for name in ("input_ids", "position_ids"))
+        kept, before = kept.to(ids.device), before.to(ids.device)
+        row = {"input_ids": ids[kept][None], "position_ids": positions[kept][None], "attention_mask": None}
+        packed = {"segments": Segments(spans, ids.device), "logits_to_keep": before}
+        answers = micro_batch["responses"].offsets().diff()
+        temperature = micro_batch["temperature"]
+        if isinstance(temperature, torch.Tensor):  # one of its own for each sequence
+            temperature = torch.repeat_interleave(temperature, answers)[:, None]
+        return row | packed, {"temperature": temperature}
+
+    def prepare_model_outputs(self, output, output_args: dict, micro_batch: TensorDict, logits_processor_func) -> dict:
+        """Return log_probs and, where asked for, entropy, in nats, jagged (sequences, tokens).
+
+        As verl reads them: at each token the value of the next one; 0 where that is not the answer's.
+        """
+        ids, cuts = micro_batch["input_ids"].values(), micro_batch["input_ids"].offsets()
+        place, lengths = torch.arange(len(ids), device=ids.device), cuts.diff()
+        answers_start = cuts[:-1] + micro_batch["prompts"].offsets().diff()
+        targets = place[place >= torch.repeat_interleave(answers_start, lengths)]
+        with torch.autocast(ids.device.type, enabled=False):
+            log_probs = (output.logits[0].float() / output_args["temperature"]).log_softmax(dim=-1)
+        values = {"log_probs": log_probs.gather(1, ids[targets, None])[:, 0]}
+        if tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False):
+            values["entropy"] = -(log_probs.exp() * log_probs).sum(dim=-1)
+        zeros = torch.zeros(len(ids), device=ids.device)
+        return {
+            name: torch.nested.nested_tensor_from_jagged(zeros.index_put((targets - 1,), value), cuts)
+            for name, value in values.items()
+        }
+
+    def generate(
+        self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int, max_tokens: int, **sampling
+    ) -> list[tuple[list[int], list[float]]]:
+        """Answer prompts with the weights as they are; see `common.generation.generate_batch`.
+
+        The weights are gathered once and kept for the whole call, so that workers may generate different lengths.
+        """
+        model = unwrap(self.module)
+        self.module.eval()
+        model.set_attn_implementation("sdpa")
+        self.module.set_reshard_after_forward(False)
+        pad = self.model_config.tokenizer.pad_token_id
+        answers: list[tuple[list[int], list[float]]] = [([], [])] * len(prompts)
+        for batch in batches_of([len(ids) + max_new_tokens for ids in prompts], max_tokens):
+            chosen, seeds_of_chosen = ([values[index] for index in batch] for values in (prompts, seeds))
+            generated = generate_batch(self.module, chosen, pad, max_new_tokens, seeds_of_chosen, **sampling)
+            for index, answer in zip(batch, generated):
+                answers[index] = answer
+        self.module.set_reshard_after_forward(self.engine_config.reshard_after_forward)
+        self.module.reshard()
+        model.set_attn_implementation(SEGMENT_ATTENTION)
+        return answers
+
+    def export(self, folder: str) -> None:
+        """Write a checkpoint that generates as the policy does. See `common.checkpoint.export_model`."""
+        export_language_model(self.module, self.model_config, folder, self.rank)
+
+
+class PolicyWorker(ActorRolloutRefWorker):
+    """verl's worker, which can generate and write the model for others to load."""
+
+    @register(dispatch_mode=Dispatch.DP_COMPUTE)
+    def generate(self, prompts: list, seeds: list, options: dict) -> list[tuple[list[int], list[float]]]:
+        """Answer this worker's share of the prompts."""
+        return self.actor.engine.generate(prompts, seeds, **options)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def export(self, folder: str) -> None:
+        """Have the engine write a Hugging Face checkpoint."""
+        self.actor.engine.export(folder)
