@@ -1,0 +1,225 @@
+"""A served model's answers, from a real HTTP server in this process: whole, in order, and never an empty stand-in."""
+
+import asyncio
+import json
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from common.endpoint import EndpointError, ask, connect, one
+from common.judge import parse_score, write_score
+
+SCORE_3 = write_score(3, "all but one")
+
+
+@contextmanager
+def serve(reply):
+    """Answer each request with `reply(request, number)`: a message or text, or (status, body), a body of text as is.
+
+    Yields:
+        The base URL, and the requests so far, each with its "path" and "key".
+    """
+    requests, lock = [], threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                requests.append({**request, "key": self.headers["Authorization"], "path": self.path})
+                number = len(requests)
+            answer = reply(request, number)
+            status, body = answer if isinstance(answer, tuple) else (200, completion(answer))
+            text = body if isinstance(body, str) else json.dumps(body)
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html" if text.startswith("<") else "application/json")
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.send_header("retry-after-ms", "1")  # or the client would pause for half a second and longer
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def completion(message: dict | str, finish_reason: str = "stop") -> dict:
+    """The body in which an OpenAI-compatible server answers."""
+    message = message if isinstance(message, dict) else {"content": message}
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish_reason}
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]}
+
+
+def user(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+def ask_once(url: str, **options) -> str:
+    ((given,),) = ask(url, "judge", [user("Hi")], 8, **options)
+    return given
+
+
+# ---- what is asked, and in which order it comes back
+
+
+def test_greedy_questions_hold_what_was_asked_and_no_seed(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serve(lambda request, _: request["messages"][-1]["content"] + "!") as (url, requests):
+        dialogue = [{"role": "system", "content": "Be kind"}, *user("Hi")]
+        assert ask(url, "judge", [dialogue], 17) == [["Hi!"]]
+        monkeypatch.setenv("OPENAI_API_KEY", "secret")
+        ask(url, "judge", [dialogue], 17)
+    first, second = requests
+    assert first.pop("path") == "/v1/chat/completions"
+    assert first.pop("key") == "Bearer none"
+    assert second["key"] == "Bearer secret"
+    assert first == {"model": "judge", "messages": dialogue, "max_tokens": 17, "temperature": 0.0}
+
+
+def test_answers_keep_the_order_of_the_questions_and_no_more_run_at_once_than_allowed():
+    running, most, lock = 0, 0, threading.Lock()
+
+    def reply(request, number):
+        nonlocal running, most
+        with lock:
+            running, most = running + 1, max(most, running + 1)
+        time.sleep(0.05 if number % 2 else 0.01)
+        with lock:
+            running -= 1
+        return f"{request['messages'][0]['content']}, {request['seed']}"
+
+    with serve(reply) as (url, _):
+        given = ask(url, "judge", [user(str(n)) for n in range(6)], 8, temperature=1.0, votes=2, seed=5, concurrency=3)
+    assert given == [[f"{number}, 10", f"{number}, 11"] for number in range(6)]  # each vote with a seed of its own
+    assert most == 3
+
+
+def test_a_single_question_can_be_awaited():
+    async def grade(url):
+        async with connect(url) as client:
+            return await one(client, "judge", user("Hi"), 8)
+
+    with serve(lambda *_: SCORE_3) as (url, _):
+        assert parse_score(asyncio.run(grade(url))) == 3
+
+
+# ---- one text, however the server was started
+
+
+@pytest.mark.parametrize(
+    "message, begun",
+    [
+        ({"content": SCORE_3}, ""),
+        ({"content": "all but one</think><score>3</score>"}, ""),  # the template put <think> into the prompt
+        ({"content": "all but one</think><score>3</score>"}, "<think>\n"),
+        ({"content": "<score>3</score>"}, "<think>\n\n</think>\n\n"),
+        ({"content": "\n\n<score>3</score>", "reasoning_content": "\nall but one\n"}, ""),
+        ({"content": "\n\n<score>3</score>", "reasoning": "\nall but one\n"}, ""),
+        ({"content": "<score>3</score>", "reasoning": None, "reasoning_content": "all but one"}, "<think>\n"),
+        ({"content": "<score>3</score>", "reasoning": ""}, "<think></think>"),
+    ],
+)
+def test_a_verdict_is_read_alike_from_a_whole_and_from_a_split_answer(message, begun):
+    """Traps 23 and 28."""
+    with serve(lambda *_: message) as (url, _):
+        assert parse_score(ask_once(url, begun=[begun])) == 3
+
+
+def test_a_split_answer_is_the_whole_one():
+    with serve(lambda *_: {"content": "\n\n<score>3</score>", "reasoning": "\nall but one\n"}) as (url, _):
+        assert ask_once(url) == SCORE_3
+
+
+@pytest.mark.parametrize(
+    "message, text",
+    [
+        ({"content": None}, ""),
+        ({"content": None, "reasoning": "I think so"}, "<think>I think so</think>"),
+        ({"content": "<score>3</score>"}, "<score>3</score>"),  # no reasoning that anyone closed
+        ({"content": "4", "reasoning": "<score>4</score>"}, "<think><score>4</score></think>4"),
+    ],
+)
+def test_joining_invents_no_verdict(message, text):
+    with serve(lambda *_: message) as (url, _):
+        given = ask_once(url)
+    assert given == text and parse_score(given) is None
+
+
+@pytest.mark.parametrize("reason, clipped", [("length", True), ("stop", False)])
+def test_an_answer_knows_whether_it_was_clipped(reason, clipped):
+    with serve(lambda *_: (200, completion("<think>Hm", reason))) as (url, _):
+        assert ask_once(url).clipped is clipped
+
+
+# ---- failures
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_what_passes_is_asked_again(status):
+    with serve(lambda _, number: SCORE_3 if number > 2 else (status, {"error": "overloaded"})) as (url, requests):
+        assert ask_once(url, retries=2) == SCORE_3
+    assert len(requests) == 3
+
+
+def test_what_does_not_pass_ends_everything_and_is_named():
+    def reply(request, _):
+        return (500, {"error": "out of memory"}) if request["messages"][0]["content"] == "7" else SCORE_3
+
+    with serve(reply) as (url, requests), pytest.raises(EndpointError) as caught:
+        ask(url, "judge", [user(str(number)) for number in range(20)], 8, concurrency=4, retries=2)
+    assert [request["messages"][0]["content"] for request in requests].count("7") == 3
+    assert url in str(caught.value) and "model judge" in str(caught.value) and "out of memory" in str(caught.value)
+
+
+def test_what_asking_again_cannot_mend_is_not_asked_again():
+    error = (400, {"error": {"message": "maximum context length is 4096"}})
+    with serve(lambda *_: error) as (url, requests), pytest.raises(EndpointError, match="length is 4096"):
+        ask_once(url)
+    assert len(requests) == 1
+
+
+def test_a_refused_connection_is_named():
+    with serve(lambda *_: "") as (url, _):
+        pass
+    with pytest.raises(EndpointError, match=rf"{url}/ .*APIConnectionError: .*attempts failed"):
+        ask_once(url, retries=0)
+
+
+def test_a_server_that_hangs_is_named():
+    with serve(lambda *_: time.sleep(0.3) or "") as (url, _), pytest.raises(EndpointError, match="timed out"):
+        ask_once(url, timeout=0.1, retries=0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html>Welcome to the proxy</html>",
+        "not JSON",
+        "",
+        "null",
+        "[]",
+        "{}",
+        {"error": "no such model", "choices": None},
+        {"choices": []},
+        {"choices": {"0": "a"}},
+        {"choices": [None]},
+        {"choices": [{}]},
+        {"choices": [{"message": "<score>4</score>"}]},
+        {"choices": [{"message": {"content": 4}}]},
+        {"choices": [{"message": {"content": [{"type": "text", "text": "<score>4</score>"}]}}]},
+    ],
+    ids=str,
+)
+def test_a_reply_that_is_no_completion_is_no_answer(body):
+    with serve(lambda *_: (200, body)) as (url, requests), pytest.raises(EndpointError, match=f"{url}/ .model judge"):
+        ask_once(url)
+    assert len(requests) == 1
