@@ -61,15 +61,20 @@ Reason between <think> and </think>. Then write only the better one, A, B or tie
 </preference>."""
 
 # What would leave its place: the prompts' own tags, and the special tokens of model families. Those with a bar go by
-# their look (<|im_end|>, <｜User｜>, [|endofturn|]), those with an underscore too (<start_of_turn>), the rest by name.
+# their look (<|im_end|>, <｜User｜>, <turn|>, [|endofturn|]), those with an underscore (<start_of_turn>) or a tilde
+# (]~b]) too, the rest by name.
 # Other code and markup (<div>, vector<int>, a[MAX]) stays as it is: a judge must see it unharmed. Case does not matter:
 # a token is only exact, but a model reads <SCORE> as <score>. Lengths are bounded, or 100 kB of "<aaaa" take minutes.
 OWN_TAGS = "think|score|preference|rubric|dialogue|response(?:_[ab])?|system|user|assistant|tool"
 ANGLE_TOKENS = "s|bos|eos|pad|unk|mask|cls|sep|sop|eop|eod|eot|image|video|audio|system|human|bot|end|seed:[a-z]{1,9}"
-SQUARE_TOKENS = "inst|sys|system|bos|eos|pad|unk|mask|cls|sep|gmask|smask|think|img|img_end|img_break|audio|transcribe"
+SQUARE_TOKENS = (
+    "inst|eot|sys|system|bos|eos|pad|unk|mask|cls|sep|gmask|smask|think|img|img_end|img_break|audio|transcribe"
+)
 OPENS_A_TAG = re.compile(
-    rf"<(?=[|｜]|/?(?:{OWN_TAGS}|{ANGLE_TOKENS})\b|/?sys>>|/?[a-z0-9]{{1,20}}_[a-z0-9_]{{1,30}}>|unused\d|extra_id_\d)"
-    rf"|\[(?=\||/?(?:{SQUARE_TOKENS})\]|/?[a-z]{{1,20}}_[a-z_]{{1,20}}\])",
+    rf"<(?=[|｜]|/?(?:{OWN_TAGS}|{ANGLE_TOKENS})\b|/?sys>>|/?role>|/?[a-z0-9]{{1,20}}_[a-z0-9_]{{1,30}}>|unused\d"
+    r"|extra_id_\d|[a-z]{1,20}\|>)"
+    rf"|\[(?=\||/?(?:{SQUARE_TOKENS})\]|/?[a-z]{{1,20}}_[a-z_]{{1,20}}\]|e~\[)"
+    r"|\](?=~!?b[\[\]])",
     re.IGNORECASE,
 )
 BEGUN = re.compile(r"(<think>\s*(</think>\s*)?)?\Z")

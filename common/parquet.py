@@ -57,7 +57,7 @@ def load_source(path: str, split: str, **options: str) -> Iterable[dict]:
 
 def read_rows(
     files: str | Path | Iterable[str | Path],
-    required: tuple[str, ...],
+    required: tuple[str, ...] | Callable[[list[str]], tuple[str, ...]],
     optional: tuple[str, ...] = (),
     check: Callable[[dict], dict] = lambda row: row,
     on_bad_row: str = "error",
@@ -66,7 +66,8 @@ def read_rows(
 
     Args:
         files: one path, several, or a comma-separated string of paths.
-        required, optional: columns to read; a missing optional column is left out of the rows.
+        required, optional: columns to read; a missing optional column is left out of the rows. What is required may
+            be a function of the file's columns.
         check: returns the cleaned row or raises `BadRow`.
         on_bad_row: "error" or "drop".
 
@@ -79,7 +80,7 @@ def read_rows(
     """
     if on_bad_row not in ("error", "drop"):
         raise DataError(f"data.on_bad_row={on_bad_row!r}: expected 'error' or 'drop'")
-    paths = [Path(path) for path in as_list(files)]
+    paths = [Path(path) for path in _as_list(files)]
     names = {path: path.name for path in paths}
     if len(set(names.values())) < len(paths):  # a/test.parquet and b/test.parquet
         names = {path: str(path) for path in paths}
@@ -109,15 +110,13 @@ def check_rows(rows: list[dict], check: Callable[[dict], dict], on_bad_row: str)
     return good, kinds
 
 
-def as_list(files) -> list:
-    """Return one path, several, or a comma-separated string of them, as a list."""
+def _as_list(files) -> list:
     if isinstance(files, str):
         return [part.strip() for part in files.split(",")]
     return [files] if isinstance(files, Path) else list(files)
 
 
-def column_names(path: Path) -> list[str]:
-    """Return a Parquet file's columns; raise `DataError` where it is none."""
+def _column_names(path: Path) -> list[str]:
     if not path.is_file():
         raise DataError(
             f"{path}: no such file (looked in {Path.cwd()}). Make one with prepare_data.py or mend the path."
@@ -128,8 +127,9 @@ def column_names(path: Path) -> list[str]:
         raise DataError(f"{path}: not a Parquet file ({error}). Convert it with prepare_data.py.") from error
 
 
-def _read_columns(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> list[dict]:
-    names = column_names(path)
+def _read_columns(path: Path, required, optional: tuple[str, ...]) -> list[dict]:
+    names = _column_names(path)
+    required = required(names) if callable(required) else required
     missing = [name for name in required if name not in names]
     if missing:
         raise DataError(
@@ -139,7 +139,7 @@ def _read_columns(path: Path, required: tuple[str, ...], optional: tuple[str, ..
     try:
         return pq.read_table(path, columns=[name for name in (*required, *optional) if name in names]).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: cannot be read to its end ({error}). Write it anew.") from error
+        raise DataError(f"{path}: not a Parquet file that can be read to its end ({error}). Write it anew.") from error
 
 
 def _report_bad_rows(total: int, faults: list[tuple[str, BadRow]], kinds: Counter) -> str:
