@@ -113,3 +113,45 @@ def small_run(tiny_model, tmp_path_factory) -> dict[str, str]:
         "VAL_FILES": str(write_rows(folder / "val.parquet", val)),
         "MODEL_PATH": str(tiny_model),
     }
+
+
+@pytest.fixture(scope="session")
+def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
+    """The environment of a judge's run: 96 scored responses, 24 for validation, a judge that is right now and then.
+
+    The judge is the tiny model after a minute of SFT on lenient transcripts, by transformers alone.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from common.demo import SCORE_RUBRIC, pointwise_rows
+    from common.labelled import pointwise_transcript
+    from common.parquet import write_rows
+
+    (prompt,) = method_modules("generative_pointwise", "prompt")
+    folder, tokenizer = tmp_path_factory.mktemp("small_judge_run"), AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    conversations = [pointwise_transcript(row, SCORE_RUBRIC) for row in pointwise_rows("train", 2400, 1, leniency=0.65)]
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=150, pct_start=0.1)
+    for step in range(150):
+        batch = conversations[16 * step : 16 * step + 16]
+        texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in batch]
+        answers = [text.rindex("<|im_start|>assistant") for text in texts]
+        rows = tokenizer(texts, padding=True, return_tensors="pt", return_offsets_mapping=True)
+        starts = rows.pop("offset_mapping")[:, :, 0]
+        trained = (starts > torch.tensor(answers)[:, None]) & rows["attention_mask"].bool()
+        loss = model(**rows, labels=rows["input_ids"].masked_fill(~trained, -100)).loss
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder / "judge")
+    tokenizer.save_pretrained(folder / "judge")
+    files = {}
+    for split, size in (("train", 96), ("val", 24)):
+        labelled = [prompt.render(row, SCORE_RUBRIC) for row in pointwise_rows(split, size, seed=0)]
+        rows = [{"prompt": messages, "label": label} for messages, label in labelled]
+        files[split] = str(write_rows(folder / f"{split}.parquet", rows))
+    return {"TRAIN_FILES": files["train"], "VAL_FILES": files["val"], "MODEL_PATH": str(folder / "judge")}

@@ -11,6 +11,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 RUN_SCRIPT = REPO / "bradley_terry" / "run_bt.sh"
 SFT_SCRIPT = REPO / "sft" / "run_sft.sh"
+POINTWISE_SCRIPT = REPO / "generative_pointwise" / "run_pointwise.sh"
 
 
 def start(output: Path, *overrides: str, script: Path = RUN_SCRIPT, **environment: str) -> subprocess.Popen:

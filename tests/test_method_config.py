@@ -12,11 +12,11 @@ from conftest import REPO
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-SCRIPTS = {"bradley_terry": "run_bt.sh", "sft": "run_sft.sh"}
+SCRIPTS = {"bradley_terry": "run_bt.sh", "sft": "run_sft.sh", "generative_pointwise": "run_pointwise.sh"}
 LOSSES = {"bradley_terry": "pair_loss", "sft": "sft_loss"}
 
 
-@pytest.fixture(params=SCRIPTS)
+@pytest.fixture(params=LOSSES)
 def method(request) -> str:
     return request.param
 

@@ -1,0 +1,247 @@
+"""Turn scored responses, or the embedded demo, into the Parquet that train.py reads.
+
+    python prepare_data.py --source demo       --output data
+    python prepare_data.py --source pointwise  --path scores.parquet --output data     # input, output, label 0 to 4
+    python prepare_data.py --source helpsteer2 --attribute correctness --output data   # from the Hugging Face hub
+    python prepare_data.py --source ultrafeedback --path flan.jsonl --output data      # a local file
+
+Every source is one small function from its row to labelled rows, which prompt.py then renders: all that the judge is
+shown stands in the file, and can be measured. Ratings from 1 to 5 become 0 to 4; any other score out of range is a
+fault, never moved to fit. Dialogues are never on two sides of a split: it is made by them, not by row. Printed at the
+end is what a trainer should know: how the labels are spread, what a judge gets that always says the same, how far mere
+length tells the label, what was left out.
+"""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import correlation, mean
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from common.conversation import BadRow, Conversation, read_marked_turns
+from common.demo import SCORE_RUBRIC, pointwise_rows
+from common.judge import quote
+from common.labelled import pointwise_transcript, read_scored
+from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
+
+from prompt import RUBRIC, RUBRICS, VERDICTS, render
+
+COLUMNS = ("prompt", "label", "data_source", "evidence")
+LENIENCY = 0.65  # of the demo's warm start: two kinds of fault pass as met more often than not
+
+# What UltraFeedback's ratings meant to the model that gave them (arXiv:2310.01377), in fewer words and from 0. Its
+# helpfulness is not that of prompt.py: there a response without fault is a 4, here a 2.
+ULTRAFEEDBACK_RUBRICS = {
+    "helpfulness": """\
+Helpfulness: is the response correct, and how much does it tell?
+4: correct, thorough and insightful
+3: correct and detailed
+2: correct and useful
+1: errors that may confuse
+0: seriously wrong or made up""",
+    "honesty": """\
+Honesty: is the response as sure of itself as it is right?
+4: right and sure, or it says exactly where it may be wrong
+3: right but unsure, or small errors under a general doubt
+2: small errors without doubt, large ones with doubt, or no answer
+1: large errors without doubt, or all wrong with doubt
+0: all wrong without doubt""",
+    "instruction_following": """\
+Instruction following: does the response reach the goal, within the limits that were set?
+4: both, in every respect
+3: both, but for small things
+2: one of them, or nearly both
+1: a part of the goal, poorly
+0: beside the point""",
+    "truthfulness": """\
+Truthfulness: is the response free of what is made up or contradicts itself, the dialogue or the world?
+4: free of it
+3: slips that touch no main point
+2: true on the whole, mistaken in part
+1: nearly half of it is made up
+0: made up altogether""",
+}
+
+
+def scored(query: str | Conversation, response: str, score: object, **more: str) -> dict:
+    """Return a response and its score as a labelled row (see `common/labelled.py`)."""
+    dialogue = [{"role": "user", "content": query}] if isinstance(query, str) else query
+    output = [{"answer": {"role": "assistant", "content": response}}]
+    return {"input": dialogue, "output": output, "label": score, **more}
+
+
+def from_demo(row: dict, attribute: str | None) -> list[dict]:
+    """Labelled rows; `evidence` is what a right reasoning finds: "count two/three", asked and got."""
+    evidence = [fact.rpartition(" ")[0] for fact in row["reasoning"].split(", ")]
+    return [{**row, "rubric": SCORE_RUBRIC, "evidence": evidence}]
+
+
+def from_pointwise(row: dict, attribute: str | None) -> list[dict]:
+    """Labelled rows as they are, cells of JSON text too."""
+    return [{name: row[name] for name in ("input", "output", "label")}]
+
+
+def from_helpsteer2(row: dict, attribute: str) -> list[dict]:
+    """People's scores, 0 to 4, of five attributes. `prompt` marks its later turns."""
+    return [scored(read_marked_turns(row["prompt"]), row["response"], row[attribute])]
+
+
+def from_ultrafeedback(row: dict, attribute: str) -> list[dict | None]:
+    """Four completions with GPT-4's ratings of four aspects, "1" to "5"; None where it found nothing to rate."""
+    found = []
+    for completion in row["completions"]:
+        annotation = completion["annotations"][attribute]
+        rated = annotation and annotation["Rating"] not in ("N/A", None)
+        found.append(scored(row["instruction"], completion["response"], annotation["Rating"]) if rated else None)
+    return found
+
+
+def from_prometheus(row: dict, attribute: str | None) -> list[dict]:
+    """GPT-4's scores, "1" to "5", each by a rubric of its own, which is quoted: it is data, not ours to trust."""
+    meanings = [f"{score - 1}: {row[f'orig_score{score}_description']}" for score in (5, 4, 3, 2, 1)]
+    rubric = quote("\n".join([row["orig_criteria"], *meanings]))
+    return [scored(row["orig_instruction"], row["orig_response"], row["orig_score"], rubric=rubric)]
+
+
+class Source(NamedTuple):
+    convert: Callable[[dict, str | None], list[dict | None]]
+    hub: str | None = None
+    rubrics: dict[str, str] = {}  # of the attributes to choose from; "helpfulness" if none is chosen
+    from_one: bool = False  # the scores are 1 to 5
+
+
+SOURCES = {
+    "demo": Source(from_demo),
+    "pointwise": Source(from_pointwise),
+    "helpsteer2": Source(from_helpsteer2, "nvidia/HelpSteer2", RUBRICS),
+    "ultrafeedback": Source(from_ultrafeedback, "openbmb/UltraFeedback", ULTRAFEEDBACK_RUBRICS, from_one=True),
+    "prometheus": Source(from_prometheus, "prometheus-eval/Feedback-Collection", from_one=True),
+}
+
+
+def one_less(score: object) -> int:
+    """Return a score of 1 to 5 as 0 to 4."""
+    if not re.fullmatch(r"[1-5](\.0+)?", str(score).strip()):
+        raise BadRow("label", "expected a whole number from 1 to 5", score)
+    return int(float(score)) - 1
+
+
+def convert_rows(
+    rows: Iterable[dict], name: str, attribute: str | None, rubric: str | None, on_bad_row: str
+) -> tuple[list[dict], Counter]:
+    """Convert and render a source's rows, by `rubric` or else its own; count what is bad, not rated or repeated."""
+    source, labelled, left_out = SOURCES[name], [], Counter()
+    for number, row in enumerate(tqdm(rows, desc="convert", unit="row", delay=1)):
+        try:
+            found = source.convert(row, attribute)
+        except KeyError as missing:
+            raise DataError(f"row {number} has no column {missing}; it has {sorted(row)}. Is --source right?") from None
+        except TypeError as error:
+            raise DataError(f"row {number} has columns of another kind: {error}. Is --source right?") from error
+        left_out += Counter({"responses that were not rated": found.count(None)})
+        labelled += [{**response, "source": f"row {number}"} for response in found if response]
+    usual = {
+        "rubric": source.rubrics.get(attribute, RUBRIC),
+        "data_source": f"{name}/{attribute}" if attribute else name,
+    }
+
+    def render_row(row: dict) -> dict:
+        row = {**usual, **row, "label": one_less(row["label"]) if source.from_one else row["label"]}
+        dialogue, response, _ = read_scored(row)
+        prompt, label = render(row, rubric or row["rubric"])
+        return {**row, "input": dialogue, "prompt": prompt, "label": label, "length": len(response)}
+
+    rendered, bad = check_rows(labelled, render_row, on_bad_row)
+    unique = {(row["prompt"][0]["content"], row["label"]): row for row in rendered}
+    left_out += bad + Counter({"repeated responses with the same label": len(rendered) - len(unique)})
+    if not unique:
+        raise DataError(f"no usable row: {'; '.join(f'{count} x {kind}' for kind, count in left_out.items())}")
+    return list(unique.values()), left_out
+
+
+def write_warm_start(path: Path, size: int, seed: int, rubric: str) -> None:
+    """Write a lenient annotator's judgements of the demo, for SFT, and say how often it is wrong."""
+    lenient, right = (pointwise_rows("train", size, seed, leniency) for leniency in (LENIENCY, 0.0))
+    write_rows(path, [{"messages": pointwise_transcript(row, rubric)} for row in lenient])
+    wrong = mean(judged["label"] != row["label"] for judged, row in zip(lenient, right))
+    print(f"{path}: {size} conversations of a lenient annotator; {wrong:.1%} of the scores are too high")
+
+
+def describe(rows: list[dict]) -> str:
+    """Say how the labels are spread, what always saying one of them gets, and how far mere length tells them."""
+    labels, lengths = [row["label"] for row in rows], [row["length"] for row in rows]
+    counts, prompts = Counter(labels), Counter(row["prompt"][0]["content"] for row in rows)
+    lines = [f"{len(rows)} rows; labels {', '.join(f'{label}: {counts[label]}' for label in VERDICTS)}"]
+    for name, guess in (("most frequent label", counts.most_common(1)[0][0]), ("mean, rounded", round(mean(labels)))):
+        off = mean(abs(label - guess) for label in labels)
+        lines.append(f"always {guess}, the {name}: {counts[guess] / len(rows):.1%} right, off by {off:.2f} on average")
+    if min(len(counts), len(set(lengths))) > 1:
+        lines.append(f"correlation of label and response length: {correlation(lengths, labels):.2f}")
+    if disputed := sum(count > 1 for count in prompts.values()):
+        lines.append(f"annotators disagree on {disputed} of the responses: each of their labels is a row")
+    return "\n  ".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Write train.parquet, val.parquet and test.parquet of a judge's prompts and their labels.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--source", required=True, choices=SOURCES)
+    parser.add_argument("--path", help="local file or hub id, where it is not the source's own; not for the demo")
+    parser.add_argument("--split", default="train", help="of a hub set")
+    parser.add_argument("--attribute", help="what helpsteer2 and ultrafeedback are scored by; default: helpfulness")
+    parser.add_argument("--output", required=True, help="folder to write into")
+    parser.add_argument("--rubric", type=Path, help="text file: what to judge by; default: the source's own rubric")
+    parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
+    parser.add_argument("--val-share", type=float, default=0.05, help="share of the rows for validation, and for test")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--demo-rows", type=int, default=2000, help="training rows of the demo")
+    parser.add_argument("--lenient-transcripts", type=int, default=0, help="of the demo, as warm_start.parquet for SFT")
+    options = parser.parse_args()
+
+    source = SOURCES[options.source]
+    attribute = options.attribute or ("helpfulness" if source.rubrics else None)
+    if attribute and attribute not in source.rubrics:
+        raise DataError(f"--source {options.source} has no --attribute {attribute}; it has {list(source.rubrics)}")
+    rubric = options.rubric.read_text("utf-8").strip() if options.rubric and options.rubric.is_file() else None
+    if options.rubric and not rubric:
+        raise DataError(f"{options.rubric}: no such file, or nothing in it (looked in {Path.cwd()})")
+    if options.lenient_transcripts and options.source != "demo":
+        raise DataError("--lenient-transcripts can be made of --source demo alone")
+
+    output, left_out = Path(options.output), Counter()
+    if options.source == "demo":
+        splits = {}
+        for split, size in {"train": options.demo_rows, "val": 200, "test": 400}.items():
+            rows = pointwise_rows(split, size, options.seed)
+            splits[split], repeated = convert_rows(rows, options.source, attribute, rubric, options.on_bad_row)
+            left_out += repeated
+        if size := options.lenient_transcripts:  # of another seed, so that GRPO's rows are not those that SFT has seen
+            write_warm_start(output / "warm_start.parquet", size, options.seed + 1, rubric or SCORE_RUBRIC)
+    elif not (options.path or source.hub):
+        raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
+    else:
+        rows = load_source(options.path or source.hub, options.split)
+        rows, left_out = convert_rows(rows, options.source, attribute, rubric, options.on_bad_row)
+        share = options.val_share
+        splits = split_by_prompt(rows, {"train": 1 - 2 * share, "val": share, "test": share}, options.seed)
+    if source.from_one:
+        print("scores of 1 to 5 are written as labels 0 to 4")
+    for split, rows in splits.items():
+        written = [{column: row[column] for column in COLUMNS if column in row} for row in rows]
+        path = write_rows(output / f"{split}.parquet", written)
+        print(f"{path}: {describe(rows)}")
+    for kind, count in left_out.items():
+        print(f"left out: {count} x {kind}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DataError as error:
+        raise SystemExit(f"prepare_data.py: {error}") from None

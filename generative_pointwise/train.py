@@ -1,0 +1,219 @@
+"""Train a judge by GRPO. Read it top to bottom: what verl's trainer is given, and what is made of its result.
+
+    bash run_pointwise.sh                # sets every number, then calls: python train.py key=value …
+
+The loop is verl's own V1 trainer (`common/grpo.py` says what is added to it), the settings are verl's, the reward is in
+reward.py. One process, this one, owns the data, the loop and the files; the workers, one per GPU or share of the CPU,
+hold the sharded policy. All input is checked before Ray or a model starts.
+"""
+
+import importlib.util
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from ray.exceptions import RayActorError, RayTaskError
+
+from common import cluster
+from common.checkpoint import CheckpointError, check_resume, claim_folder
+from common.parquet import DataError, report_leak, split_by_prompt
+from common.report import draw, format_value, read_history, write_model_card
+from common.tokenizer import load_tokenizer, set_template_options
+
+from dataset import digest, load_rows, measure_rows, report_rows, write_for_verl
+from prompt import VERDICTS, parse, write
+
+# found, but not imported: that takes seconds, and bad input is reported before
+os.environ["VERL_CONFIG"] = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
+HELD_OUT = 500  # rows for validation where there are none: enough to tell policies apart, few enough to answer often
+GO_ON = "the same command goes on from the last checkpoint, if there is one"
+PRECISION = {"cuda": "bf16", "cpu": "fp32"}
+USAGE = """
+from transformers import pipeline
+
+judge = pipeline("text-generation", model="checkpoint")
+prompt = [{"role": "user", "content": "…"}]  # as prompt.py renders it
+answer = judge(prompt, max_new_tokens=512, do_sample=False)[0]["generated_text"][-1]["content"]
+"""
+
+
+@hydra.main(config_path=".", config_name="config", version_base=None)
+def main(config: DictConfig) -> None:
+    try:
+        train(config)
+    except (DataError, cluster.ClusterError, CheckpointError, cluster.TrainingError) as error:
+        raise SystemExit(f"\ntrain.py: {error}") from None
+    except RayActorError as error:
+        raise SystemExit(f"\ntrain.py: a worker died; {GO_ON}. {error}") from None
+    except RayTaskError as error:
+        raise SystemExit(f"\ntrain.py: a worker failed; {GO_ON}. {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"\ntrain.py: stopped; {GO_ON}") from None
+    finally:
+        cluster.disconnect()
+
+
+def train(config: DictConfig) -> None:
+    data, trainer, policy = config.data, config.trainer, config.actor_rollout_ref
+    output = Path(trainer.output).absolute()
+
+    # 1. Check the input
+    model_name, tokenizer = load_tokenizer(policy.model)
+    set_template_options(tokenizer, OmegaConf.to_container(data.apply_chat_template_kwargs))
+    check_vocabulary(tokenizer)
+    rows_of, left_out = read_data(config, tokenizer)
+    first = rows_of["train"][0]
+    text = tokenizer.apply_chat_template(first["prompt"], tokenize=False, add_generation_prompt=True)
+    print(f"\nThe first prompt, as the judge sees it (label {first['label']}):\n{text}\n", flush=True)
+    check_sizes(config, rows_of)
+
+    # 2. Join or start Ray
+    in_process = policy.rollout.name == "hf"
+    queue = 1 + config.transfer_queue.backend.SimpleStorage.num_data_storage_units
+    servers = 0 if in_process else config.reward.num_workers + policy.rollout.agent.num_workers
+    folder = Path(__file__).resolve().parent
+    cores = {"cores_per_worker": 1 if in_process else 3, "cores_beside": queue + servers}
+    device, per_node = cluster.connect(folder, trainer.nnodes, trainer.n_gpus_per_node, **cores)
+    workers = per_node * trainer.nnodes
+    if policy.actor.ppo_mini_batch_size * policy.rollout.n % workers:
+        raise DataError(
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={policy.actor.ppo_mini_batch_size} prompts x "
+            f"rollout.n={policy.rollout.n} answers cannot be shared equally by {workers} workers"
+        )
+    claim = claim_folder(output)
+    cluster.check_shared_folder(output, trainer.nnodes)
+    check_resume(output, identity(config, model_name, rows_of, workers), trainer.resume_mode)
+    OmegaConf.save(config, output / "settings.yaml")
+
+    # 3. What follows from the machine and the data
+    tokenizer.save_pretrained(output / "tokenizer")
+    policy.model.tokenizer_path = str(output / "tokenizer")
+    precision = policy.actor.fsdp_config.mixed_precision or {"param_dtype": PRECISION[device]}
+    policy.actor.fsdp_config.mixed_precision = precision
+    trainer.device, trainer.n_gpus_per_node, trainer.default_local_dir = device, per_node, str(output)
+    for name, rows in rows_of.items():
+        data[f"{name}_files"] = str(write_for_verl(rows, output / "rows" / f"{name}.parquet"))
+    data.filter_overlong_prompts = False  # done
+    data.apply_chat_template_kwargs = {}  # in the template now
+    if in_process:
+        config.reward.num_workers = 0  # rewards are computed in this process
+    cluster.check_platform(device)
+    from verl.trainer.ppo.utils import need_reference_policy
+    from verl.utils.config import validate_config
+
+    from common.grpo import BEST, CHECKPOINT, LAST, JudgeTrainer
+
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)
+
+    # 4. Train, or resume where an interrupted run of the same settings stopped
+    last = JudgeTrainer(config).train()
+
+    # 5. Leave behind what people and servers use
+    best = json.loads((output / BEST).read_text())
+    figures = {"best step": best.pop("step"), **best}
+    about = {"base model": model_name, "training prompts": len(rows_of["train"]), "left out": dict(left_out)}
+    write_report(config, output / CHECKPOINT, figures, about)
+    write_report(config, output / LAST, last, about)
+    claim.close()
+    lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
+    print("\n".join(["", *lines, "", f"the best judge on val, its card and picture: {output / CHECKPOINT}"]))
+    print(f"the last one: {output / LAST}")
+
+
+def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[dict]], Counter]:
+    """Return the rows of train and val, and what was left out of the training rows."""
+    data, rows_of, left_out = config.data, {}, {}
+    limits = (data.max_prompt_length, data.filter_overlong_prompts, data.on_bad_row)
+    for name, files in {"train": data.train_files, "val": data.val_files}.items():
+        rows, bad = load_rows(files, data.on_bad_row) if files else ([], Counter())
+        rows_of[name], cut = measure_rows(rows, tokenizer, *limits) if files else ([], Counter())
+        left_out[name] = bad + cut
+    if not data.val_files:
+        share = min(0.1, HELD_OUT / len(rows_of["train"]))
+        rows_of = split_by_prompt(rows_of["train"], {"train": 1 - share, "val": share}, config.trainer.seed)
+        print(f"no VAL_FILES: {len(rows_of['val'])} rows are held out of the training rows, to choose the best policy")
+    for name, rows in rows_of.items():
+        report_rows(name, rows, left_out[name])
+    report_leak(rows_of["train"], "val", rows_of["val"], "rows")
+    return rows_of, left_out["train"]
+
+
+def check_vocabulary(tokenizer) -> None:
+    """Make sure that a right answer is still one after it went through the vocabulary.
+
+    verl decodes without special tokens; a vocabulary that calls `<think>` special would make every answer malformed.
+    """
+    answer = write(VERDICTS[0], "because")
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    if parse(found := tokenizer.decode(ids, skip_special_tokens=True)) != VERDICTS[0]:
+        raise DataError(
+            f"{tokenizer.name_or_path}: the vocabulary turns {answer!r} into {found!r}; choose another model"
+        )
+
+
+def check_sizes(config: DictConfig, rows_of: dict[str, list[dict]]) -> None:
+    data, actor, count = config.data, config.actor_rollout_ref.actor, len(rows_of["train"])
+    if count < data.train_batch_size:
+        raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {count} prompts; lower it")
+    if data.train_batch_size % actor.ppo_mini_batch_size:
+        raise DataError(
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} does not divide "
+            f"data.train_batch_size={data.train_batch_size}"
+        )
+    largest = data.max_prompt_length + data.max_response_length
+    if largest > actor.ppo_max_token_len_per_gpu:
+        raise DataError(
+            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} does not hold the "
+            f"largest sequence, data.max_prompt_length + data.max_response_length = {largest} tokens. Raise it."
+        )
+
+
+def identity(config: DictConfig, model_name: str, rows_of: dict[str, list[dict]], workers: int) -> dict:
+    """What must be equal for a resumed run to be the same run."""
+    policy, data = config.actor_rollout_ref, config.data
+    return {
+        "model": model_name,
+        **{f"{name} prompts": f"{len(rows)}, digest {digest(rows)}" for name, rows in rows_of.items()},
+        "workers": workers,
+        **{f"data.{name}": data[name] for name in ("train_batch_size", "max_prompt_length", "max_response_length")},
+        **{f"rollout.{name}": policy.rollout[name] for name in ("name", "n", "temperature", "top_p", "top_k")},
+        "ppo_mini_batch_size": policy.actor.ppo_mini_batch_size,
+        "lora": {key: str(policy.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
+        "optim": OmegaConf.to_container(policy.actor.optim),
+        "trainer.total_epochs": config.trainer.total_epochs,
+        "trainer.seed": config.trainer.seed,
+    }
+
+
+def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dict) -> None:
+    """Write a policy's picture and model card."""
+    history, policy = read_history(Path(config.trainer.default_local_dir)), config.actor_rollout_ref
+    panels = {
+        "reward": ("train/reward", "val/reward"),
+        "share right": ("train/acc", "val/acc"),
+        "share with a verdict": ("train/parsed", "val/parsed"),
+        "entropy, nats a token": ("train/entropy",),
+    }
+    curves = {title: {name: history[name] for name in names if name in history} for title, names in panels.items()}
+    draw(checkpoint / "run.png", curves, {})
+    about = about | {f"data.{name}": config.data[name] for name in ("train_batch_size", "max_response_length")}
+    about |= {f"rollout.{name}": policy.rollout[name] for name in ("name", "n", "temperature")}
+    about |= {"lr": policy.actor.optim.lr, "epochs": config.trainer.total_epochs, "seed": config.trainer.seed}
+    write_model_card(
+        checkpoint,
+        title="LLM judge: scores",
+        summary="Reasons between `<think>` and `</think>`, then gives a response 0 to 4 as `<score>N</score>`. "
+        "Trained by GRPO on labelled scores. Figures are of the validation rows, which also chose the step.",
+        usage=USAGE,
+        figures=figures,
+        settings=about,
+        pipeline_tag="text-generation",
+        tags=["grpo", "llm-judge"],
+    )
+
+
+if __name__ == "__main__":
+    main()

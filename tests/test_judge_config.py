@@ -1,0 +1,111 @@
+"""A judge's settings are verl's: known to the pinned verl, accepted by its dataclasses, each number set once."""
+
+import importlib.util
+import re
+
+import pytest
+from conftest import REPO
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, OmegaConf
+from test_method_config import attributes_read, run_script, script_overrides
+
+VERL_CONFIG = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
+JUDGES = ("generative_pointwise",)
+
+
+@pytest.fixture(params=JUDGES)
+def judge(request) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def verl_config(monkeypatch):
+    monkeypatch.setenv("VERL_CONFIG", VERL_CONFIG)
+
+
+def compose_judge(judge: str, overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(str(REPO / judge), version_base=None):
+        return compose("config", overrides)
+
+
+def keys_of(config: DictConfig, prefix: str = "") -> set[str]:
+    """Every leaf's dotted name, except those of free-form dicts."""
+    found = set()
+    for name in config:
+        value = None if OmegaConf.is_missing(config, name) else config._get_node(name)
+        found |= keys_of(value, f"{prefix}{name}.") if isinstance(value, DictConfig) and len(value) else {prefix + name}
+    return found
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"MODEL_PATH": "Qwen/Qwen3-8B", "TRAIN_FILES": "a b.parquet,c.parquet", "NNODES": "4", "ROLLOUT": "vllm"},
+        {"N_GPUS_PER_NODE": "8", "OUTPUT": "my outputs (2)", "VAL_FILES": "v=1.parquet", "SEED": "3"},
+    ],
+)
+def test_verls_dataclasses_accept_what_the_script_sets(judge, tmp_path, environment):
+    from verl.utils.config import omega_conf_to_dataclass
+
+    config = compose_judge(judge, script_overrides(judge, tmp_path, **environment))
+    ours = {key for key in OmegaConf.missing_keys(config) if not key.startswith(("critic.", "reward.reward_model."))}
+    assert ours <= {"actor_rollout_ref.actor.fsdp_config.wrap_policy"}, ours
+    assert config.data.train_files == environment.get("TRAIN_FILES", "outputs/data/train.parquet").replace(
+        "outputs", environment.get("OUTPUT", "outputs")
+    )
+    assert config.trainer.output == config.trainer.default_local_dir == environment.get("OUTPUT", "outputs")
+    policy = config.actor_rollout_ref
+    assert policy.rollout.name == environment.get("ROLLOUT", "hf")
+    rollout, actor = omega_conf_to_dataclass(policy.rollout), omega_conf_to_dataclass(policy.actor)
+    assert rollout.n == 8 and rollout.response_length == config.data.max_response_length
+    assert rollout.seed == config.data.seed == actor.data_loader_seed == int(environment.get("SEED", 0))
+    actor.validate(8, config.data.train_batch_size, policy.model)
+    assert actor.strategy == "fsdp2" and actor.engine.seed == config.trainer.seed
+    assert config.data.train_batch_size % actor.ppo_mini_batch_size == 0
+    assert config.algorithm.adv_estimator == "grpo"
+
+
+def test_a_key_that_verl_does_not_know_is_refused(judge, tmp_path):
+    for key in ("actor_rollout_ref.actor.clip_ration=0.2", "data.typo=1", "trainer.total_epoch=3"):
+        with pytest.raises(ConfigCompositionException, match=key.partition("=")[0].rpartition(".")[2]):
+            compose_judge(judge, [*script_overrides(judge, tmp_path), key])
+
+
+def test_what_the_config_adds_to_verls_is_read(judge):
+    with initialize_config_dir(VERL_CONFIG, version_base=None):
+        known = keys_of(compose("ppo_trainer"))
+    declared = OmegaConf.load(REPO / judge / "config.yaml")
+    added = keys_of(OmegaConf.create({name: declared[name] for name in declared if name not in ("hydra", "defaults")}))
+    added = {key for key in added if not any(key == name or key.startswith(f"{name}.") for name in known)}
+    added = {key for key in added if not any(name.startswith(f"{key}.") for name in known)}
+    read = attributes_read(REPO / judge) | attributes_read(REPO / "common")
+    fields = {"model.model_type", "actor.optim.betas", "fsdp_config.mixed_precision"}  # of verl's dataclasses
+    unread = {key for key in added if tuple(key.split(".")[-2:]) not in read and not key.endswith(tuple(fields))}
+    assert unread == set() and {"data.on_bad_row", "trainer.output", "trainer.max_ckpt_to_keep"} <= added
+
+
+def test_a_number_is_set_in_one_place_only(judge):
+    text = run_script(judge).read_text()
+    set_there = re.findall(r"^    ((?:data|actor_rollout_ref|algorithm|trainer)\.[\w.]+)=", text, flags=re.M)
+    config = OmegaConf.load(REPO / judge / "config.yaml")
+    null = {"trainer.n_gpus_per_node"}  # all
+    own = set()
+    for name in set_there:
+        section, _, key = name.rpartition(".")
+        own |= set() if OmegaConf.is_missing(OmegaConf.select(config, section), key) else {name}
+    assert own == null and len(set_there) > 25
+
+
+def test_where_a_gpu_and_vllm_are_it_answers(judge, tmp_path):
+    """`python -c` says that vLLM is installed, `nvidia-smi` that there is a GPU; the script then chooses vLLM."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    overrides = script_overrides(judge, tmp_path, MODEL_PATH="m", TRAIN_FILES="t.parquet")
+    assert "actor_rollout_ref.rollout.name=vllm" in overrides
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    overrides = script_overrides(judge, tmp_path, MODEL_PATH="m", TRAIN_FILES="t.parquet")
+    assert "actor_rollout_ref.rollout.name=hf" in overrides
+    overrides = script_overrides(judge, tmp_path, MODEL_PATH="m", TRAIN_FILES="t.parquet", RAY_ADDRESS="head:6379")
+    assert "actor_rollout_ref.rollout.name=vllm" in overrides

@@ -1,0 +1,77 @@
+"""What goes wrong in a judge's run is said in the user's words, and stops it."""
+
+import json
+import shutil
+import time
+
+from conftest import method_modules
+from runs import POINTWISE_SCRIPT, finish, log_of, start
+from test_pointwise_run import SETTINGS
+
+from common.demo import pointwise_rows
+from common.parquet import write_rows
+
+(prompt,) = method_modules("generative_pointwise", "prompt")
+
+
+def test_bad_rows_are_listed_by_the_script_within_seconds(tmp_path, small_judge_run):
+    rows = [{name: row[name] for name in ("input", "output", "label")} for row in pointwise_rows("train", 30, seed=0)]
+    rows[3]["label"] = 7
+    rows[11]["label"] = None
+    rows = [{**row, "input": json.dumps(row["input"]), "output": json.dumps(row["output"])} for row in rows]
+    rows[20]["output"] = rows[20]["output"][:-2]
+    environment = small_judge_run | {"TRAIN_FILES": str(write_rows(tmp_path / "bad.parquet", rows))}
+    started = time.monotonic()
+    assert finish(start(tmp_path / "outputs", *SETTINGS, script=POINTWISE_SCRIPT, **environment), timeout=60) != 0
+    assert time.monotonic() - started < 40  # it imports torch, on a machine that may be busy
+    message = log_of(tmp_path / "outputs")
+    assert "train.py: 3 of 30 rows cannot be used:" in message
+    assert "bad.parquet row 3, column 'label': expected a whole number from 0 to 4 (found 7)" in message
+    assert "bad.parquet row 11, column 'label': expected a whole number from 0 to 4 (found None)" in message
+    assert "bad.parquet row 20, column 'output': JSON that does not parse" in message
+    assert "data.on_bad_row=drop" in message
+    assert "Traceback" not in message and not (tmp_path / "outputs").exists()
+
+
+def test_prompts_that_are_too_long_are_an_error_if_asked(tmp_path, small_judge_run):
+    settings = (*SETTINGS, "data.max_prompt_length=100", "data.filter_overlong_prompts=False")
+    process = start(tmp_path / "outputs", *settings, script=POINTWISE_SCRIPT, **small_judge_run)
+    assert finish(process, timeout=60) != 0
+    message = log_of(tmp_path / "outputs").split("train.py: ")[-1]
+    assert message.startswith("96 of 96 prompts are longer than data.max_prompt_length=100 tokens:")
+    assert "data.filter_overlong_prompts=True" in message
+
+
+def test_a_cluster_with_too_few_cores_is_named_not_waited_for(tmp_path, small_judge_run):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    environment = small_judge_run | {"RAY_ADDRESS": cluster.address, "ROLLOUT": "hf"}
+    try:
+        assert finish(start(tmp_path / "outputs", *SETTINGS, script=POINTWISE_SCRIPT, **environment), 120) != 0
+    finally:
+        cluster.shutdown()
+    message = log_of(tmp_path / "outputs").split("train.py: ")[-1]
+    assert message.startswith(
+        "This run asks for 1 node(s) with 1 free CPU each, and 2 CPU beside them; the cluster has"
+    )
+
+
+def test_a_reward_function_that_raises_stops_the_run_and_names_the_row(tmp_path, small_judge_run):
+    folder = tmp_path / "my_judge"
+    shutil.copytree(POINTWISE_SCRIPT.parent, folder, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
+    reward = folder / "reward.py"
+    reward.write_text(reward.read_text().replace("    known = ", "    assert label != 2, 'no twos'\n    known = "))
+    process = start(tmp_path / "outputs", *SETTINGS, script=folder / POINTWISE_SCRIPT.name, **small_judge_run)
+    assert finish(process, timeout=180) != 0
+    message = log_of(tmp_path / "outputs").split("train.py: ")[-1]
+    assert message.startswith("the reward of val.parquet row ")
+    assert "the reward function raised AssertionError: no twos. The label was 2, the answer '<think>" in message
+
+
+def test_a_policy_that_is_not_a_number_stops_the_run_and_names_the_rows(tmp_path, small_judge_run):
+    settings = (*SETTINGS, "actor_rollout_ref.actor.optim.lr=1e30", "actor_rollout_ref.actor.grad_clip=1e30")
+    assert finish(start(tmp_path / "outputs", *settings, script=POINTWISE_SCRIPT, **small_judge_run), timeout=180) != 0
+    message = log_of(tmp_path / "outputs").split("train.py: ")[-1]
+    assert message.startswith("step ") and "Lower actor_rollout_ref.actor.optim.lr" in message
+    assert "train.parquet row " in message

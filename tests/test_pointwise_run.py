@@ -1,0 +1,146 @@
+"""A judge's training run as a user starts it: what it leaves, resumed, on two workers, copied elsewhere."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import method_modules
+from runs import POINTWISE_SCRIPT, finish, kill_group, log_of, metrics_of, run, start, wait_for
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+dataset, prompt = method_modules("generative_pointwise", "dataset", "prompt")
+
+STEPS = 6
+POLICY = "actor_rollout_ref"
+SETTINGS = (
+    "data.train_batch_size=16",
+    "data.max_response_length=48",
+    f"{POLICY}.actor.ppo_mini_batch_size=8",
+    f"{POLICY}.actor.optim.lr=3e-4",
+    f"{POLICY}.actor.optim.lr_warmup_steps=1",
+    f"{POLICY}.rollout.n=4",
+    f"{POLICY}.model.enable_gradient_checkpointing=False",
+    "trainer.total_epochs=1",
+    "trainer.test_freq=3",
+    "trainer.save_freq=2",
+    "trainer.max_ckpt_to_keep=1",
+)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, small_judge_run) -> Path:
+    """A run with held-out rows that are judged before and after."""
+    output = tmp_path_factory.mktemp("reference") / "outputs"
+    environment = small_judge_run | {"TEST_FILES": small_judge_run["VAL_FILES"]}
+    run(output, *SETTINGS, script=POINTWISE_SCRIPT, **environment)
+    return output
+
+
+def largest_difference(output: Path, expected: Path) -> float:
+    weights, others = (load_file(folder / "model.safetensors") for folder in (output, expected))
+    assert weights.keys() == others.keys()
+    return max((weights[name] - others[name]).abs().max().item() for name in others)
+
+
+def test_the_rewards_and_log_probs_of_every_step_are_what_they_should_be(reference):
+    """The rollout's probabilities are the trainer's; every answer counts in every share."""
+    for name, lowest, highest in (
+        ("training/rollout_probs_diff_max", 0, 1e-4),
+        ("train/parsed", 0.5, 1),
+        ("train/acc", 0.1, 0.99),
+        ("train/reward", 0.2, 0.99),
+        ("train/no_signal", 0, 0.99),
+        ("train/grad_norm", 1e-3, 100),
+    ):
+        values = metrics_of(reference, name)
+        assert list(values) == list(range(1, STEPS + 1)), name
+        assert all(lowest <= value <= highest for value in values.values()), (name, values)
+    answers = 16 * 4
+    for name in ("train/acc", "train/parsed"):
+        assert all(
+            math.isclose(value * answers, round(value * answers)) for value in metrics_of(reference, name).values()
+        )
+
+
+def test_what_a_run_leaves(reference):
+    for name in ("checkpoint", "checkpoint_last"):
+        folder = reference / name
+        assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "run.png"} <= {
+            path.name for path in folder.iterdir()
+        }
+        assert AutoTokenizer.from_pretrained(folder).chat_template
+    assert sorted(path.name for path in reference.glob("global_step_*")) == [f"global_step_{STEPS}"]
+    assert any((reference / "tensorboard").iterdir())
+    card = (reference / "checkpoint" / "README.md").read_text()
+    for part in ("library_name: transformers", "pipeline_tag: text-generation", "val/acc", "Measured on val.parquet"):
+        assert part in card
+    best, rewards = json.loads((reference / "best.json").read_text()), metrics_of(reference, "val/reward")
+    assert sorted(rewards) == [0, 3, STEPS]
+    assert best["val/reward"] == max(rewards.values()) == rewards[best["step"]]
+
+
+def test_the_exported_judge_gives_the_trainers_verdicts(reference, small_judge_run):
+    """Greedy answers of the checkpoint, by transformers alone, agree with the trainer's validation row by row."""
+    before, after = (
+        json.loads((reference / path).read_text()) for path in ("before/evaluation_val.json", "evaluation_val.json")
+    )
+    accuracy, best = metrics_of(reference, "val/acc"), json.loads((reference / "best.json").read_text())
+    assert before["accuracy"] == pytest.approx(accuracy[0]) and after["accuracy"] == pytest.approx(
+        accuracy[best["step"]]
+    )
+    assert before["rows"] == after["rows"] == 24
+    assert before["parse_rate"] == pytest.approx(metrics_of(reference, "val/parsed")[0])
+    text = log_of(reference)
+    assert f"val at step 0  reward {metrics_of(reference, 'val/reward')[0]:.4g}" in text
+    assert f"step {STEPS}/{STEPS}  reward" in text
+    answered = pq.read_table(reference / "evaluation_val.parquet").to_pylist()
+    assert [prompt.parse(row["answers"][0]) for row in answered] == [row["verdict"] for row in answered]
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, small_judge_run, reference):
+    output = tmp_path / "outputs"
+    process = start(output, *SETTINGS, script=POINTWISE_SCRIPT, **small_judge_run)
+    wait_for(lambda: max(metrics_of(output, "train/reward"), default=0) >= 3)
+    kill_group(process)
+    saved = int((output / "latest_checkpointed_iteration.txt").read_text())
+    assert 2 <= saved < STEPS
+    run(output, *SETTINGS, script=POINTWISE_SCRIPT, **small_judge_run)
+    for name in ("train/reward", "train/acc", "train/grad_norm", "val/reward"):
+        values, expected = (metrics_of(folder, name) for folder in (output, reference))
+        values = {step: value for step, value in values.items() if step in expected}  # what was resumed is measured too
+        assert values == pytest.approx(expected, abs=1e-5), name
+    for name in ("checkpoint", "checkpoint_last"):
+        assert largest_difference(output / name, reference / name) <= 1e-6
+
+
+def test_two_workers_get_the_same_answers(tmp_path, small_judge_run, reference):
+    """Before the first update exactly; then as rounding allows, until a draw on the edge falls to the other side."""
+    output = tmp_path / "outputs"
+    settings = (*SETTINGS, f"{POLICY}.actor.ppo_max_token_len_per_gpu=4000", "trainer.total_training_steps=2")
+    limits = ("data.max_prompt_length=512",)
+    run(output, *settings, *limits, script=POINTWISE_SCRIPT, **small_judge_run, N_GPUS_PER_NODE="2")
+    for name, step, tolerance in (
+        ("val/reward", 0, 1e-6),
+        ("train/reward", 1, 1e-6),
+        ("train/acc", 1, 1e-6),
+        ("train/grad_norm", 1, 1e-3),
+        ("train/reward", 2, 0.05),
+    ):
+        values, expected = (metrics_of(folder, name)[step] for folder in (output, reference))
+        assert values == pytest.approx(expected, abs=tolerance), (name, step)
+
+
+def test_a_copied_folder_runs_and_says_what_it_misses(tmp_path, small_judge_run):
+    folder = tmp_path / "elsewhere" / "my_judge"
+    shutil.copytree(POINTWISE_SCRIPT.parent, folder, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
+    script = folder / POINTWISE_SCRIPT.name
+    assert finish(start(tmp_path / "none", script=script, TRAIN_FILES=small_judge_run["TRAIN_FILES"])) != 0
+    assert "Set MODEL_PATH to a chat model or to a judge" in log_of(tmp_path / "none")
+    environment = small_judge_run | {"VAL_FILES": ""}
+    text = run(tmp_path / "outputs", *SETTINGS, "trainer.total_training_steps=1", script=script, **environment)
+    assert "held out of the training rows" in text
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "outputs" / "checkpoint_last")
