@@ -120,11 +120,13 @@ class PolicyEngine(PackedEngine):
         self.module.set_reshard_after_forward(False)
         pad = self.model_config.tokenizer.pad_token_id
         answers: list[tuple[list[int], list[float]]] = [([], [])] * len(prompts)
-        for batch in batches_of([len(ids) + max_new_tokens for ids in prompts], max_tokens):
-            chosen, seeds_of_chosen = ([values[index] for index in batch] for values in (prompts, seeds))
-            generated = generate_batch(self.module, chosen, pad, max_new_tokens, seeds_of_chosen, **sampling)
-            for index, answer in zip(batch, generated):
-                answers[index] = answer
+        half = self._autocast_dtype != torch.float32  # as in training, or the log-probabilities would be others
+        with torch.autocast(model.device.type, self._autocast_dtype, enabled=half):
+            for batch in batches_of([len(ids) + max_new_tokens for ids in prompts], max_tokens):
+                chosen, seeds_of_chosen = ([values[index] for index in batch] for values in (prompts, seeds))
+                generated = generate_batch(self.module, chosen, pad, max_new_tokens, seeds_of_chosen, **sampling)
+                for index, answer in zip(batch, generated):
+                    answers[index] = answer
         self.module.set_reshard_after_forward(self.engine_config.reshard_after_forward)
         self.module.reshard()
         model.set_attn_implementation(SEGMENT_ATTENTION)

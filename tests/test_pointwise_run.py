@@ -51,9 +51,9 @@ def test_the_rewards_and_log_probs_of_every_step_are_what_they_should_be(referen
     for name, lowest, highest in (
         ("training/rollout_probs_diff_max", 0, 1e-4),
         ("train/parsed", 0.5, 1),
-        ("train/acc", 0.1, 0.99),
-        ("train/reward", 0.2, 0.99),
-        ("train/no_signal", 0, 0.99),
+        ("train/acc", 0.02, 0.98),
+        ("train/reward", 0.1, 0.98),
+        ("train/no_signal", 0, 0.9),
         ("train/grad_norm", 1e-3, 100),
     ):
         values = metrics_of(reference, name)
@@ -127,7 +127,7 @@ def test_two_workers_get_the_same_answers(tmp_path, small_judge_run, reference):
         ("val/reward", 0, 1e-6),
         ("train/reward", 1, 1e-6),
         ("train/acc", 1, 1e-6),
-        ("train/grad_norm", 1, 1e-3),
+        ("train/grad_norm", 1, 1e-2),  # of other halves of the batch
         ("train/reward", 2, 0.05),
     ):
         values, expected = (metrics_of(folder, name)[step] for folder in (output, reference))
