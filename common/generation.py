@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 from transformers import (
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -20,9 +21,6 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-
-GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-GREEDY |= {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 class Answer(str):
@@ -43,6 +41,13 @@ def batches_of(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
         size = max(1, max_tokens // max(1, lengths[order[0]]))
         yield order[:size]
         order = order[size:]
+
+
+def make_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have a model forget its own settings of generation, except at which tokens it stops."""
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
@@ -90,6 +95,7 @@ def generate_batch(
     """Continue tokenised prompts, all in one batch.
 
     Args:
+        model: with settings of its own it may not do as told; see `make_plain`.
         seeds: one per prompt; equal seeds give equal answers to equal prompts.
         temperature: 0 is greedy.
         top_p, top_k: 1 and 0 (or -1) cut nothing.
@@ -112,9 +118,7 @@ def generate_batch(
         attention_mask=mask.to(model.device),
         max_new_tokens=max_new_tokens,
         pad_token_id=pad_token_id,
-        eos_token_id=ends,
         logits_processor=LogitsProcessorList([*processors, sampling]),
-        **GREEDY,
     )[:, width:].tolist()
     answers = []
     for tokens, log_probs in zip(new, torch.stack(sampling.log_probs, dim=1).tolist()):
@@ -146,12 +150,13 @@ def answer(
     Returns:
         For each prompt its answers.
     """
+    make_plain(model, tokenizer)
     encoded = [ids for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"] for _ in range(votes)]
     texts, ends = [Answer("", False)] * len(encoded), end_tokens(model)
     with tqdm(total=len(encoded), desc="judge", unit="answer", delay=1) as progress:
         for batch in batches_of([len(ids) + max_new_tokens for ids in encoded], max_tokens):
             inputs = [encoded[index] for index in batch]
-            seeds = [seed + index for index in batch]
+            seeds = [seed * len(encoded) + index for index in batch]
             answers = generate_batch(model, inputs, tokenizer.pad_token_id, max_new_tokens, seeds, temperature)
             for index, (tokens, _) in zip(batch, answers):
                 texts[index] = Answer(decode(tokenizer, tokens, ends), clipped=tokens[-1] not in ends)

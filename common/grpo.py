@@ -3,7 +3,8 @@
 What is added to it:
 
 - without an inference server the policy generates itself (`common.rollout`), on CPU and CUDA alike;
-- workers on a machine without GPUs ask Ray for cores only;
+- workers without an inference server beside them ask Ray for a core and, where there are any, a GPU;
+- the answers to a prompt stay together, on one worker and in one micro-batch, where they share its computation;
 - one readable line per step and per validation, with the shares that diagnose a judge's training;
 - the best policy on the validation rows is exported as soon as it is found, and kept across restarts;
 - a loss or gradient that is not finite stops the run; verl would skip the step and go on;
@@ -24,6 +25,8 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.device import get_device_name
+from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 from common.checkpoint import export_checkpoint, save_checkpoint, write_text
 from common.cluster import TrainingError
@@ -36,18 +39,24 @@ BEST = "best.json"  # which step the checkpoint is of
 SHOWN = ("reward", "acc", "parsed", "clipped", "no_signal", "grad_norm", "entropy", "seconds")
 
 
-class CoresOnly(ResourcePoolManager):
-    """Workers that need no GPU. verl's own asks for one, and for three cores, each."""
+class OnePerWorker(ResourcePoolManager):
+    """One core, and a GPU where there are any, for each worker. verl's own asks for three cores, and always a GPU."""
 
     def create_resource_pool(self) -> None:
         for name, processes in self.resource_pool_spec.items():
-            self.resource_pool_dict[name] = RayResourcePool(processes, use_gpu=False, max_colocate_count=1)
+            gpu = get_device_name() != "cpu"
+            self.resource_pool_dict[name] = RayResourcePool(processes, use_gpu=gpu, max_colocate_count=1)
 
 
 class JudgeTrainer(PPOTrainerSync):
-    """verl's synchronous trainer; `config` is verl's, `trainer.default_local_dir` is where everything goes."""
+    """verl's synchronous trainer; `config` is verl's, `trainer.default_local_dir` is where everything goes.
 
-    def __init__(self, config):
+    Args:
+        keep_groups: keep the answers to a prompt together; they must all fit into a micro-batch.
+    """
+
+    def __init__(self, config, keep_groups: bool):
+        self.keep_groups = keep_groups
         self.output = Path(config.trainer.default_local_dir)
         self.in_process = config.actor_rollout_ref.rollout.name == IN_PROCESS
         self._enable_hybrid_replicas = not self.in_process  # verl's switch for inference servers beside the policy
@@ -91,9 +100,9 @@ class JudgeTrainer(PPOTrainerSync):
         self.role_worker_mapping |= {
             role: ray.remote(PolicyWorker) for role in self.role_worker_mapping if role in policies
         }
-        if self.config.trainer.device == "cpu":
+        if self.in_process:
             pools = self.resource_pool_manager
-            self.resource_pool_manager = CoresOnly(pools.resource_pool_spec, pools.mapping)
+            self.resource_pool_manager = OnePerWorker(pools.resource_pool_spec, pools.mapping)
 
     def on_init_end(self) -> None:
         if not self.in_process:  # nothing to hand the weights to
@@ -106,6 +115,21 @@ class JudgeTrainer(PPOTrainerSync):
     def on_sample_end(self) -> None:
         if not self.in_process:
             super().on_sample_end()
+
+    def _balance_batch(self, batch, metrics: dict, **settings):
+        """Share the batch out so that each worker gets about the same number of tokens, whole groups if they fit."""
+        batch = super()._balance_batch(batch, metrics, **settings)
+        if self.keep_groups:
+            groups = defaultdict(list)
+            for index in sorted(range(len(batch)), key=lambda index: batch.keys[index]):
+                groups[batch.keys[index].split("_")[0]].append(index)
+            members = list(groups.values())
+            tokens = [sum(batch.tags[index]["seq_len"] for index in group) for group in members]
+            workers = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
+            shares = get_seqlen_balanced_partitions(tokens, k_partitions=workers, equal_size=True)
+            batch.reorder([index for share in shares for group in share for index in members[group]])
+            batch.extra_info["force_group_size"] = self.config.actor_rollout_ref.rollout.n
+        return batch
 
     def _update_actor(self, batch, metrics: dict):
         batch = super()._update_actor(batch, metrics)
@@ -131,7 +155,7 @@ class JudgeTrainer(PPOTrainerSync):
         columns = {name: np.array(values, dtype=float) for name, values in reward_extra_infos_dict.items()}
         metrics = {f"val/{name}": values.mean() for name, values in columns.items() if name != "score"}
         sources = np.array(data_sources)
-        for source in set(data_sources) if len(set(data_sources)) > 1 else ():
+        for source in set(data_sources) if len(set(data_sources)) > 1 and "acc" in columns else ():
             metrics[f"val/{source}/acc"] = columns["acc"][sources == source].mean()
         return {name: float(value) for name, value in metrics.items()}
 
@@ -155,12 +179,13 @@ class JudgeTrainer(PPOTrainerSync):
         groups = defaultdict(set)
         for key, rewards in zip(keys, answers["rm_scores"].unbind()):
             groups[key.split("_")[0]].add(round(rewards.sum().item(), 6))
+        limit = self.config.data.max_response_length
         infos = [fields["reward_extra_info"] for fields in answers["extra_fields"]]
         own = {name: float(np.mean([info[name] for info in infos])) for name in infos[0] if name != "score"}
         own |= {
             "reward": metrics["critic/score/mean"],
             "no_signal": sum(len(rewards) == 1 for rewards in groups.values()) / len(groups),
-            "clipped": metrics["response_length/clip_ratio"],
+            "clipped": float(np.mean([tag["response_len"] >= limit for tag in batch.tags if "response_len" in tag])),
             "answer_tokens": metrics["response_length/mean"],
             "grad_norm": metrics["actor/grad_norm"],
             "entropy": metrics["actor/entropy"],
@@ -168,5 +193,5 @@ class JudgeTrainer(PPOTrainerSync):
             "seconds": timing_raw["step"],
         }
         metrics |= {f"train/{name}": value for name, value in own.items()}
-        shown = "  ".join(f"{name} {own[name]:.4g}" for name in SHOWN)
+        shown = "  ".join(f"{name} {own[name]:.4g}" for name in SHOWN if name in own)
         tqdm.write(f"step {global_steps}/{self.total_training_steps}  {shown}")

@@ -10,7 +10,9 @@ the weights, nothing to synchronise, one process fewer.
 from collections.abc import Sequence
 
 import torch
+import torch.nn as nn
 from tensordict import TensorDict
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
@@ -20,7 +22,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from common.attention import SEGMENT_ATTENTION, Segments
 from common.checkpoint import export_language_model, unwrap
 from common.engine import PackedEngine
-from common.generation import batches_of, generate_batch
+from common.generation import batches_of, generate_batch, make_plain
 
 MODEL_TYPE = "packed_policy"
 
@@ -72,7 +74,19 @@ class PolicyEngine(PackedEngine):
         module = super()._build_module()
         if self.model_config.generation_config:  # a module that waits for its weights on a worker has none of its own
             module.generation_config = self.model_config.generation_config
+        make_plain(module, self.model_config.tokenizer)
         return module
+
+    def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
+        module = super()._build_fsdp_module(module)
+        if hasattr(module, "peft_config"):  # peft's generate goes past the forward that gathers the root's weights
+            register_fsdp_forward_method(module, "generate")
+        return module
+
+    def _build_lr_scheduler(self, optimizer):
+        scheduler = super()._build_lr_scheduler(optimizer)
+        scheduler.step()  # verl's warm-up starts at a rate of 0: a step's answers for nothing
+        return scheduler
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
         sequences, prompts = micro_batch["input_ids"].unbind(), micro_batch["prompts"].offsets().diff()
@@ -128,7 +142,9 @@ class PolicyEngine(PackedEngine):
                 for index, answer in zip(batch, generated):
                     answers[index] = answer
         self.module.set_reshard_after_forward(self.engine_config.reshard_after_forward)
-        self.module.reshard()
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
         model.set_attn_implementation(SEGMENT_ATTENTION)
         return answers
 

@@ -76,7 +76,10 @@ class BatchRollout:
         """Share the prompts out between the workers in turn, and put their answers back in order."""
         workers = self.trainer.actor_rollout_wg.world_size
         first_seed = (self.rollout.seed * 1_000_003 + 2 * step + validate) * 1_000_003
-        seeds = [first_seed + number for number in range(len(prompts))]
+        seeds = [(first_seed + number) % 2**63 for number in range(len(prompts))]
+        # a worker without a prompt would leave the others waiting for its share of the weights
+        count, missing = len(prompts), max(0, workers - len(prompts))
+        prompts, seeds = prompts + prompts[:1] * missing, seeds + seeds[:1] * missing
         options = sampling | {
             "max_new_tokens": self.rollout.response_length,
             "max_tokens": self.rollout.max_num_batched_tokens,
@@ -86,7 +89,7 @@ class BatchRollout:
         answers = [None] * len(prompts)
         for worker, share in enumerate(answered):
             answers[worker::workers] = share
-        return answers
+        return answers[:count]
 
 
 def call_reward(reward_function, row: dict, text: str) -> dict[str, float]:
@@ -101,6 +104,8 @@ def call_reward(reward_function, row: dict, text: str) -> dict[str, float]:
         result = reward_function(
             data_source=row["data_source"], solution_str=text, ground_truth=truth, extra_info=row["extra_info"]
         )
+    except TrainingError:
+        raise
     except Exception as error:
         found = f"{type(error).__name__}: {error}. The label was {truth!r}, the answer {text[:200]!r}"
         raise TrainingError(f"{where}: the reward function raised {found}") from error
@@ -108,6 +113,17 @@ def call_reward(reward_function, row: dict, text: str) -> dict[str, float]:
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         raise TrainingError(f"{where}: expected a dict of finite numbers with a `score`, found {result!r}")
     return result
+
+
+def checked_reward(data_source: str, solution_str: str, ground_truth, extra_info: dict, **_) -> dict[str, float]:
+    """Reward an answer by `compute_score` of the method's own reward.py, with `call_reward`'s errors.
+
+    For verl's settings: its processes would log an error without the row.
+    """
+    from reward import compute_score
+
+    row = {"data_source": data_source, "extra_info": extra_info, "reward_model": {"ground_truth": ground_truth}}
+    return call_reward(compute_score, row, solution_str)
 
 
 def _rows_of(batch: TensorDict) -> list[dict]:

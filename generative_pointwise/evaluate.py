@@ -132,7 +132,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id; with --endpoint the served name")
     parser.add_argument("--data", required=True, help="Parquet with input, output and label, or prompt and label")
     parser.add_argument("--endpoint", help="http://host:8000/v1 of a served model; a key is taken from OPENAI_API_KEY")
-    parser.add_argument("--tokenizer", help="with --endpoint: checkpoint or hub id of its tokenizer and chat template")
+    parser.add_argument(
+        "--tokenizer", help="checkpoint or hub id of tokenizer and chat template, where they are not --model's"
+    )
     parser.add_argument("--concurrency", type=int, default=16, help="with --endpoint: requests at once")
     parser.add_argument("--output", help="folder for evaluation_*.json, .png, .parquet; default: beside the checkpoint")
     parser.add_argument("--compare-to", type=Path, help="an earlier evaluation_*.json of these rows: print both")
@@ -171,13 +173,13 @@ def read_options() -> argparse.Namespace:
 
 def load_tokenizer(options: argparse.Namespace, rows: list[dict]):
     """Return the judge's tokenizer, the rows measured by it, and what was left out; an endpoint may have none."""
-    name, trust = options.tokenizer if options.endpoint else options.model, options.trust_remote_code
+    name, trust = options.tokenizer or (None if options.endpoint else options.model), options.trust_remote_code
     if not name:
         return None, rows, Counter()
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
     limit = options.max_prompt_length or sys.maxsize
     if not options.endpoint:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust).get_text_config()
+        config = AutoConfig.from_pretrained(options.model, trust_remote_code=trust).get_text_config()
         limit = min(limit, config.max_position_embeddings - options.max_new_tokens)
     return tokenizer, *measure_rows(rows, tokenizer, limit, options.filter_overlong_prompts, options.on_bad_row)
 

@@ -23,6 +23,13 @@ if [[ -z "$MODEL_PATH" && ! -f "$HERE/../sft/run_sft.sh" ]]; then
     echo "Set MODEL_PATH to a chat model or to a judge that ../sft has trained elsewhere." >&2
     exit 1
 fi
+if [[ -z "$TRAIN_FILES" && -n "$VAL_FILES$TEST_FILES" ]]; then
+    echo "VAL_FILES or TEST_FILES without TRAIN_FILES: set all, or none for the demo's data." >&2
+    exit 1
+fi
+if [[ -n "$TRAIN_FILES" && -z "$MODEL_PATH" ]]; then
+    echo "MODEL_PATH is not set: the demo's tiny judge is trained on your rows, which shows the way and no more."
+fi
 if [[ -z "$TRAIN_FILES" || -z "$MODEL_PATH" ]]; then
     # 640 rows: 20 steps of 32
     python "$HERE/prepare_data.py" --source demo --seed "$SEED" --demo-rows 640 --lenient-transcripts 3000 \
@@ -35,7 +42,7 @@ if [[ -z "$MODEL_PATH" ]]; then
     # A judge cannot learn its form by chance: GRPO needs answers of which some are right. So the demo starts from
     # transcripts, of an annotator who forgives two kinds of error. 0.4 M weights, so small batches at a high rate
     TRAIN_FILES=$OUTPUT/data/warm_start.parquet VAL_FILES='' TEST_FILES='' OUTPUT=$OUTPUT/warm_start \
-        RAY_ADDRESS='' bash "$HERE/../sft/run_sft.sh"
+        RAY_ADDRESS='' NNODES=1 N_GPUS_PER_NODE=null bash "$HERE/../sft/run_sft.sh"
     MODEL_PATH=$OUTPUT/warm_start/checkpoint
     PROMPTS=32 PROMPTS_PER_UPDATE=16 LR=3e-4 EPOCHS=1 ANSWER=48 CHECKPOINTING=False TEST_FREQ=5 SAVE_FREQ=5
 else
@@ -49,14 +56,13 @@ if [[ -z "$ROLLOUT" ]]; then
     fi
 fi
 
-PROMPT=3072                             # tokens of a whole rendered prompt; the demo's have 120
 # One step: PROMPTS x 8 answers are sampled and rewarded, then trained on in PROMPTS / PROMPTS_PER_UPDATE updates. With
 # the demo's numbers: 32 x 8 = 256 answers, two updates of 128.
 DATA=(
     data.train_files="'$TRAIN_FILES'"
     data.val_files="${VAL_FILES:+'$VAL_FILES'}"
     data.train_batch_size=$PROMPTS      # prompts per step
-    data.max_prompt_length=$PROMPT
+    data.max_prompt_length=3072         # tokens of a whole rendered prompt; the demo's have 120
     data.filter_overlong_prompts=True   # longer prompts are left out and counted; cut, they would lack dialogue or task
     data.max_response_length=$ANSWER    # tokens of reasoning and verdict; an answer that is cut has none
 )
@@ -66,7 +72,9 @@ MODEL=(
 )
 ACTOR=(
     actor_rollout_ref.actor.ppo_mini_batch_size=$PROMPTS_PER_UPDATE # prompts per update, each with all its answers
-    actor_rollout_ref.actor.ppo_max_token_len_per_gpu=16384 # per micro-batch: memory and speed only, never the result
+    # tokens of a micro-batch: memory and speed only, never the result. If it holds all 8 answers to the longest prompt,
+    # each counted with its prompt, then the prompt is computed once for them
+    actor_rollout_ref.actor.ppo_max_token_len_per_gpu=32768
     actor_rollout_ref.actor.optim.lr=$LR
     actor_rollout_ref.actor.optim.lr_warmup_steps=5 # Adam's averages need some steps before they can be trusted
     actor_rollout_ref.actor.optim.weight_decay=0.0  # the policy should stay near its start where rewards say nothing
@@ -99,19 +107,20 @@ TRAINER=(
     trainer.n_gpus_per_node="$N_GPUS_PER_NODE"
 )
 
-judge() { # on this machine, which may be a head node without a GPU: then only say how
-    if [[ -z "${RAY_ADDRESS:-}" ]]; then
-        python "$HERE/evaluate.py" "$@"
-    else
-        echo "To see how well it judges, run on a machine that can hold the model: python $HERE/evaluate.py $*"
-    fi
-}
-LIMITS=(--max-new-tokens "$ANSWER" --max-prompt-length "$PROMPT" --filter-overlong-prompts)
-if [[ -n "$TEST_FILES" ]]; then
-    judge --model "$MODEL_PATH" --data "$TEST_FILES" --output "$OUTPUT/before" "${LIMITS[@]}"
-fi
 python "$HERE/train.py" "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUTS[@]}" "${ALGORITHM[@]}" "${TRAINER[@]}" "$@"
-if [[ -n "$TEST_FILES" ]]; then
-    judge --model "$OUTPUT/checkpoint" --data "$TEST_FILES" --output "$OUTPUT" --card "${LIMITS[@]}" \
-        --compare-to "$OUTPUT/before/evaluation_$(basename "${TEST_FILES%.*}").json"
+
+# Where it started, then what became of it, on the same rows and with the run's own limits
+NAME=${TEST_FILES##*/}
+BEFORE=(python "$HERE/evaluate.py" --model "$MODEL_PATH" --tokenizer "$OUTPUT/tokenizer" --data "$TEST_FILES"
+    --settings "$OUTPUT/settings.yaml" --output "$OUTPUT/before")
+AFTER=(python "$HERE/evaluate.py" --model "$OUTPUT/checkpoint" --data "$TEST_FILES" --settings "$OUTPUT/settings.yaml"
+    --output "$OUTPUT" --card --compare-to "$OUTPUT/before/evaluation_${NAME%.*}.json")
+if [[ -n "$TEST_FILES" && -z "${RAY_ADDRESS:-}" ]]; then
+    printf '\nbefore training:\n'
+    "${BEFORE[@]}"
+    printf '\nbefore training -> the best policy:\n'
+    "${AFTER[@]}"
+elif [[ -n "$TEST_FILES" ]]; then
+    # this machine may be a head node without a GPU
+    echo "To see how well it judges, run on a machine that can hold the model: ${BEFORE[*]} && ${AFTER[*]}"
 fi

@@ -7,6 +7,7 @@ reward.py. One process, this one, owns the data, the loop and the files; the wor
 hold the sharded policy. All input is checked before Ray or a model starts.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -28,6 +29,10 @@ from prompt import VERDICTS, parse, write
 
 # found, but not imported: that takes seconds, and bad input is reported before
 os.environ["VERL_CONFIG"] = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
+NOT_READ = {  # verl's settings that common/policy.py has no use for
+    "model": ("lora_adapter_path", "exclude_modules", "target_parameters", "use_liger", "use_fused_kernels"),
+    "actor": ("use_prefix_grouper",),
+}
 HELD_OUT = 500  # rows for validation where there are none: enough to tell policies apart, few enough to answer often
 GO_ON = "the same command goes on from the last checkpoint, if there is one"
 PRECISION = {"cuda": "bf16", "cpu": "fp32"}
@@ -75,17 +80,18 @@ def train(config: DictConfig) -> None:
     queue = 1 + config.transfer_queue.backend.SimpleStorage.num_data_storage_units
     servers = 0 if in_process else config.reward.num_workers + policy.rollout.agent.num_workers
     folder = Path(__file__).resolve().parent
-    cores = {"cores_per_worker": 1 if in_process else 3, "cores_beside": queue + servers}
+    cores_per_worker = 1 if in_process else 3  # verl asks for three beside a server
+    cores = {"cores_per_worker": cores_per_worker, "cores_beside": queue + servers}
     device, per_node = cluster.connect(folder, trainer.nnodes, trainer.n_gpus_per_node, **cores)
     workers = per_node * trainer.nnodes
-    if policy.actor.ppo_mini_batch_size * policy.rollout.n % workers:
+    if policy.actor.ppo_mini_batch_size % workers:
         raise DataError(
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={policy.actor.ppo_mini_batch_size} prompts x "
-            f"rollout.n={policy.rollout.n} answers cannot be shared equally by {workers} workers"
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={policy.actor.ppo_mini_batch_size} prompts cannot be shared "
+            f"equally by {workers} workers"
         )
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
-    check_resume(output, identity(config, model_name, rows_of, workers), trainer.resume_mode)
+    check_resume(output, identity(config, model_name, tokenizer, rows_of, workers), trainer.resume_mode)
     OmegaConf.save(config, output / "settings.yaml")
 
     # 3. What follows from the machine and the data
@@ -109,14 +115,19 @@ def train(config: DictConfig) -> None:
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)
 
     # 4. Train, or resume where an interrupted run of the same settings stopped
-    last = JudgeTrainer(config).train()
+    group = policy.rollout.n * (max(row["tokens"] for row in rows_of["train"]) + data.max_response_length)
+    keep_groups = group <= policy.actor.ppo_max_token_len_per_gpu
+    if not keep_groups:
+        print(f"all answers to the longest prompt may have {group} tokens, more than")
+        print("actor_rollout_ref.actor.ppo_max_token_len_per_gpu: prompts are computed anew for most answers")
+    last = JudgeTrainer(config, keep_groups).train()
 
     # 5. Leave behind what people and servers use
     best = json.loads((output / BEST).read_text())
     figures = {"best step": best.pop("step"), **best}
     about = {"base model": model_name, "training prompts": len(rows_of["train"]), "left out": dict(left_out)}
-    write_report(config, output / CHECKPOINT, figures, about)
-    write_report(config, output / LAST, last, about)
+    write_report(config, output / CHECKPOINT, figures, about | {"policy": "the best on the validation rows"})
+    write_report(config, output / LAST, last, about | {"policy": "the last one"})
     claim.close()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     print("\n".join(["", *lines, "", f"the best judge on val, its card and picture: {output / CHECKPOINT}"]))
@@ -163,6 +174,16 @@ def check_sizes(config: DictConfig, rows_of: dict[str, list[dict]]) -> None:
             f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} does not divide "
             f"data.train_batch_size={data.train_batch_size}"
         )
+    if config.trainer.test_freq < 1:
+        raise DataError(
+            f"trainer.test_freq={config.trainer.test_freq}: validation chooses the best policy; set 1 or more"
+        )
+    steps = count // data.train_batch_size * config.trainer.total_epochs
+    config.trainer.total_training_steps = min(steps, config.trainer.total_training_steps or steps)
+    settings = {"model": config.actor_rollout_ref.model, "actor": actor}
+    ignored = [f"{part}.{name}" for part, names in NOT_READ.items() for name in names if settings[part].get(name)]
+    if ignored:
+        raise DataError(f"actor_rollout_ref.{', '.join(ignored)}: not supported here, as verl's own engine is not used")
     largest = data.max_prompt_length + data.max_response_length
     if largest > actor.ppo_max_token_len_per_gpu:
         raise DataError(
@@ -171,16 +192,24 @@ def check_sizes(config: DictConfig, rows_of: dict[str, list[dict]]) -> None:
         )
 
 
-def identity(config: DictConfig, model_name: str, rows_of: dict[str, list[dict]], workers: int) -> dict:
+def identity(config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, list[dict]], workers: int) -> dict:
     """What must be equal for a resumed run to be the same run."""
     policy, data = config.actor_rollout_ref, config.data
+    losses = ("clip_ratio_low", "clip_ratio_high", "use_kl_loss", "kl_loss_coef", "kl_loss_type", "entropy_coeff")
+    losses += ("loss_agg_mode", "grad_clip", "ppo_epochs", "ppo_mini_batch_size")
+    reward = Path(__file__).with_name("reward.py").read_text(encoding="utf-8")
     return {
         "model": model_name,
+        "chat template, reward.py": [
+            hashlib.sha256(text.encode()).hexdigest()[:8] for text in (str(tokenizer.chat_template), reward)
+        ],
         **{f"{name} prompts": f"{len(rows)}, digest {digest(rows)}" for name, rows in rows_of.items()},
         "workers": workers,
         **{f"data.{name}": data[name] for name in ("train_batch_size", "max_prompt_length", "max_response_length")},
         **{f"rollout.{name}": policy.rollout[name] for name in ("name", "n", "temperature", "top_p", "top_k")},
-        "ppo_mini_batch_size": policy.actor.ppo_mini_batch_size,
+        **{f"actor.{name}": policy.actor[name] for name in losses},
+        "algorithm.norm_adv_by_std_in_grpo": config.algorithm.norm_adv_by_std_in_grpo,
+        "algorithm.use_kl_in_reward": config.algorithm.use_kl_in_reward,
         "lora": {key: str(policy.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
         "optim": OmegaConf.to_container(policy.actor.optim),
         "trainer.total_epochs": config.trainer.total_epochs,
@@ -206,7 +235,7 @@ def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dic
         checkpoint,
         title="LLM judge: scores",
         summary="Reasons between `<think>` and `</think>`, then gives a response 0 to 4 as `<score>N</score>`. "
-        "Trained by GRPO on labelled scores. Figures are of the validation rows, which also chose the step.",
+        "Trained by GRPO on labelled scores. The figures below are of the validation rows, which chose the best step.",
         usage=USAGE,
         figures=figures,
         settings=about,

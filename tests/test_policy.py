@@ -31,21 +31,25 @@ def sequences(tokenizer) -> list[tuple[list[int], list[int]]]:
     return [pairs[index][1:] for index in order]
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_model, process_group):
+def make_engine(tiny_model, **model_settings):
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 
     from common.policy import PolicyEngine
 
     built = PolicyEngine(
-        HFModelConfig(path=str(tiny_model), enable_gradient_checkpointing=False),
+        HFModelConfig(path=str(tiny_model), enable_gradient_checkpointing=False, **model_settings),
         FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": "fp32"}),
         FSDPOptimizerConfig(lr=0.0, weight_decay=0.0, clip_grad=1e9, total_training_steps=10),
         CheckpointConfig(),
     )
     built.initialize()
     return built
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model, process_group):
+    return make_engine(tiny_model)
 
 
 def make_batch(sequences, temperature, max_tokens: int = 10**6) -> TensorDict:
@@ -191,3 +195,22 @@ def test_cuts_are_kept_to(tiny_model, tokenizer):
     greedy = generate_batch(model, [prompt] * 2, tokenizer.pad_token_id, 1, [0, 1], 0.0)
     assert {tokens[0] for tokens, _ in greedy} == {int(probabilities.argmax())}
     assert greedy[0][1][0] == pytest.approx(probabilities.max().log().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_generation_leaves_the_weights_sharded_with_and_without_adapters(
+    tiny_model, sequences, process_group, lora_rank
+):
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+    built = make_engine(tiny_model, lora_rank=lora_rank)
+    prompts, seeds = [prompt for prompt, _ in sequences], list(range(len(sequences)))
+    answers = built.generate(prompts, seeds, 8, 10**6, **SAMPLING)
+    answered = [(prompt, tokens) for prompt, (tokens, _) in zip(prompts, answers)]
+    assert sum(isinstance(part, FSDPModule) for part in built.module.modules()) == 3
+    assert all(isinstance(weight, DTensor) for weight in built.module.parameters())
+    with torch.no_grad(), built.eval_mode():
+        output = built.infer_batch(make_batch(answered, 1.0))["model_output"]
+    for found, (_, log_probs) in zip(at_answers(output["log_probs"], answered), answers):
+        torch.testing.assert_close(found, torch.tensor(log_probs), atol=1e-5, rtol=0)

@@ -70,7 +70,7 @@ class WorkerGroup:
 
 @pytest.fixture
 def batch_rollout(monkeypatch) -> rollout.BatchRollout:
-    settings = {"seed": 3, "response_length": 5, "max_num_batched_tokens": 100, "n": 2}
+    settings = {"seed": 20261122, "response_length": 5, "max_num_batched_tokens": 100, "n": 2}
     trainer = types.SimpleNamespace(
         config=OmegaConf.create({"actor_rollout_ref": {"rollout": settings}, "reward": {}}),
         actor_rollout_wg=WorkerGroup(),
@@ -85,6 +85,13 @@ def test_answers_come_back_in_the_order_of_their_prompts(batch_rollout):
     ((shares, seeds, options),) = batch_rollout.trainer.actor_rollout_wg.calls
     assert shares == [[[0, 9], [2, 9], [4, 9]], [[1, 9], [3, 9]]]
     assert options == {"temperature": 1.0, "max_new_tokens": 5, "max_tokens": 100}
+
+
+def test_no_worker_is_left_without_a_prompt(batch_rollout):
+    ((tokens, _),) = batch_rollout._generate([[5, 9]], {}, 1, validate=True)
+    assert tokens[0] == 5
+    ((shares, _, _),) = batch_rollout.trainer.actor_rollout_wg.calls
+    assert shares == [[[5, 9]], [[5, 9]]]
 
 
 def test_every_answer_of_a_run_has_a_seed_of_its_own(batch_rollout):
