@@ -76,6 +76,10 @@ class JudgeTrainer(PPOTrainerSync):
             if self.global_steps == 0:
                 (self.output / BEST).unlink(missing_ok=True)
             set_log_file(self.output, self.global_steps)
+            # a resumed run validates where the uninterrupted one does, or it might choose another policy as the best
+            finished = self.global_steps >= self.total_training_steps
+            trainer = self.config.trainer
+            trainer.val_before_train = finished or self.global_steps % trainer.test_freq == 0
             self.fit(self._start_rollout())
             export_checkpoint(self.actor_rollout_wg, self.output, LAST)
         finally:
@@ -120,9 +124,9 @@ class JudgeTrainer(PPOTrainerSync):
         """Share the batch out so that each worker gets about the same number of tokens, whole groups if they fit."""
         batch = super()._balance_batch(batch, metrics, **settings)
         if self.keep_groups:
-            groups = defaultdict(list)
-            for index in sorted(range(len(batch)), key=lambda index: batch.keys[index]):
-                groups[batch.keys[index].split("_")[0]].append(index)
+            groups = defaultdict(list)  # in the order of the batch, not of their random ids: a run can be repeated
+            for index, key in enumerate(batch.keys):
+                groups[key.split("_")[0]].append(index)
             members = list(groups.values())
             tokens = [sum(batch.tags[index]["seq_len"] for index in group) for group in members]
             workers = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1

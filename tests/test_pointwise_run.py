@@ -19,7 +19,7 @@ POLICY = "actor_rollout_ref"
 SETTINGS = (
     "data.train_batch_size=16",
     "data.max_response_length=48",
-    f"{POLICY}.actor.ppo_mini_batch_size=8",
+    f"{POLICY}.actor.ppo_mini_batch_size=16",  # one update a step: halves of a batch differ between worker counts
     f"{POLICY}.actor.optim.lr=3e-4",
     f"{POLICY}.actor.optim.lr_warmup_steps=1",
     f"{POLICY}.rollout.n=4",
@@ -127,7 +127,7 @@ def test_two_workers_get_the_same_answers(tmp_path, small_judge_run, reference):
         ("val/reward", 0, 1e-6),
         ("train/reward", 1, 1e-6),
         ("train/acc", 1, 1e-6),
-        ("train/grad_norm", 1, 1e-2),  # of other halves of the batch
+        ("train/grad_norm", 1, 1e-3),
         ("train/reward", 3, 0.1),
         ("val/reward", 3, 0.05),
     ):
