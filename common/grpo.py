@@ -137,7 +137,7 @@ class JudgeTrainer(PPOTrainerSync):
 
     def _update_actor(self, batch, metrics: dict):
         batch = super()._update_actor(batch, metrics)
-        found = {name: metrics[name] for name in ("actor/pg_loss", "actor/grad_norm")}
+        found = {name: float(metrics[name]) for name in ("actor/pg_loss", "actor/grad_norm")}
         if not all(map(math.isfinite, found.values())):
             rows = transfer_queue.kv_batch_get(
                 keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_info"]
