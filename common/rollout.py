@@ -6,6 +6,7 @@ step's prompts at once, rewards in this process, one write to verl's queue. Samp
 repetition), so a run can be repeated, and gives the same answers with any number of workers.
 """
 
+import importlib
 import inspect
 import math
 
@@ -115,15 +116,15 @@ def call_reward(reward_function, row: dict, text: str) -> dict[str, float]:
     return result
 
 
-def checked_reward(data_source: str, solution_str: str, ground_truth, extra_info: dict, **_) -> dict[str, float]:
-    """Reward an answer by `compute_score` of the method's own reward.py, with `call_reward`'s errors.
+def checked_reward(
+    data_source: str, solution_str: str, ground_truth, extra_info: dict, module: str, **_
+) -> dict[str, float]:
+    """Reward an answer by `compute_score` of the module of that name, with `call_reward`'s errors.
 
     For verl's settings: its processes would log an error without the row.
     """
-    from reward import compute_score
-
     row = {"data_source": data_source, "extra_info": extra_info, "reward_model": {"ground_truth": ground_truth}}
-    return call_reward(compute_score, row, solution_str)
+    return call_reward(importlib.import_module(module).compute_score, row, solution_str)
 
 
 def _rows_of(batch: TensorDict) -> list[dict]:

@@ -42,8 +42,14 @@ def keys_of(config: DictConfig, prefix: str = "") -> set[str]:
     "environment",
     [
         {},
-        {"MODEL_PATH": "Qwen/Qwen3-8B", "TRAIN_FILES": "a b.parquet,c.parquet", "NNODES": "4", "ROLLOUT": "vllm"},
-        {"N_GPUS_PER_NODE": "8", "OUTPUT": "my outputs (2)", "VAL_FILES": "v=1.parquet", "SEED": "3"},
+        {
+            "MODEL_PATH": "Qwen/Qwen3-8B",
+            "TRAIN_FILES": "a b.parquet,c.parquet",
+            "NNODES": "4",
+            "ROLLOUT": "vllm",
+            "SEED": "3",
+        },
+        {"N_GPUS_PER_NODE": "8", "OUTPUT": "my outputs (2)", "TRAIN_FILES": "t.parquet", "VAL_FILES": "v=1.parquet"},
     ],
 )
 def test_verls_dataclasses_accept_what_the_script_sets(judge, tmp_path, environment):
@@ -81,7 +87,12 @@ def test_what_the_config_adds_to_verls_is_read(judge):
     added = {key for key in added if not any(key == name or key.startswith(f"{name}.") for name in known)}
     added = {key for key in added if not any(name.startswith(f"{key}.") for name in known)}
     read = attributes_read(REPO / judge) | attributes_read(REPO / "common")
-    fields = {"model.model_type", "actor.optim.betas", "fsdp_config.mixed_precision"}  # of verl's dataclasses
+    fields = {
+        "model.model_type",
+        "actor.optim.betas",
+        "fsdp_config.mixed_precision",
+        "reward_kwargs.module",
+    }  # of verl's dataclasses
     unread = {key for key in added if tuple(key.split(".")[-2:]) not in read and not key.endswith(tuple(fields))}
     assert unread == set() and {"data.on_bad_row", "trainer.output", "trainer.max_ckpt_to_keep"} <= added
 

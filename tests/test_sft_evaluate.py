@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import method_modules
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from common.demo import pairwise_rows, pointwise_rows
 from common.judge import write_score
@@ -167,7 +167,7 @@ def test_greedy_answers_are_those_of_each_prompt_alone_and_stop_at_an_end_token(
     ends = {written[0][4], written[1][7]}
     expected = [answered_alone(model, tiny_tokenizer, prompt, 12, ends) for prompt in prompts]
     assert len(set(expected)) == 3 and any(len(short) < len(long) for short, long in zip(expected, free))
-    monkeypatch.setattr(model.generation_config, "eos_token_id", sorted(ends))
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=sorted(ends)))
     for max_tokens in (1, 300, 10**6):
         assert evaluate.answer(model, tiny_tokenizer, prompts, 12, max_tokens) == [[text] for text in expected]
 
@@ -175,6 +175,6 @@ def test_greedy_answers_are_those_of_each_prompt_alone_and_stop_at_an_end_token(
 def test_sampling_set_by_the_checkpoint_is_not_used(model, tiny_tokenizer, monkeypatch):
     prompts = ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"]
     expected = [answered_alone(model, tiny_tokenizer, prompts[0], 12, {tiny_tokenizer.eos_token_id})]
-    for name, value in {"do_sample": True, "temperature": 5.0, "top_k": 50}.items():
-        monkeypatch.setattr(model.generation_config, name, value)
+    sampling = GenerationConfig(do_sample=True, temperature=5.0, top_k=50, eos_token_id=tiny_tokenizer.eos_token_id)
+    monkeypatch.setattr(model, "generation_config", sampling)
     assert evaluate.answer(model, tiny_tokenizer, prompts, 12, 10**6) == [[text] for text in expected]
