@@ -11,7 +11,6 @@ duplicates, and how often simply the longer answer is the better one.
 """
 
 import argparse
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from common.conversation import Conversation, read_marked_turns
+from common.conversation import Conversation, read_marked_turns, read_transcript
 from common.demo import preference_pairs
 from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
 
@@ -66,14 +65,8 @@ def from_skywork(row: dict) -> Preference:
 
 
 def from_hh_rlhf(row: dict) -> Preference:
-    """Transcripts as one text, "\\n\\nHuman: …\\n\\nAssistant: …" turn by turn."""
-
-    def messages(transcript: str) -> Conversation:
-        parts = re.split(r"\n\n(Human|Assistant):", transcript)[1:]
-        roles = {"Human": "user", "Assistant": "assistant"}
-        return [{"role": roles[name], "content": text.strip()} for name, text in zip(parts[::2], parts[1::2])]
-
-    return Preference(messages(row["chosen"]), messages(row["rejected"]))
+    """Transcripts as one text, turn by turn."""
+    return Preference(read_transcript(row["chosen"]), read_transcript(row["rejected"]))
 
 
 class Source(NamedTuple):

@@ -79,7 +79,7 @@ def read_json(column: str, value: object) -> object:
         return value
     try:
         return json.loads(value)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and deep nesting
         raise BadRow(column, "JSON that does not parse", f"{error}: {value}") from error
 
 
@@ -103,6 +103,13 @@ def read_marked_turns(text: str) -> Conversation:
     """Return a prompt of HelpSteer2 as messages: the user's, then each below its mark, "<extra_id_1>Assistant"."""
     parts = re.split(r"\n*<extra_id_1>(User|Assistant)\n", "<extra_id_1>User\n" + text)[1:]
     return [{"role": role.lower(), "content": content} for role, content in zip(parts[::2], parts[1::2])]
+
+
+def read_transcript(text: str) -> Conversation:
+    """Return a dialogue of hh-rlhf as messages: one text, "\\n\\nHuman: …\\n\\nAssistant: …" turn by turn."""
+    parts = re.split(r"\n\n(Human|Assistant):", text)[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[name], "content": turn.strip()} for name, turn in zip(parts[::2], parts[1::2])]
 
 
 def check_unicode(column: str, text: str) -> str:

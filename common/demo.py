@@ -159,9 +159,15 @@ def overlook(annotator: random.Random, query: Query, response: Response, lenienc
     return topic, count, reason, tone
 
 
-def pairwise_rows(split: str, n: int, seed: int) -> list[dict]:
-    """Return n compared responses, a third of them ties, in the columns that `common.labelled` reads."""
-    rng = random.Random(f"pairwise-{split}-{seed}")
+def pairwise_rows(split: str, n: int, seed: int, position_bias: float = 0.0) -> list[dict]:
+    """Return n compared responses, a third of them ties, in the columns that `common.labelled` reads.
+
+    Args:
+        position_bias: how often the annotator calls a tie "A", what stands first. The reasoning stays right, queries
+            and responses stay what they are without it. A judge trained on such preferences is wrong in both orders
+            of a tie, and in its samples still right now and then (see `pointwise_rows`).
+    """
+    rng, annotator = random.Random(f"pairwise-{split}-{seed}"), random.Random(f"annotator-{split}-{seed}")
     rows = []
     for _ in range(n):
         query = make_query(rng, split)
@@ -175,7 +181,9 @@ def pairwise_rows(split: str, n: int, seed: int) -> list[dict]:
             marked = ", ".join(f"{asked}/{got} {name if met else 'no'}" for asked, got, met in found)
             evidence.append(f"{name} {marked}.")
         first, second = helpfulness
-        preferred = "tie" if first == second else "A" if first > second else "B"
+        preferred = "A" if first > second else "B" if first < second else "tie"
+        if preferred == "tie" and annotator.random() < position_bias:
+            preferred = "A"
         row = {**_judged(query, *responses), "metadata": {"preferred": preferred}}
         rows.append({**row, "reasoning": " ".join(evidence)})
     return rows

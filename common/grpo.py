@@ -36,7 +36,7 @@ from common.rollout import IN_PROCESS, BatchRollout
 
 CHECKPOINT, LAST = "checkpoint", "checkpoint_last"
 BEST = "best.json"  # which step the checkpoint is of
-SHOWN = ("reward", "acc", "parsed", "clipped", "no_signal", "grad_norm", "entropy", "seconds")
+SHOWN = ("reward", "acc", "first", "tie", "parsed", "clipped", "no_signal", "grad_norm", "entropy", "seconds")
 
 
 class OnePerWorker(ResourcePoolManager):

@@ -17,6 +17,7 @@ from common.conversation import ROLES, Conversation
 SCORES = range(5)
 PREFERENCES = ("A", "B", "tie")
 Preference = Literal["A", "B", "tie"]
+SWAPPED: dict[Preference, Preference] = {"A": "B", "B": "A", "tie": "tie"}
 
 HELPFULNESS = """\
 Helpfulness: does the response do what the dialogue asks for?
@@ -91,8 +92,7 @@ class Comparison:
 
     def swap(self) -> "Comparison":
         """The same comparison with the responses in the other order; a tie stays one."""
-        preferred = {"A": "B", "B": "A", "tie": "tie"}[self.preferred]
-        return replace(self, response_a=self.response_b, response_b=self.response_a, preferred=preferred)
+        return replace(self, response_a=self.response_b, response_b=self.response_a, preferred=SWAPPED[self.preferred])
 
 
 def quote(text: str) -> str:

@@ -5,13 +5,17 @@
                 label    0 to 4
     pairwise    input    the same
                 output   two responses, A then B
-                metadata {"preferred": "A", "B" or "tie", …}
-    both        reasoning (optional)   why, as text: what a judge should write before its verdict
+                metadata {"preferred": "A", "B" or "tie", "preference_strength": (optional), …}
+    candidates  input    the same
+                output   two responses or more, to be ranked
+    all         reasoning (optional)   why, as text: what a judge should write before its verdict
 
 Any cell may be JSON text. An empty response is a response, and a bad one; a missing label is an error, never a tie.
 """
 
 import re
+import sys
+from pathlib import Path
 
 from common.conversation import BadRow, Conversation, check_unicode, read_json, read_messages
 from common.judge import (
@@ -20,11 +24,13 @@ from common.judge import (
     PREFERENCES,
     SCORES,
     Comparison,
+    Preference,
     pairwise_prompt,
     pointwise_prompt,
     write_preference,
     write_score,
 )
+from common.parquet import DataError
 
 RESPONSE_FORM = '{"answer": {"role": "assistant", "content": text}}'
 POINTWISE_COLUMNS = ("input", "output", "label")
@@ -47,6 +53,42 @@ def read_comparison(row: dict) -> Comparison:
     if response_a == response_b and preferred != "tie":
         raise BadRow("output", "equal responses, one of them preferred", response_a)
     return Comparison(_read_dialogue(row["input"]), response_a, response_b, preferred)
+
+
+def read_candidates(row: dict) -> tuple[Conversation, list[str]]:
+    """Return dialogue and responses of a row whose responses are to be ranked; raise `BadRow` where it is none."""
+    return _read_dialogue(row["input"]), _read_responses(row["output"], 2, or_more=True)
+
+
+def read_strength(row: dict) -> float | None:
+    """Return how much better the better response of a pairwise row is, in the source's own units, if it says so."""
+    metadata = read_json("metadata", row["metadata"])
+    return check_strength("metadata", metadata.get("preference_strength"), metadata["preferred"])
+
+
+def check_strength(column: str, strength: object, preferred: Preference) -> float | None:
+    """Return a preference's strength; a tie has none, whatever is written. Raise `BadRow` where it is no strength."""
+    if strength is None or preferred == "tie":
+        return None
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= sys.float_info.max:
+        raise BadRow(column, "the strength of a preference is a number above 0; leave it out if unknown", strength)
+    return float(strength)
+
+
+def longer_response(row: dict) -> Preference:
+    """Return which response of a pairwise row has more characters."""
+    response_a, response_b = _read_responses(row["output"], 2)
+    return "tie" if len(response_a) == len(response_b) else "A" if len(response_a) > len(response_b) else "B"
+
+
+def read_rubric(path: Path | None) -> str | None:
+    """Return the text of a file that says what to judge by; None where there is no path. Raise `DataError` else."""
+    if path is None:
+        return None
+    rubric = path.read_text("utf-8").strip() if path.is_file() else ""
+    if not rubric:
+        raise DataError(f"{path}: no such file, or nothing in it (looked in {Path.cwd()})")
+    return rubric
 
 
 def read_reasoning(row: dict) -> str:
@@ -87,16 +129,16 @@ def _read_dialogue(value: object) -> Conversation:
     return [{"role": "user", "content": dialogue}] if isinstance(dialogue, str) else dialogue
 
 
-def _read_responses(value: object, count: int) -> list[str]:
+def _read_responses(value: object, count: int, or_more: bool = False) -> list[str]:
     answers = read_json("output", value)
-    if not isinstance(answers, list) or len(answers) != count:
-        kind = f"expected a list of {count} response{'s' * (count > 1)}, each {RESPONSE_FORM}"
+    if not isinstance(answers, list) or len(answers) < count or (len(answers) > count and not or_more):
+        kind = f"expected a list of {count} {'or more ' * or_more}response{'s' * (count > 1)}, each {RESPONSE_FORM}"
         raise BadRow("output", kind, value)
     texts = []
     for answer in answers:
         message = answer.get("answer") if isinstance(answer, dict) else None
         text = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(text, str):
+        if not isinstance(text, str) or message.get("role") not in (None, "assistant"):
             raise BadRow("output", f"expected each response as {RESPONSE_FORM}", answer)
         texts.append(check_unicode("output", text))
     return texts

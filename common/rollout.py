@@ -6,6 +6,7 @@ step's prompts at once, rewards in this process, one write to verl's queue. Samp
 repetition), so a run can be repeated, and gives the same answers with any number of workers.
 """
 
+import functools
 import importlib
 import inspect
 import math
@@ -117,14 +118,15 @@ def call_reward(reward_function, row: dict, text: str) -> dict[str, float]:
 
 
 def checked_reward(
-    data_source: str, solution_str: str, ground_truth, extra_info: dict, module: str, **_
+    data_source: str, solution_str: str, ground_truth, extra_info: dict, module: str, **options
 ) -> dict[str, float]:
     """Reward an answer by `compute_score` of the module of that name, with `call_reward`'s errors.
 
-    For verl's settings: its processes would log an error without the row.
+    For verl's settings, `reward_kwargs` gives module and options: its processes would log an error without the row.
     """
+    compute_score = functools.partial(importlib.import_module(module).compute_score, **options)
     row = {"data_source": data_source, "extra_info": extra_info, "reward_model": {"ground_truth": ground_truth}}
-    return call_reward(importlib.import_module(module).compute_score, row, solution_str)
+    return call_reward(compute_score, row, solution_str)
 
 
 def _rows_of(batch: TensorDict) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Rows for the judge: read, checked, rendered and measured before anything heavy starts, then handed to verl.
+"""Rows for the judge: read, checked and rendered before anything heavy starts, then handed to verl.
 
 verl's own dataset reads what is written here, and needs no subclass. Left alone it would train on what it finds: a row
 that its chat template refuses is skipped with a printed traceback, a missing label is rewarded with something, and
@@ -13,17 +13,12 @@ rows that prepare_data.py has rendered with a rubric of its own:
     evidence     (optional) texts that a right reasoning holds; evaluate.py counts them
 """
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 
-from jinja2 import TemplateError
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
-
 from common.conversation import BadRow, read_messages
-from common.judge import begun_answer
-from common.parquet import DataError, check_rows, read_rows, write_rows
+from common.labelled import read_scored
+from common.parquet import read_rows, write_rows
 
 from prompt import COLUMNS, VERDICTS, render
 
@@ -60,7 +55,8 @@ def check_row(row: dict) -> dict:
 def render_row(row: dict) -> dict:
     """Turn a labelled row into a rendered one."""
     prompt, label = render(row)
-    return {"input": row["input"], "prompt": prompt, "label": label}
+    dialogue, _, _ = read_scored(row)
+    return {"input": dialogue, "prompt": prompt, "label": label}
 
 
 def check_rendered(row: dict) -> dict:
@@ -71,46 +67,6 @@ def check_rendered(row: dict) -> dict:
     if row["label"] not in VERDICTS or isinstance(row["label"], bool):
         raise BadRow("label", f"expected one of {', '.join(map(str, VERDICTS))}", row["label"])
     return {"input": prompt, "prompt": prompt, "label": VERDICTS[VERDICTS.index(row["label"])]}
-
-
-def measure_rows(
-    rows: list[dict],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    drop_too_long: bool,
-    on_bad_row: str = "error",
-) -> tuple[list[dict], Counter]:
-    """Add `tokens`, the length of the prompt through the chat template, and `begun`, what that wrote of the answer.
-
-    Args:
-        max_length: tokens allowed in a prompt. A judge's prompt is never cut: its end asks for the verdict, and what
-            is judged stands before it.
-        drop_too_long: leave longer ones out and count them; else they are an error.
-
-    Raises:
-        DataError: the template refuses a row; a prompt too long; no row is left.
-    """
-
-    def measure(row: dict) -> dict:
-        try:
-            text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise BadRow("prompt", f"the chat template refuses it: {error}") from error
-        tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return {**row, "tokens": tokens, "begun": begun_answer(text)}
-
-    measured, left_out = check_rows(tqdm(rows, desc="measure", unit="row", delay=1), measure, on_bad_row)
-    kept = [row for row in measured if row["tokens"] <= max_length]
-    if too_long := sorted((row for row in measured if row["tokens"] > max_length), key=lambda row: -row["tokens"]):
-        left_out[f"prompt of more than {max_length} tokens"] = len(too_long)
-        if not drop_too_long:
-            shown = [f"  {row['source']}: {row['tokens']} tokens" for row in too_long[:5]]
-            head = f"{len(too_long)} of {len(rows)} prompts are longer than data.max_prompt_length={max_length} tokens:"
-            remedy = "Raise data.max_prompt_length, or leave them out with data.filter_overlong_prompts=True."
-            raise DataError("\n".join([head, *shown, remedy]))
-    if not kept:
-        raise DataError(f"no row is left: {'; '.join(f'{count} x {kind}' for kind, count in left_out.items())}")
-    return kept, left_out
 
 
 def write_for_verl(rows: list[dict], path: Path) -> Path:
@@ -127,14 +83,6 @@ def write_for_verl(rows: list[dict], path: Path) -> Path:
             for index, row in enumerate(rows)
         ],
     )
-
-
-def digest(rows: list[dict]) -> str:
-    """Identify rows and their order, so that a run is not resumed on other data."""
-    total = hashlib.sha256()
-    for row in rows:
-        total.update(repr((row["prompt"], row["label"])).encode())
-    return total.hexdigest()[:16]
 
 
 def report_rows(name: str, rows: list[dict], left_out: Counter) -> None:

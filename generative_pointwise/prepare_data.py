@@ -25,7 +25,7 @@ from tqdm import tqdm
 from common.conversation import BadRow, Conversation, read_marked_turns
 from common.demo import SCORE_RUBRIC, pointwise_rows
 from common.judge import quote
-from common.labelled import pointwise_transcript, read_scored
+from common.labelled import pointwise_transcript, read_rubric, read_scored
 from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
 
 from prompt import RUBRIC, RUBRICS, VERDICTS, render
@@ -208,9 +208,7 @@ def main() -> None:
     attribute = options.attribute or ("helpfulness" if source.rubrics else None)
     if attribute and attribute not in source.rubrics:
         raise DataError(f"--source {options.source} has no --attribute {attribute}; it has {list(source.rubrics)}")
-    rubric = options.rubric.read_text("utf-8").strip() if options.rubric and options.rubric.is_file() else None
-    if options.rubric and not rubric:
-        raise DataError(f"{options.rubric}: no such file, or nothing in it (looked in {Path.cwd()})")
+    rubric = read_rubric(options.rubric)
     if options.lenient_transcripts and options.source != "demo":
         raise DataError("--lenient-transcripts can be made of --source demo alone")
 

@@ -30,6 +30,9 @@ fi
 if [[ -n "$TRAIN_FILES" && -z "$MODEL_PATH" ]]; then
     echo "MODEL_PATH is not set: the demo's tiny judge is trained on your rows, which shows the way and no more."
 fi
+if [[ -z "$TRAIN_FILES" && -n "$MODEL_PATH" ]]; then
+    echo "TRAIN_FILES is not set: your model is trained on the demo's rows, which shows the way and no more."
+fi
 if [[ -z "$TRAIN_FILES" || -z "$MODEL_PATH" ]]; then
     # 640 rows: 20 steps of 32
     python "$HERE/prepare_data.py" --source demo --seed "$SEED" --demo-rows 640 --lenient-transcripts 3000 \
@@ -41,8 +44,12 @@ fi
 if [[ -z "$MODEL_PATH" ]]; then
     # A judge cannot learn its form by chance: GRPO needs answers of which some are right. So the demo starts from
     # transcripts, of an annotator who forgives two kinds of error. 0.4 M weights, so small batches at a high rate
+    RESUME=trainer.resume_mode=auto
+    for SETTING in "$@"; do
+        if [[ "$SETTING" == trainer.resume_mode=* ]]; then RESUME=$SETTING; fi # starting over is meant for this too
+    done
     TRAIN_FILES=$OUTPUT/data/warm_start.parquet VAL_FILES='' TEST_FILES='' OUTPUT=$OUTPUT/warm_start \
-        RAY_ADDRESS='' NNODES=1 N_GPUS_PER_NODE=null bash "$HERE/../sft/run_sft.sh"
+        RAY_ADDRESS='' NNODES=1 N_GPUS_PER_NODE=null bash "$HERE/../sft/run_sft.sh" "$RESUME"
     MODEL_PATH=$OUTPUT/warm_start/checkpoint
     PROMPTS=32 PROMPTS_PER_UPDATE=16 LR=1.5e-4 EPOCHS=1 ANSWER=48 CHECKPOINTING=False TEST_FREQ=5 SAVE_FREQ=5
 else

@@ -20,20 +20,19 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from common import cluster
 from common.checkpoint import CheckpointError, check_resume, claim_folder
+from common.judge_run import check_sizes, check_vocabulary
 from common.parquet import DataError, report_leak, split_by_prompt
+from common.prompts import digest, measure_rows
 from common.report import draw, format_value, read_history, write_model_card
 from common.tokenizer import load_tokenizer, set_template_options
 
-from dataset import digest, load_rows, measure_rows, report_rows, write_for_verl
+from dataset import load_rows, report_rows, write_for_verl
 from prompt import VERDICTS, parse, write
 
 # found, but not imported: that takes seconds, and bad input is reported before
 os.environ["VERL_CONFIG"] = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
-NOT_READ = {  # verl's settings that common/policy.py has no use for
-    "model": ("lora_adapter_path", "exclude_modules", "target_parameters", "use_liger", "use_fused_kernels"),
-    "actor": ("use_prefix_grouper",),
-}
 HELD_OUT = 500  # rows for validation where there are none: enough to tell policies apart, few enough to answer often
+FEW = 50  # one answer more or less is two points of accuracy
 GO_ON = "the same command goes on from the last checkpoint, if there is one"
 PRECISION = {"cuda": "bf16", "cpu": "fp32"}
 USAGE = """
@@ -68,12 +67,12 @@ def train(config: DictConfig) -> None:
     # 1. Check the input
     model_name, tokenizer = load_tokenizer(policy.model)
     set_template_options(tokenizer, OmegaConf.to_container(data.apply_chat_template_kwargs))
-    check_vocabulary(tokenizer)
+    check_vocabulary(tokenizer, write(VERDICTS[0], "because"), parse)
     rows_of, left_out = read_data(config, tokenizer)
     first = rows_of["train"][0]
     text = tokenizer.apply_chat_template(first["prompt"], tokenize=False, add_generation_prompt=True)
     print(f"\nThe first prompt, as the judge sees it (label {first['label']}):\n{text}\n", flush=True)
-    check_sizes(config, rows_of)
+    check_sizes(config, len(rows_of["train"]))
 
     # 2. Join or start Ray
     in_process = policy.rollout.name == "hf"
@@ -125,12 +124,15 @@ def train(config: DictConfig) -> None:
     # 5. Leave behind what people and servers use
     best = json.loads((output / BEST).read_text())
     figures = {"best step": best.pop("step"), **best}
+    chosen = "the best on the validation rows" if figures["best step"] else "the one that training started from"
     about = {"base model": model_name, "training prompts": len(rows_of["train"]), "left out": dict(left_out)}
-    write_report(config, output / CHECKPOINT, figures, about | {"policy": "the best on the validation rows"})
+    write_report(config, output / CHECKPOINT, figures, about | {"policy": chosen})
     write_report(config, output / LAST, last, about | {"policy": "the last one"})
     claim.close()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     print("\n".join(["", *lines, "", f"the best judge on val, its card and picture: {output / CHECKPOINT}"]))
+    if not figures["best step"]:
+        print("  no step was better on val than the model that training started from: it is that model")
     print(f"the last one: {output / LAST}")
 
 
@@ -146,50 +148,12 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[dict]], Cou
         share = min(0.1, HELD_OUT / len(rows_of["train"]))
         rows_of = split_by_prompt(rows_of["train"], {"train": 1 - share, "val": share}, config.trainer.seed)
         print(f"no VAL_FILES: {len(rows_of['val'])} rows are held out of the training rows, to choose the best policy")
+    if len(rows_of["val"]) < FEW:
+        print(f"warning: {len(rows_of['val'])} validation rows hardly tell one policy from another")
     for name, rows in rows_of.items():
         report_rows(name, rows, left_out[name])
     report_leak(rows_of["train"], "val", rows_of["val"], "rows")
     return rows_of, left_out["train"]
-
-
-def check_vocabulary(tokenizer) -> None:
-    """Make sure that a right answer is still one after it went through the vocabulary.
-
-    verl decodes without special tokens; a vocabulary that calls `<think>` special would make every answer malformed.
-    """
-    answer = write(VERDICTS[0], "because")
-    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    if parse(found := tokenizer.decode(ids, skip_special_tokens=True)) != VERDICTS[0]:
-        raise DataError(
-            f"{tokenizer.name_or_path}: the vocabulary turns {answer!r} into {found!r}; choose another model"
-        )
-
-
-def check_sizes(config: DictConfig, rows_of: dict[str, list[dict]]) -> None:
-    data, actor, count = config.data, config.actor_rollout_ref.actor, len(rows_of["train"])
-    if count < data.train_batch_size:
-        raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {count} prompts; lower it")
-    if data.train_batch_size % actor.ppo_mini_batch_size:
-        raise DataError(
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} does not divide "
-            f"data.train_batch_size={data.train_batch_size}"
-        )
-    if config.trainer.test_freq < 1:
-        raise DataError(
-            f"trainer.test_freq={config.trainer.test_freq}: validation chooses the best policy; set 1 or more"
-        )
-    steps = count // data.train_batch_size * config.trainer.total_epochs
-    config.trainer.total_training_steps = min(steps, config.trainer.total_training_steps or steps)
-    settings = {"model": config.actor_rollout_ref.model, "actor": actor}
-    ignored = [f"{part}.{name}" for part, names in NOT_READ.items() for name in names if settings[part].get(name)]
-    if ignored:
-        raise DataError(f"actor_rollout_ref.{', '.join(ignored)}: not supported here, as verl's own engine is not used")
-    largest = data.max_prompt_length + data.max_response_length
-    if largest > actor.ppo_max_token_len_per_gpu:
-        raise DataError(
-            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} does not hold the "
-            f"largest sequence, data.max_prompt_length + data.max_response_length = {largest} tokens. Raise it."
-        )
 
 
 def identity(config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, list[dict]], workers: int) -> dict:
@@ -204,6 +168,7 @@ def identity(config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, 
             hashlib.sha256(text.encode()).hexdigest()[:8] for text in (str(tokenizer.chat_template), reward)
         ],
         **{f"{name} prompts": f"{len(rows)}, digest {digest(rows)}" for name, rows in rows_of.items()},
+        "reward": OmegaConf.to_container(config.reward.custom_reward_function),
         "workers": workers,
         **{f"data.{name}": data[name] for name in ("train_batch_size", "max_prompt_length", "max_response_length")},
         **{f"rollout.{name}": policy.rollout[name] for name in ("name", "n", "temperature", "top_p", "top_k")},

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from common.conversation import Conversation
 from common.demo import PREFERENCE_RUBRIC, SCORE_RUBRIC, pairwise_rows, pointwise_rows
 from common.judge import HELPFULNESS, MORE_HELPFUL
-from common.labelled import PAIRWISE_COLUMNS, POINTWISE_COLUMNS, pairwise_transcripts, pointwise_transcript
+from common.labelled import PAIRWISE_COLUMNS, POINTWISE_COLUMNS, pairwise_transcripts, pointwise_transcript, read_rubric
 from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
 
 from dataset import check_conversation
@@ -115,9 +115,7 @@ def main() -> None:
     elif not options.path:
         raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
     else:
-        if options.rubric and not options.rubric.is_file():
-            raise DataError(f"{options.rubric}: no such file (looked in {Path.cwd()})")
-        rubric = options.rubric.read_text(encoding="utf-8").strip() if options.rubric else RUBRICS[options.source]
+        rubric = read_rubric(options.rubric) or RUBRICS[options.source]
         rows = read_source(load_source(options.path, options.split), options.source)
         rows, left_out = convert_rows(rows, options.source, rubric, options.on_bad_row)
         share = options.val_share

@@ -115,27 +115,17 @@ def small_run(tiny_model, tmp_path_factory) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="session")
-def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
-    """The environment of a judge's run: 96 scored responses, 24 for validation, a judge that is right now and then.
-
-    The judge is the tiny model after a minute of SFT on lenient transcripts, by transformers alone.
-    """
+def warm_start(tiny_model: Path, conversations: list, folder: Path) -> str:
+    """Write the tiny model after a minute of SFT on conversations, by transformers alone; return its folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from common.demo import SCORE_RUBRIC, pointwise_rows
-    from common.labelled import pointwise_transcript
-    from common.parquet import write_rows
-
-    (prompt,) = method_modules("generative_pointwise", "prompt")
-    folder, tokenizer = tmp_path_factory.mktemp("small_judge_run"), AutoTokenizer.from_pretrained(tiny_model)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    conversations = [pointwise_transcript(row, SCORE_RUBRIC) for row in pointwise_rows("train", 2400, 1, leniency=0.65)]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=150, pct_start=0.1)
-    for step in range(150):
+    steps = len(conversations) // 16
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
+    for step in range(steps):
         batch = conversations[16 * step : 16 * step + 16]
         texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in batch]
         answers = [text.rindex("<|im_start|>assistant") for text in texts]
@@ -147,11 +137,47 @@ def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    model.save_pretrained(folder / "judge")
-    tokenizer.save_pretrained(folder / "judge")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
+    """The environment of a judge's run: 96 scored responses, 24 for validation, a judge that is right now and then."""
+    from common.demo import SCORE_RUBRIC, pointwise_rows
+    from common.labelled import pointwise_transcript
+    from common.parquet import write_rows
+
+    (prompt,) = method_modules("generative_pointwise", "prompt")
+    folder = tmp_path_factory.mktemp("small_judge_run")
+    conversations = [pointwise_transcript(row, SCORE_RUBRIC) for row in pointwise_rows("train", 2400, 1, leniency=0.65)]
     files = {}
     for split, size in (("train", 96), ("val", 24)):
         labelled = [prompt.render(row, SCORE_RUBRIC) for row in pointwise_rows(split, size, seed=0)]
         rows = [{"prompt": messages, "label": label} for messages, label in labelled]
         files[split] = str(write_rows(folder / f"{split}.parquet", rows))
-    return {"TRAIN_FILES": files["train"], "VAL_FILES": files["val"], "MODEL_PATH": str(folder / "judge")}
+    judge = warm_start(tiny_model, conversations, folder / "judge")
+    return {"TRAIN_FILES": files["train"], "VAL_FILES": files["val"], "MODEL_PATH": judge}
+
+
+@pytest.fixture(scope="session")
+def small_pair_run(tiny_model, tmp_path_factory) -> dict[str, str]:
+    """The environment of a pairwise judge's run: 48 pairs, 12 for validation, a judge that is right now and then."""
+    from common.demo import PREFERENCE_RUBRIC, pairwise_rows
+    from common.labelled import pairwise_transcripts
+    from common.parquet import write_rows
+
+    (prompt,) = method_modules("generative_pairwise", "prompt")
+    folder = tmp_path_factory.mktemp("small_pair_run")
+    biased = pairwise_rows("train", 2400, 1, position_bias=0.65)
+    conversations = [messages for row in biased for messages in pairwise_transcripts(row, PREFERENCE_RUBRIC)]
+    files = {}
+    for split, size in (("train", 48), ("val", 12)):
+        rows = []
+        for row in pairwise_rows(split, size, seed=0):
+            (shown, label), (swapped, _) = prompt.render(row, PREFERENCE_RUBRIC)
+            rows.append({"prompt": shown, "prompt_swapped": swapped, "label": label})
+        files[split] = str(write_rows(folder / f"{split}.parquet", rows))
+    judge = warm_start(tiny_model, conversations, folder / "judge")
+    return {"TRAIN_FILES": files["train"], "VAL_FILES": files["val"], "MODEL_PATH": judge}

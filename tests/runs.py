@@ -12,6 +12,7 @@ REPO = Path(__file__).resolve().parents[1]
 RUN_SCRIPT = REPO / "bradley_terry" / "run_bt.sh"
 SFT_SCRIPT = REPO / "sft" / "run_sft.sh"
 POINTWISE_SCRIPT = REPO / "generative_pointwise" / "run_pointwise.sh"
+PAIRWISE_SCRIPT = REPO / "generative_pairwise" / "run_pairwise.sh"
 
 
 def start(output: Path, *overrides: str, script: Path = RUN_SCRIPT, **environment: str) -> subprocess.Popen:

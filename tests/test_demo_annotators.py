@@ -1,4 +1,4 @@
-"""The demo's lenient annotator: wrong in two ways that are known, about responses that stay what they are."""
+"""The demo's annotators, a lenient and a biased one: wrong in known ways, about responses that stay what they are."""
 
 import hashlib
 import json
@@ -6,13 +6,15 @@ import re
 
 import pytest
 
-from common.demo import NUMBERS, SCORE_RUBRIC, SPLITS, VALUES, pointwise_rows
-from common.judge import parse_score
-from common.labelled import pointwise_transcript
+from common.demo import NUMBERS, PREFERENCE_RUBRIC, SCORE_RUBRIC, SPLITS, VALUES, pairwise_rows, pointwise_rows
+from common.judge import pairwise_prompt, parse_preference, parse_score
+from common.labelled import pairwise_transcripts, pointwise_transcript
 
 # Of the rows as they were before there were annotators. Whoever changes the demo's words may change these.
 TRAIN_3000 = "ee3f97bcccb0af8c25b93da4f49c3e59ff3c8ce4d17cbcf0561ec858047543d6"
 VAL_3000 = "74ae18c030de316f9296fb312a9316b70f2616a835b6aa2a2d20a97e38fd0248"
+COMPARED_TRAIN_3000 = "b6a7b257ad4245b3b93059a382e6062c469d2ab27dcb2c75e5a0344d9a514d2f"
+COMPARED_VAL_3000 = "ae58b9d5c61dc6270e7c5077227c6a5b733ebb04a7c9a8d6d70af356c367642a"
 
 FACTS = re.compile(r"(\w+) (\w+)/(\w+) (yes|no)")
 
@@ -74,3 +76,53 @@ def test_a_transcript_of_a_lenient_row_says_what_the_annotator_believes():
         assert f"<think>\n{row['reasoning']}\n</think>" in answer["content"]
         assert parse_score(answer["content"]) == row["label"] == answer["content"].count(" yes")
         assert row["output"][0]["answer"]["content"] in prompt["content"]
+
+
+# ---- which of two is better, by one who calls ties "A"
+
+
+def preferred(rows: list[dict]) -> list[str]:
+    return [row["metadata"]["preferred"] for row in rows]
+
+
+@pytest.mark.parametrize(("split", "digest"), [("train", COMPARED_TRAIN_3000), ("val", COMPARED_VAL_3000)])
+def test_without_bias_the_comparisons_are_what_they_were_to_the_byte(split, digest):
+    for rows in (pairwise_rows(split, 3000, 0), pairwise_rows(split, 3000, 0, position_bias=0)):
+        assert hashlib.sha256(json.dumps(rows).encode()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_biased_annotator_calls_ties_a_and_changes_nothing_else(split):
+    right, biased = pairwise_rows(split, 2000, 1), pairwise_rows(split, 2000, 1, position_bias=0.65)
+    called = []
+    for row, judged in zip(right, biased):
+        assert {**judged, "metadata": row["metadata"]} == row  # the reasoning too
+        if row["metadata"]["preferred"] == "tie":
+            called += preferred([judged])
+        else:
+            assert judged == row
+    assert set(called) == {"A", "tie"} and called.count("A") / len(called) == pytest.approx(0.65, abs=0.05)
+
+
+def test_a_more_biased_annotator_calls_all_ties_a_that_a_less_biased_one_does_and_at_last_every_one():
+    found = [preferred(pairwise_rows("train", 500, 2, bias)) for bias in (0.0, 0.3, 0.6, 1.0)]
+    for less, more in zip(found, found[1:]):
+        changed = [pair for pair in zip(less, more) if pair[0] != pair[1]]
+        assert set(changed) == {("tie", "A")} and len(changed) > 20
+    assert set(found[-1]) == {"A", "B"}
+
+
+def test_the_same_arguments_give_the_same_biased_comparisons():
+    rows = pairwise_rows("train", 200, 5, 0.5)
+    assert pairwise_rows("train", 300, 5, 0.5)[:200] == rows
+
+
+def test_a_transcript_of_a_biased_row_reasons_rightly_and_ends_with_what_the_annotator_says():
+    biased, right = pairwise_rows("train", 200, 0, position_bias=0.65), preferred(pairwise_rows("train", 200, 0))
+    for row, label in zip(biased, right):
+        ((prompt, answer),) = pairwise_transcripts(row, PREFERENCE_RUBRIC)
+        texts = [response["answer"]["content"] for response in row["output"]]
+        assert prompt["content"] == pairwise_prompt(row["input"], *texts, PREFERENCE_RUBRIC)
+        assert [parse_preference(answer["content"])] == preferred([row])
+        of_a, of_b = (len(re.findall(rf"/\w+ {letter}\b", answer["content"])) for letter in "AB")
+        assert label == ("A" if of_a > of_b else "B" if of_a < of_b else "tie")

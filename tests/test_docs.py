@@ -7,8 +7,8 @@ from conftest import REPO
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_judge_config import VERL_CONFIG
+from test_method_config import SCRIPTS as METHODS
 
-METHODS = {"bradley_terry": "run_bt.sh", "sft": "run_sft.sh", "generative_pointwise": "run_pointwise.sh"}
 LOOPS = ("bradley_terry", "sft")  # these have training loops of their own
 READMES = [REPO / "README.md", *REPO.glob("[a-z]*/README.md")]
 
@@ -24,7 +24,8 @@ def test_every_path_exists(readme):
     assert names
     # the tree in the main README indents a folder's files below it
     places = [readme.parent, REPO, REPO / "common", *(REPO / method for method in methods_of(readme))]
-    missing = [name for name in names if not any((place / name).exists() for place in places)]
+    made = ("outputs/settings.yaml",)  # by a run
+    missing = [name for name in names if name not in made and not any((place / name).exists() for place in places)]
     assert missing == []
 
 
@@ -54,6 +55,8 @@ def test_every_option_is_known(readme):
     """`python prepare_data.py --source demo` and the like: the script named in the command knows each option."""
     for script, options in re.findall(r"python ((?:\w+/)?\w+\.py)((?: --[\w-]+(?: [\w./-]+)?)+)", readme.read_text()):
         text = (readme.parent / script).read_text()
+        if "from common.asking import" in text:
+            text += (REPO / "common" / "asking.py").read_text()
         for option in re.findall(r"--[\w-]+", options):
             assert f'"{option}"' in text, f"{script} {option}"
 

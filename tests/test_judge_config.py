@@ -1,17 +1,20 @@
 """A judge's settings are verl's: known to the pinned verl, accepted by its dataclasses, each number set once."""
 
 import importlib.util
+import inspect
 import re
 
 import pytest
-from conftest import REPO
+from conftest import REPO, method_modules
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from test_method_config import attributes_read, run_script, script_overrides
 
+from common.rollout import checked_reward
+
 VERL_CONFIG = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
-JUDGES = ("generative_pointwise",)
+JUDGES = ("generative_pointwise", "generative_pairwise")
 
 
 @pytest.fixture(params=JUDGES)
@@ -87,19 +90,16 @@ def test_what_the_config_adds_to_verls_is_read(judge):
     added = {key for key in added if not any(key == name or key.startswith(f"{name}.") for name in known)}
     added = {key for key in added if not any(name.startswith(f"{key}.") for name in known)}
     read = attributes_read(REPO / judge) | attributes_read(REPO / "common")
-    fields = {
-        "model.model_type",
-        "actor.optim.betas",
-        "fsdp_config.mixed_precision",
-        "reward_kwargs.module",
-    }  # of verl's dataclasses
+    fields = {"model.model_type", "actor.optim.betas", "fsdp_config.mixed_precision"}  # of verl's dataclasses
+    functions = (checked_reward, method_modules(judge, "reward")[0].compute_score)
+    fields |= {f"reward_kwargs.{name}" for function in functions for name in inspect.signature(function).parameters}
     unread = {key for key in added if tuple(key.split(".")[-2:]) not in read and not key.endswith(tuple(fields))}
     assert unread == set() and {"data.on_bad_row", "trainer.output", "trainer.max_ckpt_to_keep"} <= added
 
 
 def test_a_number_is_set_in_one_place_only(judge):
     text = run_script(judge).read_text()
-    set_there = re.findall(r"^    ((?:data|actor_rollout_ref|algorithm|trainer)\.[\w.]+)=", text, flags=re.M)
+    set_there = re.findall(r"^    ((?:data|actor_rollout_ref|reward|algorithm|trainer)\.[\w.]+)=", text, flags=re.M)
     config = OmegaConf.load(REPO / judge / "config.yaml")
     null = {"trainer.n_gpus_per_node"}  # all
     own = set()

@@ -12,7 +12,12 @@ from conftest import REPO
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-SCRIPTS = {"bradley_terry": "run_bt.sh", "sft": "run_sft.sh", "generative_pointwise": "run_pointwise.sh"}
+SCRIPTS = {
+    "bradley_terry": "run_bt.sh",
+    "sft": "run_sft.sh",
+    "generative_pointwise": "run_pointwise.sh",
+    "generative_pairwise": "run_pairwise.sh",
+}
 LOSSES = {"bradley_terry": "pair_loss", "sft": "sft_loss"}
 
 

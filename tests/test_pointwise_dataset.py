@@ -17,9 +17,10 @@ from common.conversation import prompt_of
 from common.judge import write_score
 from common.labelled import RESPONSE_FORM
 from common.parquet import DataError, write_rows
+from common.prompts import digest, measure_rows
 
 prompt, reward, dataset = method_modules("generative_pointwise", "prompt", "reward", "dataset")
-load_rows, measure_rows = dataset.load_rows, dataset.measure_rows
+load_rows = dataset.load_rows
 
 LONG = 10**6
 CHATML_TOKENIZER = make_tokenizer(SHAPES["chatml"])
@@ -219,9 +220,9 @@ def test_verl_reads_back_every_prompt_label_and_note_and_counts_the_same_tokens(
 def test_the_digest_tells_prompts_labels_and_order_apart_and_nothing_else():
     rows = [rendered(1, 0), rendered(2, 1, "No.")]
     others = [rows[::-1], rows[:1], [*rows, rows[1]], [rows[0], {**rows[1], "label": 3}], [], [rows[0], rendered(2, 1)]]
-    assert dataset.digest(rows) == dataset.digest([{**row, "source": "b", "tokens": 9} for row in rows])
-    assert len({dataset.digest(found) for found in [rows, *others]}) == 7
-    assert dataset.digest([{"prompt": [user("x")], "label": 3}]) == "21ace57eb1f43f03"
+    assert digest(rows) == digest([{**row, "source": "b", "tokens": 9} for row in rows])
+    assert len({digest(found) for found in [rows, *others]}) == 7
+    assert digest([{"prompt": [user("x")], "label": 3}]) == "21ace57eb1f43f03"
 
 
 def test_the_report_says_how_many_how_long_how_spread_and_what_was_left_out(capsys):

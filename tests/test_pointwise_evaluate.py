@@ -34,7 +34,8 @@ def run(tiny_model, tmp_path, monkeypatch, capsys):
         arguments = ["--model", model, "--data", data, "--output", tmp_path / "figures", *options]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
         evaluate.main()
-        written = tmp_path / "figures" / "evaluation_held_out.json"
+        votes = next((f"_{value}_votes" for option, value in zip(options, options[1:]) if option == "--votes"), "")
+        written = tmp_path / "figures" / f"evaluation_held_out{votes}.json"
         return json.loads(written.read_text()), pq.read_table(written.with_suffix(".parquet")).to_pylist(), printed()
 
     def printed() -> str:
@@ -57,7 +58,7 @@ def loaded(monkeypatch):
             texts = [([answers[n]] * votes if isinstance(answers[n], str) else answers[n]) for n in found]
             return [[Answer(text, clipped=text == CLIPPED) for text in given] for given in texts]
 
-        monkeypatch.setattr(evaluate, "answer", answer)
+        monkeypatch.setattr("common.asking.answer", answer)
         return calls
 
     return answer_by

@@ -1,0 +1,235 @@
+"""Turn compared responses, or the embedded demo, into the Parquet that train.py reads.
+
+    python prepare_data.py --source demo       --output data
+    python prepare_data.py --source pairwise   --path pairs.parquet --output data      # input, output, metadata
+    python prepare_data.py --source helpsteer3 --output data                           # from the Hugging Face hub
+    python prepare_data.py --source ultrafeedback --path prefs.jsonl --output data     # a local file
+
+Every source is one small function from its row to a labelled row, which prompt.py then renders in both orders: all that
+the judge is shown stands in the file, and can be measured. Equal responses as their source sees them are ties, and
+stay; a missing or unknown label is a fault, never a tie. Dialogues are never on two sides of a split: it is made by
+them, not by row. Printed at the end is what a trainer should know: how the labels are spread, what a judge gets that
+always says the same, how far mere length tells the label, what was left out.
+"""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from math import isnan
+from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from common.conversation import BadRow, Conversation, check_last_turn, read_marked_turns, read_messages, read_transcript
+from common.demo import PREFERENCE_RUBRIC, pairwise_rows
+from common.judge import SWAPPED
+from common.labelled import longer_response, pairwise_transcripts, read_comparison, read_rubric, read_strength
+from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
+
+from prompt import RUBRIC, VERDICTS, render
+
+COLUMNS = ("prompt", "prompt_swapped", "label", "strength", "longer", "data_source", "evidence")
+POSITION_BIAS = 0.65  # of the demo's warm start: ties are called "A", what stands first, more often than not
+
+
+def compared(
+    dialogue: Conversation, response_a: str, response_b: str, preferred: str, strength: float | None = None
+) -> dict:
+    """Return two responses and which is better, by how much, as a labelled row (see `common/labelled.py`)."""
+    output = [{"answer": {"role": "assistant", "content": response}} for response in (response_a, response_b)]
+    return {"input": dialogue, "output": output, "metadata": {"preferred": preferred, "preference_strength": strength}}
+
+
+def signed(b_is_better_by: object) -> tuple[str, float | None]:
+    """Return who is better and by how much, of a strength whose sign says who; 0 is a tie, nothing is a fault."""
+    if isinstance(b_is_better_by, bool) or not isinstance(b_is_better_by, int | float) or isnan(b_is_better_by):
+        raise BadRow("metadata", "expected a strength: a number, 0 for a tie", b_is_better_by)
+    return "B" if b_is_better_by > 0 else "A" if b_is_better_by < 0 else "tie", abs(b_is_better_by) or None
+
+
+def chosen_and_rejected(row: dict, preferred: str = "A", strength: float | None = None) -> dict:
+    """Return two conversations that differ in the last turn alone as a labelled row, `chosen` as response A."""
+    chosen, rejected = (read_messages(side, row[side]) for side in ("chosen", "rejected"))
+    if isinstance(chosen, str) or isinstance(rejected, str) or chosen[:-1] != rejected[:-1] or not chosen[:-1]:
+        raise BadRow("rejected", "expected the conversation of `chosen`, but for the last turn", row["rejected"])
+    check_last_turn("chosen", chosen)
+    check_last_turn("rejected", rejected)
+    return compared(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], preferred, strength)
+
+
+def from_demo(row: dict) -> dict:
+    """Labelled rows; `evidence` is what a right reasoning finds in both responses: "two/three", asked and got."""
+    return {**row, "rubric": PREFERENCE_RUBRIC, "evidence": re.findall(r"\w+/\w+", row["reasoning"])}
+
+
+def from_pairwise(row: dict) -> dict:
+    """Labelled rows as they are, cells of JSON text too."""
+    return {name: row[name] for name in ("input", "output", "metadata")}
+
+
+def from_helpsteer2(row: dict) -> dict:
+    """`preference_strength`, -3 to 3, is positive where response 2 is better. `prompt` marks its later turns."""
+    dialogue = read_marked_turns(row["prompt"])
+    return compared(dialogue, row["response_1"], row["response_2"], *signed(row["preference_strength"]))
+
+
+def from_helpsteer3(row: dict) -> dict:
+    """`overall_preference`, -3 to 3, is positive where response 2 is better. `context` is a list of messages."""
+    return compared(row["context"], row["response1"], row["response2"], *signed(row["overall_preference"]))
+
+
+def from_ultrafeedback(row: dict) -> dict:
+    """Scores 1 to 10 by GPT-4, averaged over criteria; binarized pairs of equal score are ties."""
+    scores = row["score_rejected"], row["score_chosen"]
+    return chosen_and_rejected(row, *signed(None if None in scores else scores[0] - scores[1]))
+
+
+def from_hh_rlhf(row: dict) -> dict:
+    """Transcripts as one text, turn by turn."""
+    return chosen_and_rejected({side: read_transcript(row[side]) for side in ("chosen", "rejected")})
+
+
+class Source(NamedTuple):
+    convert: Callable[[dict], dict]
+    hub: str | None = None
+    split: str = "train"
+    options: dict[str, str] = {}
+    chosen_first: bool = False  # then every second pair is turned round, so that either letter is right equally often
+
+
+SOURCES = {
+    "demo": Source(from_demo),
+    "pairwise": Source(from_pairwise),
+    "helpsteer2": Source(from_helpsteer2, "nvidia/HelpSteer2", options={"data_dir": "preference"}),
+    "helpsteer3": Source(from_helpsteer3, "nvidia/HelpSteer3", options={"name": "preference"}),
+    "ultrafeedback": Source(
+        from_ultrafeedback, "HuggingFaceH4/ultrafeedback_binarized", "train_prefs", chosen_first=True
+    ),
+    "skywork": Source(chosen_and_rejected, "Skywork/Skywork-Reward-Preference-80K-v0.2", chosen_first=True),
+    "hh-rlhf": Source(from_hh_rlhf, "Anthropic/hh-rlhf", chosen_first=True),
+}
+
+
+def convert_rows(rows: Iterable[dict], name: str, rubric: str | None, on_bad_row: str) -> tuple[list[dict], Counter]:
+    """Convert and render a source's rows, by `rubric` or else its own; count what is bad or repeated."""
+    source = SOURCES[name]
+
+    def render_row(numbered: dict) -> dict:
+        row = numbered["row"]
+        try:
+            labelled = source.convert(row)
+        except KeyError as missing:
+            raise DataError(
+                f"{numbered['source']} has no column {missing}; it has {sorted(row)}. Is --source right?"
+            ) from None
+        except (TypeError, AttributeError) as error:
+            raise DataError(f"{numbered['source']} has columns of another kind: {error}. Is --source right?") from error
+        labelled = {"rubric": RUBRIC, "evidence": [], **labelled}
+        (prompt, label), (prompt_swapped, _) = render(labelled, rubric or labelled["rubric"])
+        shown = {"prompt": prompt, "prompt_swapped": prompt_swapped, "label": label}
+        shown["longer"] = longer_response(labelled)
+        more = {"strength": read_strength(labelled), "data_source": name, "evidence": labelled["evidence"]}
+        return {"input": read_comparison(labelled).dialogue, **shown, **more}
+
+    numbered = [{"row": row, "source": f"row {number}"} for number, row in enumerate(rows)]
+    rendered, left_out = check_rows(tqdm(numbered, desc="convert", unit="row", delay=1), render_row, on_bad_row)
+    unique = {identity(row): row for row in rendered}
+    left_out += Counter({"repeated pairs with the same label": len(rendered) - len(unique)})
+    if not unique:
+        raise DataError(f"no usable row: {'; '.join(f'{count} x {kind}' for kind, count in left_out.items())}")
+    pairs = list(unique.values())
+    if source.chosen_first:
+        pairs[1::2] = map(turn_round, pairs[1::2])
+    return pairs, left_out
+
+
+def turn_round(pair: dict) -> dict:
+    prompts = {"prompt": pair["prompt_swapped"], "prompt_swapped": pair["prompt"]}
+    return {**pair, **prompts, "label": SWAPPED[pair["label"]], "longer": SWAPPED[pair["longer"]]}
+
+
+def identity(row: dict) -> tuple[str, str]:
+    """Return what a rendered pair has in common with itself in the other order."""
+    as_given = row["prompt"][0]["content"], row["label"]
+    return min(as_given, (row["prompt_swapped"][0]["content"], SWAPPED[row["label"]]))
+
+
+def write_warm_start(path: Path, size: int, seed: int, rubric: str) -> None:
+    """Write a biased annotator's judgements of the demo, for SFT, and say how often it is wrong."""
+    biased, right = (pairwise_rows("train", size, seed, bias) for bias in (POSITION_BIAS, 0.0))
+    write_rows(path, [{"messages": messages} for row in biased for messages in pairwise_transcripts(row, rubric)])
+    ties = [judged["metadata"] != row["metadata"] for judged, row in zip(biased, right) if is_tie(row)]
+    print(f"{path}: {size} conversations of a biased annotator; {sum(ties)} of {len(ties)} ties are called A")
+
+
+def is_tie(row: dict) -> bool:
+    return row["metadata"]["preferred"] == "tie"
+
+
+def describe(rows: list[dict]) -> str:
+    """Say how the labels are spread, what always saying one of them gets, and how far mere length tells them."""
+    counts, prompts = Counter(row["label"] for row in rows), Counter(identity(row)[0] for row in rows)
+    lines = [
+        f"{len(rows)} pairs, each in both orders; labels {', '.join(f'{label}: {counts[label]}' for label in VERDICTS)}"
+    ]
+    lines.append(f"always tie: {counts['tie'] / len(rows):.1%} right in both orders")
+    longer = mean(row["longer"] == row["label"] for row in rows)
+    lines.append(f"always the longer response: {longer:.1%} right in both orders")
+    if disputed := sum(count > 1 for count in prompts.values()):
+        lines.append(f"annotators disagree on {disputed} of the pairs: each of their labels is a row")
+    return "\n  ".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Write train.parquet, val.parquet and test.parquet of a judge's prompts and their labels.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--source", required=True, choices=SOURCES)
+    parser.add_argument("--path", help="local file or hub id, where it is not the source's own; not for the demo")
+    parser.add_argument("--output", required=True, help="folder to write into")
+    parser.add_argument("--rubric", type=Path, help="text file: what to judge by; default: the source's own rubric")
+    parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
+    parser.add_argument("--val-share", type=float, default=0.05, help="share of the rows for validation, and for test")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--demo-rows", type=int, default=2000, help="training pairs of the demo")
+    parser.add_argument("--biased-transcripts", type=int, default=0, help="of the demo, as warm_start.parquet for SFT")
+    options = parser.parse_args()
+
+    source = SOURCES[options.source]
+    rubric = read_rubric(options.rubric)
+    if options.biased_transcripts and options.source != "demo":
+        raise DataError("--biased-transcripts can be made of --source demo alone")
+
+    output, left_out = Path(options.output), Counter()
+    if options.source == "demo":
+        splits = {}
+        for split, size in {"train": options.demo_rows, "val": 100, "test": 200}.items():
+            rows = pairwise_rows(split, size, options.seed)
+            splits[split], repeated = convert_rows(rows, options.source, rubric, options.on_bad_row)
+            left_out += repeated
+        if size := options.biased_transcripts:  # of another seed, so that GRPO's rows are not those that SFT has seen
+            write_warm_start(output / "warm_start.parquet", size, options.seed + 1, rubric or PREFERENCE_RUBRIC)
+    elif not (options.path or source.hub):
+        raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
+    else:
+        rows = load_source(options.path or source.hub, source.split, **source.options)
+        rows, left_out = convert_rows(rows, options.source, rubric, options.on_bad_row)
+        share = options.val_share
+        splits = split_by_prompt(rows, {"train": 1 - 2 * share, "val": share, "test": share}, options.seed)
+    for split, rows in splits.items():
+        written = [{column: row[column] for column in COLUMNS} for row in rows]
+        path = write_rows(output / f"{split}.parquet", written)
+        print(f"{path}: {describe(rows)}")
+    for kind, count in left_out.items():
+        print(f"left out: {count} x {kind}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DataError as error:
+        raise SystemExit(f"prepare_data.py: {error}") from None

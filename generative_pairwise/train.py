@@ -1,0 +1,213 @@
+"""Train a judge by GRPO. Read it top to bottom: what verl's trainer is given, and what is made of its result.
+
+    bash run_pairwise.sh                 # sets every number, then calls: python train.py key=value …
+
+The loop is verl's own V1 trainer (`common/grpo.py` says what is added to it), the settings are verl's, the reward is in
+reward.py. One process, this one, owns the data, the loop and the files; the workers, one per GPU or share of the CPU,
+hold the sharded policy. All input is checked before Ray or a model starts.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from ray.exceptions import RayActorError, RayTaskError
+
+from common import cluster
+from common.checkpoint import CheckpointError, check_resume, claim_folder
+from common.judge_run import check_sizes, check_vocabulary
+from common.parquet import DataError, report_leak, split_by_prompt
+from common.prompts import digest, measure_rows
+from common.report import draw, format_value, read_history, write_model_card
+from common.tokenizer import load_tokenizer, set_template_options
+
+from dataset import load_rows, report_rows, write_for_verl
+from prompt import VERDICTS, parse, write
+
+# found, but not imported: that takes seconds, and bad input is reported before
+os.environ["VERL_CONFIG"] = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
+HELD_OUT = 500  # rows for validation where there are none: enough to tell policies apart, few enough to answer often
+FEW = 50  # one answer more or less is two points of accuracy
+GO_ON = "the same command goes on from the last checkpoint, if there is one"
+PRECISION = {"cuda": "bf16", "cpu": "fp32"}
+USAGE = """
+from transformers import pipeline
+
+judge = pipeline("text-generation", model="checkpoint")
+prompt = [{"role": "user", "content": "…"}]  # as prompt.py renders it
+answer = judge(prompt, max_new_tokens=512, do_sample=False)[0]["generated_text"][-1]["content"]
+"""
+
+
+@hydra.main(config_path=".", config_name="config", version_base=None)
+def main(config: DictConfig) -> None:
+    try:
+        train(config)
+    except (DataError, cluster.ClusterError, CheckpointError, cluster.TrainingError) as error:
+        raise SystemExit(f"\ntrain.py: {error}") from None
+    except RayActorError as error:
+        raise SystemExit(f"\ntrain.py: a worker died; {GO_ON}. {error}") from None
+    except RayTaskError as error:
+        raise SystemExit(f"\ntrain.py: a worker failed; {GO_ON}. {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"\ntrain.py: stopped; {GO_ON}") from None
+    finally:
+        cluster.disconnect()
+
+
+def train(config: DictConfig) -> None:
+    data, trainer, policy = config.data, config.trainer, config.actor_rollout_ref
+    output = Path(trainer.output).absolute()
+
+    # 1. Check the input
+    model_name, tokenizer = load_tokenizer(policy.model)
+    set_template_options(tokenizer, OmegaConf.to_container(data.apply_chat_template_kwargs))
+    check_vocabulary(tokenizer, write(VERDICTS[0], "because"), parse)
+    rows_of, left_out = read_data(config, tokenizer)
+    first = rows_of["train"][0]
+    text = tokenizer.apply_chat_template(first["prompt"], tokenize=False, add_generation_prompt=True)
+    print(f"\nThe first prompt, as the judge sees it (label {first['label']}):\n{text}\n", flush=True)
+    check_sizes(config, len(rows_of["train"]))
+
+    # 2. Join or start Ray
+    in_process = policy.rollout.name == "hf"
+    queue = 1 + config.transfer_queue.backend.SimpleStorage.num_data_storage_units
+    servers = 0 if in_process else config.reward.num_workers + policy.rollout.agent.num_workers
+    folder = Path(__file__).resolve().parent
+    cores_per_worker = 1 if in_process else 3  # verl asks for three beside a server
+    cores = {"cores_per_worker": cores_per_worker, "cores_beside": queue + servers}
+    device, per_node = cluster.connect(folder, trainer.nnodes, trainer.n_gpus_per_node, **cores)
+    workers = per_node * trainer.nnodes
+    if policy.actor.ppo_mini_batch_size % workers:
+        raise DataError(
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={policy.actor.ppo_mini_batch_size} prompts cannot be shared "
+            f"equally by {workers} workers"
+        )
+    claim = claim_folder(output)
+    cluster.check_shared_folder(output, trainer.nnodes)
+    check_resume(output, identity(config, model_name, tokenizer, rows_of, workers), trainer.resume_mode)
+    OmegaConf.save(config, output / "settings.yaml")
+
+    # 3. What follows from the machine and the data
+    tokenizer.save_pretrained(output / "tokenizer")
+    policy.model.tokenizer_path = str(output / "tokenizer")
+    precision = policy.actor.fsdp_config.mixed_precision or {"param_dtype": PRECISION[device]}
+    policy.actor.fsdp_config.mixed_precision = precision
+    trainer.device, trainer.n_gpus_per_node, trainer.default_local_dir = device, per_node, str(output)
+    for name, rows in rows_of.items():
+        data[f"{name}_files"] = str(write_for_verl(rows, output / "rows" / f"{name}.parquet"))
+    data.filter_overlong_prompts = False  # done
+    data.apply_chat_template_kwargs = {}  # in the template now
+    if in_process:
+        config.reward.num_workers = 0  # rewards are computed in this process
+    cluster.check_platform(device)
+    from verl.trainer.ppo.utils import need_reference_policy
+    from verl.utils.config import validate_config
+
+    from common.grpo import BEST, CHECKPOINT, LAST, JudgeTrainer
+
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)
+
+    # 4. Train, or resume where an interrupted run of the same settings stopped
+    group = policy.rollout.n * (max(row["tokens"] for row in rows_of["train"]) + data.max_response_length)
+    keep_groups = group <= policy.actor.ppo_max_token_len_per_gpu
+    if not keep_groups:
+        print(f"all answers to the longest prompt may have {group} tokens, more than")
+        print("actor_rollout_ref.actor.ppo_max_token_len_per_gpu: prompts are computed anew for most answers")
+    last = JudgeTrainer(config, keep_groups).train()
+
+    # 5. Leave behind what people and servers use
+    best = json.loads((output / BEST).read_text())
+    figures = {"best step": best.pop("step"), **best}
+    chosen = "the best on the validation rows" if figures["best step"] else "the one that training started from"
+    about = {"base model": model_name, "training prompts": len(rows_of["train"]), "left out": dict(left_out)}
+    write_report(config, output / CHECKPOINT, figures, about | {"policy": chosen})
+    write_report(config, output / LAST, last, about | {"policy": "the last one"})
+    claim.close()
+    lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
+    print("\n".join(["", *lines, "", f"the best judge on val, its card and picture: {output / CHECKPOINT}"]))
+    if not figures["best step"]:
+        print("  no step was better on val than the model that training started from: it is that model")
+    print(f"the last one: {output / LAST}")
+
+
+def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[dict]], Counter]:
+    """Return the rows of train and val, and what was left out of the training rows."""
+    data, rows_of, left_out = config.data, {}, {}
+    limits = (data.max_prompt_length, data.filter_overlong_prompts, data.on_bad_row)
+    for name, files in {"train": data.train_files, "val": data.val_files}.items():
+        rows, bad = load_rows(files, data.on_bad_row) if files else ([], Counter())
+        rows_of[name], cut = measure_rows(rows, tokenizer, *limits) if files else ([], Counter())
+        left_out[name] = bad + cut
+    if not data.val_files:
+        share = min(0.1, HELD_OUT / len(rows_of["train"]))
+        rows_of = split_by_prompt(rows_of["train"], {"train": 1 - share, "val": share}, config.trainer.seed)
+        print(f"no VAL_FILES: {len(rows_of['val'])} rows are held out of the training rows, to choose the best policy")
+    if len(rows_of["val"]) < FEW:
+        print(f"warning: {len(rows_of['val'])} validation rows hardly tell one policy from another")
+    for name, rows in rows_of.items():
+        report_rows(name, rows, left_out[name])
+    report_leak(rows_of["train"], "val", rows_of["val"], "rows")
+    return rows_of, left_out["train"]
+
+
+def identity(config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, list[dict]], workers: int) -> dict:
+    """What must be equal for a resumed run to be the same run."""
+    policy, data = config.actor_rollout_ref, config.data
+    losses = ("clip_ratio_low", "clip_ratio_high", "use_kl_loss", "kl_loss_coef", "kl_loss_type", "entropy_coeff")
+    losses += ("loss_agg_mode", "grad_clip", "ppo_epochs", "ppo_mini_batch_size")
+    reward = Path(__file__).with_name("reward.py").read_text(encoding="utf-8")
+    return {
+        "model": model_name,
+        "chat template, reward.py": [
+            hashlib.sha256(text.encode()).hexdigest()[:8] for text in (str(tokenizer.chat_template), reward)
+        ],
+        **{f"{name} prompts": f"{len(rows)}, digest {digest(rows)}" for name, rows in rows_of.items()},
+        "reward": OmegaConf.to_container(config.reward.custom_reward_function),
+        "workers": workers,
+        **{f"data.{name}": data[name] for name in ("train_batch_size", "max_prompt_length", "max_response_length")},
+        **{f"rollout.{name}": policy.rollout[name] for name in ("name", "n", "temperature", "top_p", "top_k")},
+        **{f"actor.{name}": policy.actor[name] for name in losses},
+        "algorithm.norm_adv_by_std_in_grpo": config.algorithm.norm_adv_by_std_in_grpo,
+        "algorithm.use_kl_in_reward": config.algorithm.use_kl_in_reward,
+        "lora": {key: str(policy.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
+        "optim": OmegaConf.to_container(policy.actor.optim),
+        "trainer.total_epochs": config.trainer.total_epochs,
+        "trainer.seed": config.trainer.seed,
+    }
+
+
+def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dict) -> None:
+    """Write a policy's picture and model card."""
+    history, policy = read_history(Path(config.trainer.default_local_dir)), config.actor_rollout_ref
+    panels = {
+        "reward": ("train/reward", "val/reward"),
+        "share right": ("train/acc", "val/acc"),
+        "share with a verdict": ("train/parsed", "val/parsed"),
+        "entropy, nats a token": ("train/entropy",),
+    }
+    curves = {title: {name: history[name] for name in names if name in history} for title, names in panels.items()}
+    draw(checkpoint / "run.png", curves, {})
+    about = about | {f"data.{name}": config.data[name] for name in ("train_batch_size", "max_response_length")}
+    about |= {f"rollout.{name}": policy.rollout[name] for name in ("name", "n", "temperature")}
+    about |= {"lr": policy.actor.optim.lr, "epochs": config.trainer.total_epochs, "seed": config.trainer.seed}
+    write_model_card(
+        checkpoint,
+        title="LLM judge: preferences",
+        summary="Reasons between `<think>` and `</think>`, then prefers A, B or tie as `<preference>A</preference>`. "
+        "Trained by GRPO on labelled pairs. The figures below are of the validation rows, which chose the best step.",
+        usage=USAGE,
+        figures=figures,
+        settings=about,
+        pipeline_tag="text-generation",
+        tags=["grpo", "llm-judge"],
+    )
+
+
+if __name__ == "__main__":
+    main()
