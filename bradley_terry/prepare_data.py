@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from common.conversation import Conversation, read_marked_turns, read_transcript
+from common.conversation import BadRow, Conversation, read_marked_turns, read_transcript
 from common.demo import preference_pairs
 from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
 
@@ -54,7 +54,7 @@ def from_helpsteer3(row: dict) -> Preference | None:
 
 
 def from_ultrafeedback(row: dict) -> Preference | None:
-    """Scores 1 to 10 by GPT-4, averaged over criteria; binarized pairs of equal score are ties."""
+    """GPT-4's scores; pairs of equal score are ties."""
     gap = row["score_chosen"] - row["score_rejected"]
     return Preference(row["chosen"], row["rejected"], gap) if gap > 0 else None
 
@@ -66,7 +66,7 @@ def from_skywork(row: dict) -> Preference:
 
 def from_hh_rlhf(row: dict) -> Preference:
     """Transcripts as one text, turn by turn."""
-    return Preference(read_transcript(row["chosen"]), read_transcript(row["rejected"]))
+    return Preference(*(read_transcript(side, row[side]) for side in ("chosen", "rejected")))
 
 
 class Source(NamedTuple):
@@ -93,7 +93,7 @@ def convert_rows(rows: Iterable[dict], convert: Callable[[dict], Preference | No
             preference = convert(row)
         except KeyError as missing:
             raise DataError(f"row {number} has no column {missing}; it has {sorted(row)}. Is --source right?") from None
-        except TypeError as error:
+        except (TypeError, BadRow) as error:
             raise DataError(f"row {number} has columns of another kind: {error}. Is --source right?") from error
         if preference is None:
             left_out["ties"] += 1

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from common.endpoint import ask
@@ -56,7 +56,7 @@ def read_options(description: str, columns: str, ranks: bool = False) -> argpars
     parser.add_argument("--settings", type=Path, help="a run's settings.yaml: measure as it did, leave out what it did")
     options = parser.parse_args()
     if options.settings:
-        run = OmegaConf.load(options.settings)
+        run = load_settings(options.settings)
         kept = {name: run.data[name] for name in ("max_prompt_length", "filter_overlong_prompts", "on_bad_row")}
         trust = run.actor_rollout_ref.model.trust_remote_code
         parser.set_defaults(max_new_tokens=run.data.max_response_length, trust_remote_code=trust, **kept)
@@ -74,6 +74,14 @@ def read_options(description: str, columns: str, ranks: bool = False) -> argpars
     if options.endpoint and options.max_prompt_length and not options.tokenizer:
         raise DataError("prompts for an endpoint are measured by its --tokenizer: name it, or set no limit")
     return options
+
+
+def load_settings(path: Path) -> DictConfig:
+    """Return a judge's run's settings, as train.py leaves them in its output."""
+    run = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+    if OmegaConf.select(run, "actor_rollout_ref.model") is None:
+        raise DataError(f"--settings {path}: no settings.yaml of a judge's run by GRPO")
+    return run
 
 
 def judge(options: argparse.Namespace, rows: list[dict]) -> tuple[list[dict], Counter, list[list[Answer]]]:
@@ -131,12 +139,13 @@ def read_earlier(options: argparse.Namespace) -> dict:
     return json.loads(options.compare_to.read_text(encoding="utf-8")) if options.compare_to else {}
 
 
-def output_of(options: argparse.Namespace) -> Path:
-    """Return the folder to write into, made if need be."""
+def place_of(options: argparse.Namespace, kind: str) -> Path:
+    """Return where to write, without an ending; the folder is made if need be. Several votes stand beside one."""
     beside = Path(options.model).parent if Path(options.model).is_dir() else Path.cwd()
     output = Path(options.output or beside)
     output.mkdir(parents=True, exist_ok=True)
-    return output
+    several = f"_{options.votes}_votes" * (options.votes > 1)
+    return output / f"{kind}_{Path(options.data).stem}{several}"
 
 
 def clipped_share(answers: list[list[Answer]]) -> float:
@@ -161,14 +170,14 @@ def report(
         print(f"{name:28} {earlier}{format_value(value)}")
     for kind, count in left_out.items():
         print(f"set aside: {count} x {kind}")
-    several = f"_{options.votes}_votes" * (options.votes > 1)  # beside the greedy ones, not over them
-    output, name = output_of(options), f"evaluation_{Path(options.data).stem}{several}"
+    place = place_of(options, "evaluation")
+    figures, judged, picture = (Path(f"{place}.{ending}") for ending in ("json", "parquet", "png"))
     asked = {key: getattr(options, key) for key in ("model", "endpoint", "votes", "temperature", "max_new_tokens")}
     notes |= {"set_aside": dict(left_out), "asked": asked, "rows_digest": digest(rows)}
-    write_text(output / f"{name}.json", json.dumps(metrics | notes, indent=1))
-    write_rows(output / f"{name}.parquet", rows)
-    draw(output / f"{name}.png", {}, {}, tables)
-    print(f"written: {output}/{name}.*")
+    write_text(figures, json.dumps(metrics | notes, indent=1))
+    write_rows(judged, rows)
+    draw(picture, {}, {}, tables)
+    print(f"written: {place}.*")
     if options.card:
-        draw(Path(options.model) / f"{name}.png", {}, {}, tables)
-        extend_model_card(Path(options.model), f"Measured on {Path(options.data).name}", metrics, f"{name}.png")
+        draw(Path(options.model) / picture.name, {}, {}, tables)
+        extend_model_card(Path(options.model), f"Measured on {Path(options.data).name}", metrics, picture.name)

@@ -101,12 +101,16 @@ def _read_message(column: str, position: int, message: object) -> dict[str, str]
 
 def read_marked_turns(text: str) -> Conversation:
     """Return a prompt of HelpSteer2 as messages: the user's, then each below its mark, "<extra_id_1>Assistant"."""
+    if not isinstance(text, str):
+        raise BadRow("prompt", "expected text", text)
     parts = re.split(r"\n*<extra_id_1>(User|Assistant)\n", "<extra_id_1>User\n" + text)[1:]
     return [{"role": role.lower(), "content": content} for role, content in zip(parts[::2], parts[1::2])]
 
 
-def read_transcript(text: str) -> Conversation:
+def read_transcript(column: str, text: str) -> Conversation:
     """Return a dialogue of hh-rlhf as messages: one text, "\\n\\nHuman: …\\n\\nAssistant: …" turn by turn."""
+    if not isinstance(text, str):
+        raise BadRow(column, "expected text", text)
     parts = re.split(r"\n\n(Human|Assistant):", text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     return [{"role": roles[name], "content": turn.strip()} for name, turn in zip(parts[::2], parts[1::2])]

@@ -25,6 +25,16 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, answer: str, parse: Cal
         )
 
 
+def check_reward(config: DictConfig, compute_score: Callable, answer: str, label: object) -> None:
+    """Refuse options that the method's reward function does not take; without this the first answer would tell."""
+    options = dict(config.reward.custom_reward_function.reward_kwargs)
+    if options.pop("module") == compute_score.__module__:
+        try:
+            compute_score("judge", answer, label, None, **options)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"reward.custom_reward_function.reward_kwargs={options}: {error}") from error
+
+
 def check_sizes(config: DictConfig, count: int) -> None:
     """Refuse settings that contradict each other or the number of prompts, and set how many steps there will be."""
     data, actor = config.data, config.actor_rollout_ref.actor
@@ -42,6 +52,8 @@ def check_sizes(config: DictConfig, count: int) -> None:
         raise DataError(
             f"trainer.test_freq={config.trainer.test_freq}: validation chooses the best policy; set 1 or more"
         )
+    if unused := count % data.train_batch_size:
+        print(f"  {unused} of the {count} prompts, others each epoch, do not fill a step's batch and are left out")
     steps = count // data.train_batch_size * config.trainer.total_epochs
     config.trainer.total_training_steps = min(steps, config.trainer.total_training_steps or steps)
     settings = {"model": config.actor_rollout_ref.model, "actor": actor}

@@ -40,7 +40,7 @@ PAIRWISE_COLUMNS = ("input", "output", "metadata")
 def read_scored(row: dict) -> tuple[Conversation, str, int]:
     """Return dialogue, response and score of a pointwise row; raise `BadRow` where it is none."""
     (response,) = _read_responses(row["output"], 1)
-    return _read_dialogue(row["input"]), response, _read_score(row["label"])
+    return read_dialogue(row["input"]), response, _read_score(row["label"])
 
 
 def read_comparison(row: dict) -> Comparison:
@@ -52,12 +52,12 @@ def read_comparison(row: dict) -> Comparison:
         raise BadRow("metadata", f"`preferred` is not one of {', '.join(PREFERENCES)}", metadata)
     if response_a == response_b and preferred != "tie":
         raise BadRow("output", "equal responses, one of them preferred", response_a)
-    return Comparison(_read_dialogue(row["input"]), response_a, response_b, preferred)
+    return Comparison(read_dialogue(row["input"]), response_a, response_b, preferred)
 
 
 def read_candidates(row: dict) -> tuple[Conversation, list[str]]:
     """Return dialogue and responses of a row whose responses are to be ranked; raise `BadRow` where it is none."""
-    return _read_dialogue(row["input"]), _read_responses(row["output"], 2, or_more=True)
+    return read_dialogue(row["input"]), _read_responses(row["output"], 2, or_more=True)
 
 
 def read_strength(row: dict) -> float | None:
@@ -124,7 +124,8 @@ def _transcript(prompt: str, answer: str) -> Conversation:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-def _read_dialogue(value: object) -> Conversation:
+def read_dialogue(value: object) -> Conversation:
+    """Return a row's `input` as messages, plain text as the user's; raise `BadRow` where it is none."""
     dialogue = read_messages("input", value)
     return [{"role": "user", "content": dialogue}] if isinstance(dialogue, str) else dialogue
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from common.conversation import BadRow, prompt_of
 
 BAD_ROWS_SHOWN = 5
+ROW_GROUP = 10_000  # rows; nested columns of more than 2 GB in one group cannot be read
 
 
 class DataError(ValueError):
@@ -207,7 +208,7 @@ def write_rows(path: str | Path, rows: list[dict]) -> Path:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         if path.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(rows), partial)
+            pq.write_table(pa.Table.from_pylist(rows), partial, row_group_size=ROW_GROUP)
         elif path.suffix == ".jsonl":
             partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         elif path.suffix == ".json":

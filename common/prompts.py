@@ -65,5 +65,6 @@ def digest(rows: list[dict]) -> str:
     """Identify rows and their order, so that a run is not resumed on other data."""
     total = hashlib.sha256()
     for row in rows:
-        total.update(repr((row["prompt"], row["label"])).encode())
+        strength = [row["strength"]] if row.get("strength") else []
+        total.update(repr((row["prompt"], row["label"], *strength)).encode())
     return total.hexdigest()[:16]

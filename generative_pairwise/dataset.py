@@ -6,7 +6,8 @@ nobody is told how many prompts were too long.
 
 A file holds either labelled rows (`input`, `output`, `metadata`: see prompt.py), rendered here with the rubric there,
 or rows that prepare_data.py has rendered with a rubric of its own. A row is a pair in both orders, and becomes two
-prompts: no split, filter or sampler can leave a judge with one order alone.
+prompts: no file, filter or split holds one order alone. (verl draws prompts, not pairs, into its batches, and leaves
+out what does not fill one: other prompts each epoch.)
 
     prompt          [{"role": "user", "content": …}]: all that the judge is shown
     prompt_swapped  the same with the responses in the other order
@@ -14,7 +15,7 @@ prompts: no split, filter or sampler can leave a judge with one order alone.
     data_source     (optional) a name; validation metrics are kept apart by it
     strength        (optional) how much better the better one is, above 0; reward.py can weigh by it
     longer          (optional) A, B or tie, of `prompt`: the longer response, for evaluate.py's baseline
-    evidence        (optional) texts that a right reasoning holds; evaluate.py counts them
+    input           (optional) the dialogue; a split keeps together what answers it
 """
 
 from collections import Counter
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from common.conversation import BadRow, read_messages
 from common.judge import SWAPPED
-from common.labelled import check_strength, longer_response, read_comparison, read_strength
+from common.labelled import check_strength, longer_response, read_dialogue, read_strength
 from common.parquet import read_rows, write_rows
 
 from prompt import COLUMNS, VERDICTS, render
@@ -34,12 +35,12 @@ def load_rows(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
     """Read labelled or rendered rows; return them rendered, each with its origin under "source", and what was dropped.
 
     Each gives two rows, one below the other: as given, then with the responses swapped. `input` is what a split keeps
-    together: a labelled row's dialogue, or else the whole prompt of either order.
+    together: the dialogue, or where that is not known the whole prompt of either order.
 
     Raises:
         DataError: see `common.parquet.read_rows`.
     """
-    columns = ("data_source", "evidence", "strength", "longer")
+    columns = ("data_source", "strength", "longer", "input")
     pairs, dropped = read_rows(files, required_columns, columns, check_row, on_bad_row)
     return [row for pair in pairs for row in both_orders(pair)], dropped
 
@@ -51,19 +52,17 @@ def required_columns(names: list[str]) -> tuple[str, ...]:
 def check_row(row: dict) -> dict:
     """Return a labelled or rendered row as a rendered one; raise `BadRow` where it is neither."""
     rendered = check_rendered(row) if "prompt" in row else render_row(row)
-    data_source, evidence = row.get("data_source") or "judge", row.get("evidence") or []
+    data_source = row.get("data_source") or "judge"
     if not isinstance(data_source, str):
         raise BadRow("data_source", "expected text", data_source)
-    if not isinstance(evidence, list) or not all(isinstance(text, str) for text in evidence):
-        raise BadRow("evidence", "expected a list of texts", evidence)
-    return {**rendered, "data_source": data_source, "evidence": evidence}
+    return {**rendered, "data_source": data_source}
 
 
 def render_row(row: dict) -> dict:
     """Turn a labelled row into a rendered one."""
     (prompt, label), (prompt_swapped, _) = render(row)
     more = {"strength": read_strength(row), "longer": longer_response(row)}
-    dialogue = read_comparison(row).dialogue
+    dialogue = read_dialogue(row["input"])
     return {"input": dialogue, "prompt": prompt, "prompt_swapped": prompt_swapped, "label": label, **more}
 
 
@@ -82,7 +81,8 @@ def check_rendered(row: dict) -> dict:
         raise BadRow("longer", f"expected one of {', '.join(VERDICTS)}, or nothing", row["longer"])
     more = {"strength": check_strength("strength", row.get("strength"), row["label"]), "longer": row.get("longer")}
     either_order = min(prompts.values(), key=str)
-    return {"input": either_order, **prompts, "label": row["label"], **more}
+    dialogue = either_order if row.get("input") is None else read_dialogue(row["input"])
+    return {"input": dialogue, **prompts, "label": row["label"], **more}
 
 
 def both_orders(pair: dict) -> list[dict]:

@@ -5,8 +5,7 @@
 
 A checkpoint and a served model are asked alike (`common/asking.py`). Answers are greedy; with `--votes K` every row is
 judged K times by sampling, and `decide` gives the verdict. An answer without a verdict is wrong and is counted, never
-guessed at. A judge that favours a place is right in one order and wrong in the other: what counts is to be right in
-both.
+guessed at. A judge that favours a place is right in one order at most: what counts is to be right in both.
 """
 
 import logging
@@ -24,15 +23,15 @@ from prompt import VERDICTS, parse
 def decide(votes: list[Preference | None]) -> Preference | None:
     """Return the verdict of several votes on one row: the most frequent preference among those that parsed.
 
-    Where none is the most frequent alone, the judge sees no difference: tie. None where fewer than half of the votes
-    parsed: what is left would be the verdict of a few.
+    Of equally frequent ones "tie" counts; without it, A as often as B, there is none. Nor is there where fewer than
+    half of the votes parsed: what is left would be the verdict of a few.
     """
     parsed = [vote for vote in votes if vote is not None]
     if not parsed or 2 * len(parsed) < len(votes):
         return None
     counts = Counter(parsed)
     frequent = [verdict for verdict in counts if counts[verdict] == max(counts.values())]
-    return frequent[0] if len(frequent) == 1 else "tie"
+    return frequent[0] if len(frequent) == 1 else "tie" if "tie" in frequent else None
 
 
 def judge_metrics(
@@ -113,16 +112,6 @@ def vote_metrics(
     return metrics, bins
 
 
-def evidence_metrics(evidence: list[list[str]], answers: list[list[str]]) -> dict[str, float]:
-    """Return the share of answers that hold all of their row's evidence, letter by letter, before `</think>`.
-
-    Rows without evidence do not count; `evidence_rows` says how many do, and without any there is no figure.
-    """
-    sought = [(texts, given) for texts, given in zip(evidence, answers) if texts]
-    found = [all(text in one.partition("</think>")[0] for text in texts) for texts, given in sought for one in given]
-    return {"evidence": sum(found) / len(found), "evidence_rows": len(sought)} if sought else {}
-
-
 def confusion(
     labels: list[Preference], verdicts: list[Preference | None]
 ) -> tuple[list[str], list[str], list[list[int]]]:
@@ -142,7 +131,6 @@ def main() -> None:
     verdicts = [decide(cast) for cast in votes]
     longer = [row["longer"] for row in rows]
     metrics = judge_metrics(labels[::2], verdicts[::2], verdicts[1::2], longer[::2])
-    metrics |= evidence_metrics([row["evidence"] for row in rows], answers)
     metrics["clipped"] = clipped_share(answers)
     more, bins = vote_metrics(labels, votes) if options.votes > 1 else ({}, [])
     tables = {"label (row), verdict (column)": confusion(labels, verdicts)}

@@ -13,10 +13,9 @@ always says the same, how far mere length tells the label, what was left out.
 """
 
 import argparse
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from math import isnan
+from math import inf, isfinite
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -31,7 +30,7 @@ from common.parquet import DataError, check_rows, load_source, split_by_prompt, 
 
 from prompt import RUBRIC, VERDICTS, render
 
-COLUMNS = ("prompt", "prompt_swapped", "label", "strength", "longer", "data_source", "evidence")
+COLUMNS = ("input", "prompt", "prompt_swapped", "label", "strength", "longer", "data_source")
 POSITION_BIAS = 0.65  # of the demo's warm start: ties are called "A", what stands first, more often than not
 
 
@@ -43,11 +42,18 @@ def compared(
     return {"input": dialogue, "output": output, "metadata": {"preferred": preferred, "preference_strength": strength}}
 
 
-def signed(b_is_better_by: object) -> tuple[str, float | None]:
+def signed(column: str, b_is_better_by: object, largest: float = inf) -> tuple[str, float | None]:
     """Return who is better and by how much, of a strength whose sign says who; 0 is a tie, nothing is a fault."""
-    if isinstance(b_is_better_by, bool) or not isinstance(b_is_better_by, int | float) or isnan(b_is_better_by):
-        raise BadRow("metadata", "expected a strength: a number, 0 for a tie", b_is_better_by)
-    return "B" if b_is_better_by > 0 else "A" if b_is_better_by < 0 else "tie", abs(b_is_better_by) or None
+    value = number(column, b_is_better_by)
+    if abs(value) > largest:
+        raise BadRow(column, f"expected a strength from -{largest} to {largest}", value)
+    return "B" if value > 0 else "A" if value < 0 else "tie", abs(value) or None
+
+
+def number(column: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise BadRow(column, "expected a number", value)
+    return value
 
 
 def chosen_and_rejected(row: dict, preferred: str = "A", strength: float | None = None) -> dict:
@@ -61,8 +67,8 @@ def chosen_and_rejected(row: dict, preferred: str = "A", strength: float | None 
 
 
 def from_demo(row: dict) -> dict:
-    """Labelled rows; `evidence` is what a right reasoning finds in both responses: "two/three", asked and got."""
-    return {**row, "rubric": PREFERENCE_RUBRIC, "evidence": re.findall(r"\w+/\w+", row["reasoning"])}
+    """Labelled rows, with what the demo's better responses are better at."""
+    return {**row, "rubric": PREFERENCE_RUBRIC}
 
 
 def from_pairwise(row: dict) -> dict:
@@ -71,25 +77,30 @@ def from_pairwise(row: dict) -> dict:
 
 
 def from_helpsteer2(row: dict) -> dict:
-    """`preference_strength`, -3 to 3, is positive where response 2 is better. `prompt` marks its later turns."""
+    """`preference_strength`, -3 to 3, is positive where response 2 is better. `prompt` marks its later turns.
+
+    The column `split` is not heeded: rows are split anew.
+    """
     dialogue = read_marked_turns(row["prompt"])
-    return compared(dialogue, row["response_1"], row["response_2"], *signed(row["preference_strength"]))
+    preference = signed("preference_strength", row["preference_strength"], largest=3)
+    return compared(dialogue, row["response_1"], row["response_2"], *preference)
 
 
 def from_helpsteer3(row: dict) -> dict:
     """`overall_preference`, -3 to 3, is positive where response 2 is better. `context` is a list of messages."""
-    return compared(row["context"], row["response1"], row["response2"], *signed(row["overall_preference"]))
+    preference = signed("overall_preference", row["overall_preference"], largest=3)
+    return compared(row["context"], row["response1"], row["response2"], *preference)
 
 
 def from_ultrafeedback(row: dict) -> dict:
-    """Scores 1 to 10 by GPT-4, averaged over criteria; binarized pairs of equal score are ties."""
-    scores = row["score_rejected"], row["score_chosen"]
-    return chosen_and_rejected(row, *signed(None if None in scores else scores[0] - scores[1]))
+    """GPT-4's scores; pairs of equal score are ties."""
+    chosen, rejected = (number(column, row[column]) for column in ("score_chosen", "score_rejected"))
+    return chosen_and_rejected(row, *signed("score_rejected", rejected - chosen))
 
 
 def from_hh_rlhf(row: dict) -> dict:
     """Transcripts as one text, turn by turn."""
-    return chosen_and_rejected({side: read_transcript(row[side]) for side in ("chosen", "rejected")})
+    return chosen_and_rejected({side: read_transcript(side, row[side]) for side in ("chosen", "rejected")})
 
 
 class Source(NamedTuple):
@@ -125,18 +136,18 @@ def convert_rows(rows: Iterable[dict], name: str, rubric: str | None, on_bad_row
             raise DataError(
                 f"{numbered['source']} has no column {missing}; it has {sorted(row)}. Is --source right?"
             ) from None
-        except (TypeError, AttributeError) as error:
-            raise DataError(f"{numbered['source']} has columns of another kind: {error}. Is --source right?") from error
-        labelled = {"rubric": RUBRIC, "evidence": [], **labelled}
+        labelled = {"rubric": RUBRIC, **labelled}
         (prompt, label), (prompt_swapped, _) = render(labelled, rubric or labelled["rubric"])
         shown = {"prompt": prompt, "prompt_swapped": prompt_swapped, "label": label}
         shown["longer"] = longer_response(labelled)
-        more = {"strength": read_strength(labelled), "data_source": name, "evidence": labelled["evidence"]}
+        more = {"strength": read_strength(labelled), "data_source": name}
         return {"input": read_comparison(labelled).dialogue, **shown, **more}
 
     numbered = [{"row": row, "source": f"row {number}"} for number, row in enumerate(rows)]
     rendered, left_out = check_rows(tqdm(numbered, desc="convert", unit="row", delay=1), render_row, on_bad_row)
-    unique = {identity(row): row for row in rendered}
+    unique = {}
+    for row in rendered:
+        unique.setdefault(identity(row), row)
     left_out += Counter({"repeated pairs with the same label": len(rendered) - len(unique)})
     if not unique:
         raise DataError(f"no usable row: {'; '.join(f'{count} x {kind}' for kind, count in left_out.items())}")
@@ -190,6 +201,7 @@ def main() -> None:
     )
     parser.add_argument("--source", required=True, choices=SOURCES)
     parser.add_argument("--path", help="local file or hub id, where it is not the source's own; not for the demo")
+    parser.add_argument("--split", help="of a hub set; default: the source's own for training")
     parser.add_argument("--output", required=True, help="folder to write into")
     parser.add_argument("--rubric", type=Path, help="text file: what to judge by; default: the source's own rubric")
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
@@ -216,7 +228,7 @@ def main() -> None:
     elif not (options.path or source.hub):
         raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
     else:
-        rows = load_source(options.path or source.hub, source.split, **source.options)
+        rows = load_source(options.path or source.hub, options.split or source.split, **source.options)
         rows, left_out = convert_rows(rows, options.source, rubric, options.on_bad_row)
         share = options.val_share
         splits = split_by_prompt(rows, {"train": 1 - 2 * share, "val": share, "test": share}, options.seed)

@@ -10,9 +10,8 @@ n responses are n·(n-1) questions.
 
 import logging
 from itertools import permutations
-from pathlib import Path
 
-from common.asking import judge, output_of, read_options
+from common.asking import judge, place_of, read_options
 from common.conversation import Conversation
 from common.endpoint import EndpointError
 from common.judge import SWAPPED, Preference, pairwise_prompt
@@ -40,11 +39,13 @@ def win_rates(count: int, verdicts: list[Preference | None]) -> list[float | Non
     """Return each response's win rate, 0 to 1; None where no comparison with it had a verdict.
 
     Args:
-        verdicts: on the prompts of `round_robin`, in their order. A missing verdict is left out, it is no draw.
+        verdicts: on the prompts of `round_robin`, in their order. Where one is missing the comparison is left out in
+        both orders: it is no draw, and one order alone would favour what stands first.
     """
+    said = dict(zip(permutations(range(count), 2), verdicts, strict=True))
     points = [[] for _ in range(count)]
-    for (first, second), verdict in zip(permutations(range(count), 2), verdicts, strict=True):
-        if verdict is not None:
+    for (first, second), verdict in said.items():
+        if verdict is not None and said[second, first] is not None:
             points[first].append(POINTS[verdict])
             points[second].append(POINTS[SWAPPED[verdict]])
     return [sum(won) / len(won) if won else None for won in points]
@@ -72,18 +73,18 @@ def main() -> None:
         for prompt in round_robin(row["dialogue"], row["responses"], rubric)
     ]
     asked, left_out, answers = judge(options, asked)
-    verdicts: dict[str, list[Preference | None]] = {}
-    for row, given in zip(asked, answers):
-        verdicts.setdefault(row["source"], []).append(decide([parse(text) for text in given]))
+    given: dict[str, list[list[str]]] = {}
+    for row, texts in zip(asked, answers):
+        given.setdefault(row["source"], []).append(texts)
     ranked = []
     for row in candidates:
-        if row["source"] in verdicts:
-            rates = win_rates(len(row["responses"]), verdicts[row["source"]])
-            missing = verdicts[row["source"]].count(None)
-            kept = {name: row[name] for name in ("source", "input", "output")}
-            ranked.append({**kept, "win_rate": rates, "rank": ranks(rates), "without_verdict": missing})
-    path = write_rows(output_of(options) / f"ranked_{Path(options.data).stem}.parquet", ranked)
-    silent = sum(row["without_verdict"] for row in ranked)
+        if row["source"] in given:
+            verdicts = [decide([parse(text) for text in texts]) for texts in given[row["source"]]]
+            rates = win_rates(len(row["responses"]), verdicts)
+            found = {"win_rate": rates, "rank": ranks(rates), "verdicts": verdicts, "answers": given[row["source"]]}
+            ranked.append({name: row[name] for name in ("source", "input", "output")} | found)
+    path = write_rows(f"{place_of(options, 'ranked')}.parquet", ranked)
+    silent = sum(row["verdicts"].count(None) for row in ranked)
     print(f"{path}: {len(ranked)} rows ranked; {silent} of {len(asked)} comparisons had no verdict")
     for kind, count in (bad + left_out).items():
         print(f"set aside: {count} x {kind}")

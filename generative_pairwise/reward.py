@@ -3,13 +3,12 @@
 - An answer without a well-formed verdict gets less than any verdict can, whatever the label. In a judge's text a parser
   that guesses finds an A in any garbage, and garbage then is the policy's best answer to rows labelled so.
 - Only the outcome is rewarded. What stands in the reasoning is free, as long as it ends where it should.
-- A tie is a verdict like the others, and every pair is judged in both orders: favouring a place is wrong once a pair.
+- A tie is a verdict like the others, and every pair is judged in both orders: favouring a place never pays in both.
 - Training and evaluation call the same parser.
 """
 
 from prompt import VERDICTS, parse
 
-LABELS = {verdict: verdict for verdict in VERDICTS}
 MALFORMED = -0.5  # below 0, the reward of the wrongest verdict; the distance is how much the form matters
 
 
@@ -30,8 +29,8 @@ def preference_reward(verdict: str | None, label: str | None, tie_credit: float 
 def weigh(reward: float, strength: float | None) -> float:
     """Scale a verdict's reward by how much better the better response is, as HelpSteer2-Preference's scaled loss does.
 
-    (arXiv:2410.01257, equation 3.) Ties, and rows without a strength, weigh 1; an answer without a verdict is as bad
-    as ever. GRPO divides a group's rewards by their spread, which takes the weight out again: it acts only with
+    (arXiv:2410.01257.) Ties, and rows without a strength, weigh 1; an answer without a verdict is as bad as ever. GRPO
+    divides a group's rewards by their spread, which takes most of the weight out again, so train.py refuses it without
     `algorithm.norm_adv_by_std_in_grpo=False`.
     """
     return reward * strength if strength and reward > 0 else reward
@@ -59,14 +58,16 @@ def compute_score(
         first, or "tie". parsed: 1 where there is a verdict.
 
     Raises:
-        ValueError: a credit that is not from 0 up to, but not with, 1.
+        ValueError: a credit that is not from 0 up to, but not with, 1; `by_strength` neither True nor False.
     """
-    if not 0 <= tie_credit < 1:
+    if not isinstance(tie_credit, int | float) or not 0 <= tie_credit < 1:
         raise ValueError(
             f"tie_credit is {tie_credit!r}; expected at least 0 and less than 1, what the label itself gets"
         )
+    if not isinstance(by_strength, bool):
+        raise ValueError(f"by_strength is {by_strength!r}; expected True or False")
     verdict = parse(((extra_info or {}).get("begun") or "") + solution_str)
-    label = LABELS.get(str(ground_truth))
+    label = ground_truth if ground_truth in VERDICTS else None
     reward = preference_reward(verdict, label, tie_credit)
     strength = None if label == "tie" else (extra_info or {}).get("strength")
     return {

@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from common import cluster
 from common.checkpoint import CheckpointError, check_resume, claim_folder
-from common.judge_run import check_sizes, check_vocabulary
+from common.judge_run import check_reward, check_sizes, check_vocabulary
 from common.parquet import DataError, report_leak, split_by_prompt
 from common.prompts import digest, measure_rows
 from common.report import draw, format_value, read_history, write_model_card
@@ -28,6 +28,7 @@ from common.tokenizer import load_tokenizer, set_template_options
 
 from dataset import load_rows, report_rows, write_for_verl
 from prompt import VERDICTS, parse, write
+from reward import compute_score
 
 # found, but not imported: that takes seconds, and bad input is reported before
 os.environ["VERL_CONFIG"] = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
@@ -67,12 +68,15 @@ def train(config: DictConfig) -> None:
     # 1. Check the input
     model_name, tokenizer = load_tokenizer(policy.model)
     set_template_options(tokenizer, OmegaConf.to_container(data.apply_chat_template_kwargs))
-    check_vocabulary(tokenizer, write(VERDICTS[0], "because"), parse)
+    right = write(VERDICTS[0], "because")
+    check_vocabulary(tokenizer, right, parse)
+    check_reward(config, compute_score, right, VERDICTS[0])
     rows_of, left_out = read_data(config, tokenizer)
     first = rows_of["train"][0]
     text = tokenizer.apply_chat_template(first["prompt"], tokenize=False, add_generation_prompt=True)
     print(f"\nThe first prompt, as the judge sees it (label {first['label']}):\n{text}\n", flush=True)
     check_sizes(config, len(rows_of["train"]))
+    check_strength(config, rows_of["train"])
 
     # 2. Join or start Ray
     in_process = policy.rollout.name == "hf"
@@ -147,13 +151,26 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[dict]], Cou
     if not data.val_files:
         share = min(0.1, HELD_OUT / len(rows_of["train"]))
         rows_of = split_by_prompt(rows_of["train"], {"train": 1 - share, "val": share}, config.trainer.seed)
-        print(f"no VAL_FILES: {len(rows_of['val'])} rows are held out of the training rows, to choose the best policy")
+        print(f"no VAL_FILES: {len(rows_of['val'])} training prompts are held out, to choose the best policy")
     if len(rows_of["val"]) < FEW:
-        print(f"warning: {len(rows_of['val'])} validation rows hardly tell one policy from another")
+        print(f"warning: {len(rows_of['val'])} validation prompts hardly tell one policy from another")
     for name, rows in rows_of.items():
         report_rows(name, rows, left_out[name])
     report_leak(rows_of["train"], "val", rows_of["val"], "rows")
     return rows_of, left_out["train"]
+
+
+def check_strength(config: DictConfig, rows: list[dict]) -> None:
+    options = config.reward.custom_reward_function.reward_kwargs
+    if options.get("by_strength") and config.algorithm.norm_adv_by_std_in_grpo:
+        raise DataError(
+            "by_strength=True scales the rewards of a pair, and algorithm.norm_adv_by_std_in_grpo=True divides them by "
+            "their spread again: set that to False, or leave by_strength out"
+        )
+    if options.get("by_strength") and not any(row["strength"] for row in rows):
+        raise DataError(
+            "by_strength=True, and no row of data.train_files has a strength (metadata.preference_strength)"
+        )
 
 
 def identity(config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, list[dict]], workers: int) -> dict:

@@ -10,6 +10,7 @@ rows that prepare_data.py has rendered with a rubric of its own:
     prompt       [{"role": "user", "content": …}]: all that the judge is shown
     label        0 to 4
     data_source  (optional) a name; validation metrics are kept apart by it
+    input        (optional) the dialogue; a split keeps together what answers it
     evidence     (optional) texts that a right reasoning holds; evaluate.py counts them
 """
 
@@ -17,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from common.conversation import BadRow, read_messages
-from common.labelled import read_scored
+from common.labelled import read_dialogue
 from common.parquet import read_rows, write_rows
 
 from prompt import COLUMNS, VERDICTS, render
@@ -28,12 +29,12 @@ RENDERED = ("prompt", "label")
 def load_rows(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
     """Read labelled or rendered rows; return them rendered, each with its origin under "source", and what was dropped.
 
-    `input` is what a split keeps together: a labelled row's dialogue, or else the whole prompt.
+    `input` is what a split keeps together: the dialogue, or where that is not known the whole prompt.
 
     Raises:
         DataError: see `common.parquet.read_rows`.
     """
-    columns = ("data_source", "evidence")
+    columns = ("data_source", "evidence", "input")
     return read_rows(files, required_columns, columns, check_row, on_bad_row)
 
 
@@ -55,8 +56,7 @@ def check_row(row: dict) -> dict:
 def render_row(row: dict) -> dict:
     """Turn a labelled row into a rendered one."""
     prompt, label = render(row)
-    dialogue, _, _ = read_scored(row)
-    return {"input": dialogue, "prompt": prompt, "label": label}
+    return {"input": read_dialogue(row["input"]), "prompt": prompt, "label": label}
 
 
 def check_rendered(row: dict) -> dict:
@@ -66,7 +66,8 @@ def check_rendered(row: dict) -> dict:
         raise BadRow("prompt", "expected messages that end with the user's", row["prompt"])
     if row["label"] not in VERDICTS or isinstance(row["label"], bool):
         raise BadRow("label", f"expected one of {', '.join(map(str, VERDICTS))}", row["label"])
-    return {"input": prompt, "prompt": prompt, "label": VERDICTS[VERDICTS.index(row["label"])]}
+    dialogue = prompt if row.get("input") is None else read_dialogue(row["input"])
+    return {"input": dialogue, "prompt": prompt, "label": VERDICTS[VERDICTS.index(row["label"])]}
 
 
 def write_for_verl(rows: list[dict], path: Path) -> Path:

@@ -30,7 +30,7 @@ from common.parquet import DataError, check_rows, load_source, split_by_prompt, 
 
 from prompt import RUBRIC, RUBRICS, VERDICTS, render
 
-COLUMNS = ("prompt", "label", "data_source", "evidence")
+COLUMNS = ("input", "prompt", "label", "data_source", "evidence")
 LENIENCY = 0.65  # of the demo's warm start: two kinds of fault pass as met more often than not
 
 # What UltraFeedback's ratings meant to the model that gave them (arXiv:2310.01377), in fewer words and from 0. Its
@@ -134,16 +134,21 @@ def convert_rows(
     rows: Iterable[dict], name: str, attribute: str | None, rubric: str | None, on_bad_row: str
 ) -> tuple[list[dict], Counter]:
     """Convert and render a source's rows, by `rubric` or else its own; count what is bad, not rated or repeated."""
-    source, labelled, left_out = SOURCES[name], [], Counter()
-    for number, row in enumerate(tqdm(rows, desc="convert", unit="row", delay=1)):
+    source = SOURCES[name]
+
+    def convert_row(numbered: dict) -> dict:
+        row, place = numbered["row"], numbered["source"]
         try:
-            found = source.convert(row, attribute)
+            return {"responses": source.convert(row, attribute)}
         except KeyError as missing:
-            raise DataError(f"row {number} has no column {missing}; it has {sorted(row)}. Is --source right?") from None
+            raise DataError(f"{place} has no column {missing}; it has {sorted(row)}. Is --source right?") from None
         except TypeError as error:
-            raise DataError(f"row {number} has columns of another kind: {error}. Is --source right?") from error
-        left_out += Counter({"responses that were not rated": found.count(None)})
-        labelled += [{**response, "source": f"row {number}"} for response in found if response]
+            raise DataError(f"{place} has columns of another kind: {error}. Is --source right?") from error
+
+    numbered = [{"row": row, "source": f"row {number}"} for number, row in enumerate(rows)]
+    converted, left_out = check_rows(tqdm(numbered, desc="convert", unit="row", delay=1), convert_row, on_bad_row)
+    labelled = [{**response, "source": row["source"]} for row in converted for response in row["responses"] if response]
+    left_out += Counter({"responses that were not rated": sum(row["responses"].count(None) for row in converted)})
     usual = {
         "rubric": source.rubrics.get(attribute, RUBRIC),
         "data_source": f"{name}/{attribute}" if attribute else name,

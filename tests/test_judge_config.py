@@ -2,7 +2,9 @@
 
 import importlib.util
 import inspect
+import os
 import re
+import subprocess
 
 import pytest
 from conftest import REPO, method_modules
@@ -11,6 +13,8 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from test_method_config import attributes_read, run_script, script_overrides
 
+from common.judge_run import check_reward
+from common.parquet import DataError
 from common.rollout import checked_reward
 
 VERL_CONFIG = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
@@ -120,3 +124,53 @@ def test_where_a_gpu_and_vllm_are_it_answers(judge, tmp_path):
     assert "actor_rollout_ref.rollout.name=hf" in overrides
     overrides = script_overrides(judge, tmp_path, MODEL_PATH="m", TRAIN_FILES="t.parquet", RAY_ADDRESS="head:6379")
     assert "actor_rollout_ref.rollout.name=vllm" in overrides
+
+
+def test_starting_over_is_said_to_the_demos_warm_start_too(judge, tmp_path):
+    note = tmp_path / "calls"
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@" >> "$NOTE"\n')
+    (tmp_path / "python").chmod(0o755)
+    settings = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTE": str(note), "ROLLOUT": "hf"}
+    for mode, settings_given in (("auto", ()), ("disable", ("trainer.resume_mode=disable",))):
+        note.write_text("")
+        command = ["bash", run_script(judge), *settings_given]
+        subprocess.run(command, env=settings, check=True, timeout=30, cwd=tmp_path, capture_output=True)
+        calls = [call for call in note.read_text().splitlines() if "train.py" in call.split()[0]]
+        assert ["sft" in call.split()[0] for call in calls] == [True, False]
+        assert f"trainer.resume_mode={mode}" in calls[0].split()
+        assert mode == "auto" or "trainer.resume_mode=disable" in calls[1].split()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("tie_credit=1.5", "tie_credit is 1.5; expected at least 0 and less than 1"),
+        ("tie_credit=null", "tie_credit is None"),
+        ("by_strength=maybe", "by_strength is 'maybe'; expected True or False"),
+        ("tie_credti=0.5", "unexpected keyword argument 'tie_credti'"),
+    ],
+)
+def test_a_reward_option_that_cannot_be_is_refused_before_anything_starts(tmp_path, option, message):
+    prompt, reward = method_modules("generative_pairwise", "prompt", "reward")
+    overrides = script_overrides("generative_pairwise", tmp_path)
+    check_reward(compose_judge("generative_pairwise", overrides), reward.compute_score, prompt.write("A"), "A")
+    added = f"++reward.custom_reward_function.reward_kwargs.{option}"
+    config = compose_judge("generative_pairwise", [*overrides, added])
+    with pytest.raises(DataError, match=message):
+        check_reward(config, reward.compute_score, prompt.write("A"), "A")
+
+
+def test_weighing_by_strength_is_refused_where_it_would_do_nothing(tmp_path):
+    (train,) = method_modules("generative_pairwise", "train")
+    overrides = script_overrides("generative_pairwise", tmp_path)
+    weighed = [*overrides, "reward.custom_reward_function.reward_kwargs.by_strength=True"]
+    undivided = [*weighed, "algorithm.norm_adv_by_std_in_grpo=False"]
+    known, unknown = [{"strength": None}, {"strength": 2.0}], [{"strength": None}]
+    for accepted, rows in ((overrides, unknown), (undivided, known)):
+        train.check_strength(compose_judge("generative_pairwise", accepted), rows)
+    for refused, rows, message in (
+        (weighed, known, "norm_adv_by_std_in_grpo"),
+        (undivided, unknown, "no row of data.train_files"),
+    ):
+        with pytest.raises(DataError, match=message):
+            train.check_strength(compose_judge("generative_pairwise", refused), rows)

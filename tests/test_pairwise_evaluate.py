@@ -120,21 +120,18 @@ def test_a_served_judge_gets_the_figures_of_a_loaded_one(run, loaded):
     assert served_rows == rows and len(requests) == 12
 
 
-def test_two_votes_that_contradict_each_other_are_a_tie_loaded_or_served(run, loaded):
-    """By hand: 8 · 2 + 1 + 0 + 2 + 0 of 24 votes are right; a draw is right on the tie and wrong elsewhere."""
+def test_two_votes_that_contradict_each_other_are_no_verdict_loaded_or_served(run, loaded):
+    """By hand: 8 · 2 + 1 + 0 + 2 + 0 of 24 votes are right; a draw is wrong, on the tie too."""
     votes = {text: [given, given] for text, given in RIGHT.items()}
     votes |= dict(zip(ASKED, [[A, B]])) | dict(zip(ASKED[6:], [[A, B], [TIE, TIE], [CLIPPED, CLIPPED]]))
     calls = loaded(votes)
     metrics, rows, _ = run("--votes", 2)
     assert calls == [(1024, 16384, 1.0, 2, 0)]
-    assert [rows[number]["verdict"] for number in (0, 1, 6, 8)] == ["tie", "B", "tie", None]
+    assert [rows[number]["verdict"] for number in (0, 1, 6, 8)] == [None, "B", None, None]
     assert rows[8]["votes"] == [None, None] and rows[0]["votes"] == ["A", "B"]
-    assert metrics["both_right"] == pytest.approx(4 / 6) and metrics["accuracy"] == pytest.approx(10 / 12)
+    assert metrics["both_right"] == pytest.approx(3 / 6) and metrics["accuracy"] == pytest.approx(9 / 12)
     assert metrics["single_vote_accuracy"] == pytest.approx(19 / 24)
-    assert metrics["calibration"] == [
-        {"agreeing": 0, "rows": 2, "right": 1},
-        {"agreeing": 2, "rows": 9, "right": 9},
-    ]
+    assert metrics["calibration"] == [{"agreeing": 2, "rows": 9, "right": 9}]
     with served(votes) as (url, _):
         assert figures(run("--endpoint", url, "--votes", 2, model="judge")[0]) == figures(metrics)
 
@@ -143,14 +140,13 @@ def rendered(row: dict, **more) -> dict:
     (given, label), (swapped, _) = prompt.render(row)
     texts = [answer["answer"]["content"] for answer in row["output"]]
     longer = "A" if len(texts[0]) > len(texts[1]) else "B"
-    return {"prompt": given, "prompt_swapped": swapped, "label": label, "longer": longer, "evidence": [], **more}
+    return {"prompt": given, "prompt_swapped": swapped, "label": label, "longer": longer, **more}
 
 
-def test_rendered_rows_are_judged_as_labelled_ones_their_evidence_counted(run, loaded):
+def test_rendered_rows_are_judged_as_labelled_ones(run, loaded):
     loaded(MIXED)
     expected = figures(run()[0])
-    rows = [rendered(row, evidence=["as asked"] * (number > 3)) for number, row in enumerate(ROWS)]
-    assert figures(run(rows=rows)[0]) == expected | {"evidence": 3 / 4, "evidence_rows": 4}
+    assert figures(run(rows=[rendered(row) for row in ROWS])[0]) == expected
 
 
 def test_a_pair_that_is_too_long_in_one_order_is_set_aside_in_both(run, loaded):

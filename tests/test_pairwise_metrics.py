@@ -133,9 +133,9 @@ def test_the_baselines_are_what_judges_get_that_read_nothing(pairs):
         ([None], None),
         ([], None),
         (["A", "A", "B"], "A"),
-        (["A", "B"], "tie"),  # no difference, though no vote said so
+        (["A", "B"], None),  # no vote said tie
         (["A", "tie"], "tie"),
-        (["A", "A", "B", "B", "tie"], "tie"),
+        (["A", "A", "B", "B", "tie"], None),
         (["B", "B", "tie", "tie", "A"], "tie"),
         ([None, "B"], "B"),  # half of them parse
         ([None, None, "B"], None),
@@ -150,7 +150,8 @@ def test_the_verdict_of_votes(votes, verdict):
 @given(VOTES, st.randoms())
 def test_neither_the_order_of_votes_nor_that_of_the_responses_changes_the_verdict(votes, random):
     verdict, parsed = decide(votes), [vote for vote in votes if vote is not None]
-    assert (verdict is None) == (len(parsed) < len(votes) / 2)
+    drawn = parsed.count("A") == parsed.count("B") > parsed.count("tie")
+    assert (verdict is None) == (len(parsed) < len(votes) / 2 or drawn)
     if verdict in ("A", "B"):
         assert all(parsed.count(verdict) > parsed.count(other) for other in PREFERENCES if other != verdict)
     assert decide(swap(votes)) == SWAPPED.get(verdict)
@@ -161,17 +162,15 @@ def test_neither_the_order_of_votes_nor_that_of_the_responses_changes_the_verdic
 def test_what_several_votes_tell():
     """By hand: of 20 votes 4 + 2 + 0 + 1 + 0 are right.
 
-    Calibration over four rows: unanimous and right; half of the votes, right; none of them for the tie, which is right,
-    a gap of 1 for a quarter of the rows; three of four and wrong.
+    Calibration over three rows: unanimous and right; half of the votes, right; three of four and wrong.
     """
     labels, draw = ["A", "B", "tie", "A", "tie"], ["A", "A", "B", "B"]
     votes = [["A"] * 4, ["B", "B", "A", None], draw, [None, None, None, "A"], ["A", "A", "A", None]]
-    assert [decide(cast) for cast in votes] == ["A", "B", "tie", None, "A"]
+    assert [decide(cast) for cast in votes] == ["A", "B", None, None, "A"]
     metrics, bins = vote_metrics(labels, votes)
-    error = pytest.approx((0 + 0.5 + 1 + 0.75) / 4)
+    error = pytest.approx((0 + 0.5 + 0.75) / 3)
     assert metrics == {"single_vote_accuracy": 7 / 20, "calibration_error": error}
     assert bins == [
-        {"agreeing": 0, "rows": 1, "right": 1},
         {"agreeing": 2, "rows": 1, "right": 1},
         {"agreeing": 3, "rows": 1, "right": 0},
         {"agreeing": 4, "rows": 1, "right": 1},
@@ -179,15 +178,7 @@ def test_what_several_votes_tell():
     assert vote_metrics(["A"], [[None] * 3]) == ({"single_vote_accuracy": 0.0}, [])
 
 
-# ---- evidence, confusion
-
-
-def test_evidence_of_both_responses_is_sought_in_the_reasoning_of_every_answer():
-    """By hand: two of four answers hold both texts before </think>."""
-    whole = "<think>A two/four no. B why/why B.</think><preference>B</preference>"
-    answers = [[whole, "<think>two/four</think>why/why"], ["<think>why/why two/four", "two/four"], [whole]]
-    evidence = [["two/four", "why/why"], ["two/four", "why/why"], []]
-    assert evaluate.evidence_metrics(evidence, answers) == {"evidence": 0.5, "evidence_rows": 2}
+# ---- confusion
 
 
 def test_the_confusion_has_a_row_a_label_and_a_column_for_no_verdict():

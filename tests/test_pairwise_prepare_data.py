@@ -3,25 +3,18 @@
 import json
 from collections import Counter
 from functools import partial
+from itertools import permutations
 
 import pytest
 from conftest import method_modules
+from shapes import assistant, user
 
 from common.demo import PREFERENCE_RUBRIC, pairwise_rows
 from common.judge import pairwise_prompt
 from common.parquet import DataError
 
 prepare_data, prompt = method_modules("generative_pairwise", "prepare_data", "prompt")
-NO_STRENGTH = "expected a strength: a number, 0 for a tie"
 NAN, INFINITE = float("nan"), float("inf")
-
-
-def user(text: str) -> dict:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict:
-    return {"role": "assistant", "content": text}
 
 
 TALK = [user("Hi"), assistant("Hello"), user("Why?")]
@@ -85,7 +78,7 @@ def labelled(row: dict) -> tuple:
 
 
 @pytest.mark.parametrize(("source", "make"), [("helpsteer2", helpsteer2), ("helpsteer3", helpsteer3)])
-@pytest.mark.parametrize(("strength", "label"), [(-3, "A"), (-1, "A"), (0, "tie"), (1, "B"), (2.0, "B")])
+@pytest.mark.parametrize(("strength", "label"), [(-3, "A"), (-1, "A"), (0, "tie"), (1, "B"), (3.0, "B")])
 def test_helpsteer_prefers_the_second_response_where_the_strength_is_positive(source, make, strength, label):
     (row,), left_out = convert([make(strength)], source)
     assert orders(row) == both(TALK, "first", "the second") and row["input"] == TALK
@@ -119,14 +112,12 @@ def test_labelled_rows_are_taken_as_they_are_their_strength_too(form):
     assert labelled(made) == ("tie", None, "tie")
 
 
-def test_the_demo_has_its_own_rubric_and_the_evidence_that_its_reasoning_holds():
+def test_the_demo_has_its_own_rubric():
     made = pairwise_rows("train", 40, 3)
     for made_row, row in zip(made, convert(made, "demo")[0], strict=True):
         texts = [answer["answer"]["content"] for answer in made_row["output"]]
         assert orders(row) == both(made_row["input"], *texts, PREFERENCE_RUBRIC)
         assert row["label"] == made_row["metadata"]["preferred"] and row["strength"] is None
-    row = {**made[0], "reasoning": "A two/four no, why/why A. B two/two B, why/none no."}
-    assert prepare_data.from_demo(row)["evidence"] == ["two/four", "why/why", "two/two", "why/none"]
 
 
 def test_a_rubric_of_ones_own_takes_the_place_of_the_sources():
@@ -154,11 +145,13 @@ def test_a_is_as_often_right_as_b_whatever_is_left_out_between(source, between):
 
 # ---- what is no label, and what is no pair
 
+NO_NUMBERS = (None, NAN, INFINITE, -INFINITE, "2", "", "tie", True, False)
 FAULTS = {
-    "helpsteer2": [helpsteer2(value) for value in (None, NAN, INFINITE, "2", "tie", True)],
-    "helpsteer3": [helpsteer3(value) for value in (None, NAN, -INFINITE, "2", "", False)],
-    "ultrafeedback": [ultrafeedback(*scores) for scores in ((8, NAN), (NAN, 8), (None, 8), (8, None), (None, None))],
-    "pairwise": [
+    ("helpsteer2", "preference_strength"): [helpsteer2(value) for value in (*NO_NUMBERS, 4, -3.5)],
+    ("helpsteer3", "overall_preference"): [helpsteer3(value) for value in (*NO_NUMBERS, -4, 3.5)],
+    ("ultrafeedback", "score_chosen"): [ultrafeedback(value, other) for value in NO_NUMBERS for other in (8, None)],
+    ("ultrafeedback", "score_rejected"): [ultrafeedback(8, value) for value in NO_NUMBERS],
+    ("pairwise", "metadata"): [
         *(pairwise(value) for value in (None, "C", "a", "Tie", "", 0, ["A"])),
         *(pairwise("A", preference_strength=value) for value in (NAN, -1, True, "2")),
         *({**pairwise(), "metadata": value} for value in (None, {}, [], '{"preference_strength": 2}')),
@@ -168,10 +161,10 @@ GOOD = {"helpsteer2": helpsteer2(1, "How?"), "helpsteer3": helpsteer3(-2), "pair
 GOOD["ultrafeedback"] = ultrafeedback(8, 6)
 
 
-@pytest.mark.parametrize(("source", "bad"), [(source, bad) for source, rows in FAULTS.items() for bad in rows])
-def test_a_label_that_is_missing_or_unknown_is_a_fault_of_its_row_and_never_a_tie(source, bad):
+@pytest.mark.parametrize(("source", "column", "bad"), [(*where, bad) for where, rows in FAULTS.items() for bad in rows])
+def test_a_label_that_is_missing_or_unknown_is_a_fault_of_its_row_and_never_a_tie(source, column, bad):
     """Trap 16."""
-    with pytest.raises(DataError, match=r"1 of 2 rows cannot be used:\n  row 1, column 'metadata': .*\(found "):
+    with pytest.raises(DataError, match=rf"1 of 2 rows cannot be used:\n  row 1, column '{column}': .*\(found "):
         convert([GOOD[source], bad], source)
     (kept,), left_out = convert([GOOD[source], bad], source, None, "drop")
     assert kept["label"] in "AB" and left_out.total() == 1
@@ -188,6 +181,10 @@ NO_PAIRS = {
     "an answer beside a question": ("skywork", sides([*TALK, assistant("good")], [*TALK, user("worse")])),
     "a transcript that ends with the human": ("hh-rlhf", hh_rlhf("good\n\nHuman: Why?", "good\n\nHuman: How?")),
     "equal responses": ("ultrafeedback", ultrafeedback(8, 6, "good")),
+    "no prompt": ("helpsteer2", helpsteer2(1, None)),
+    "a prompt that is no text": ("helpsteer2", helpsteer2(1, TALK)),
+    "no transcript": ("hh-rlhf", {**hh_rlhf(), "chosen": None}),
+    "a transcript that is no text": ("hh-rlhf", {**hh_rlhf(), "rejected": TALK}),
 }
 
 
@@ -203,27 +200,30 @@ def test_what_is_no_pair_of_responses_to_one_dialogue_is_refused(kind):
 
 
 def test_without_a_usable_row_all_that_was_left_out_is_said():
-    with pytest.raises(DataError, match=f"no usable row: 2 x column 'metadata': {NO_STRENGTH}"):
-        convert([helpsteer2(None), helpsteer2(NAN)], "helpsteer2", None, "drop")
+    faults = "2 x column 'preference_strength': expected a number; 1 x .*': expected a strength from -3 to 3"
+    with pytest.raises(DataError, match=f"no usable row: {faults}"):
+        convert([helpsteer2(None), helpsteer2(NAN), helpsteer2(4)], "helpsteer2", None, "drop")
 
 
 def test_rows_of_another_source_are_refused_with_their_columns():
-    with pytest.raises(DataError, match=r"row 0 has no column 'context'; it has \['chosen', .*Is --source right\?"):
+    with pytest.raises(DataError, match=r"row 0 has no column 'overall_preference'; it has \['chosen', .*Is --source right\?"):
         convert([ultrafeedback(8, 7)], "helpsteer3", None, "drop")
-    for row in (skywork(), {**hh_rlhf(), "chosen": None}):
-        with pytest.raises(DataError, match="row 0 has columns of another kind: .* Is --source right"):
-            convert([row], "hh-rlhf", None, "drop")
+    rows = {**GOOD, "skywork": skywork(), "hh-rlhf": hh_rlhf()}
+    for source, other in permutations(rows, 2):
+        if (source, other) != ("skywork", "ultrafeedback"):  # chosen and rejected, and more
+            with pytest.raises(DataError, match="^(row 0 has no|1 of 1 rows cannot be used:\n  row 0,) column '"):
+                convert([rows[other]], source)
 
 
 # ---- repetitions and disagreement
 
 
-def test_a_pair_is_counted_once_in_whichever_order_it_is_repeated():
-    rows = [pairwise("A"), pairwise("B", "No, never.", "Yes."), pairwise("A"), pairwise("A", "Yes.", "Maybe.")]
+def test_the_first_of_a_pair_stays_in_whichever_order_it_is_repeated():
+    turned = pairwise("B", "No, never.", "Yes.", preference_strength=3)
+    rows = [pairwise("A", preference_strength=1), turned, pairwise("A"), pairwise("A", "Yes.", "Maybe.")]
     made, left_out = convert(rows, "pairwise")
     assert left_out == {"repeated pairs with the same label": 2} and len(made) == 2
-    as_given = both([user("Why?")], "Yes.", "No, never.")
-    assert (orders(made[0]), made[0]["label"]) in [(as_given, "A"), (as_given[::-1], "B")]
+    assert orders(made[0]) == both([user("Why?")], "Yes.", "No, never.") and labelled(made[0]) == ("A", 1.0, "B")
     made, left_out = convert([skywork(), skywork()], "skywork")  # the second would be turned round
     assert left_out == {"repeated pairs with the same label": 1} and len(made) == 1
 

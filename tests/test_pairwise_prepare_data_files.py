@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import REPO, method_modules
+from shapes import assistant, user
 
 from common.demo import PREFERENCE_RUBRIC, pairwise_rows
 from common.judge import SWAPPED, pairwise_prompt
@@ -17,15 +18,7 @@ from common.parquet import DataError
 
 prepare_data, dataset = method_modules("generative_pairwise", "prepare_data", "dataset")
 SPLITS = ("train", "val", "test")
-COLUMNS = ("prompt", "prompt_swapped", "label", "strength", "longer", "data_source", "evidence")
-
-
-def user(text: str) -> dict:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict:
-    return {"role": "assistant", "content": text}
+COLUMNS = ("input", "prompt", "prompt_swapped", "label", "strength", "longer", "data_source")
 
 
 def pairwise(number: int, preferred: str | None = None) -> dict:
@@ -82,7 +75,8 @@ def test_labelled_rows_are_split_by_dialogue_and_rendered_in_both_orders_for_the
         both(row["input"], *(answer["answer"]["content"] for answer in row["output"])): expected
         for row, expected in zip(rows, [("A", 2.5, "A")] * 20 + [("B", None, "A")] * 20 + [("tie", None, "tie")] * 20)
     }
-    assert all(tuple(row) == COLUMNS and (row["data_source"], row["evidence"]) == ("pairwise", []) for row in written)
+    assert all(tuple(row) == COLUMNS and row["data_source"] == "pairwise" for row in written)
+    assert all(shown(row)[0].count(f"\n{row['input'][0]['content']}\n") == 1 for row in written)
     assert [len(dialogues(splits[split])) for split in SPLITS] == [16, 2, 2] and len(dialogues(written)) == 20
     for split, n in (("train", 16), ("val", 2), ("test", 2)):
         counts = f"{tmp_path / split}.parquet: {3 * n} pairs, each in both orders; labels A: {n}, B: {n}, tie: {n}\n"
@@ -99,7 +93,7 @@ def test_what_is_written_is_what_the_trainer_reads_row_by_row_in_both_orders(con
         assert (given["prompt"], swapped["prompt"]) == (row["prompt"], row["prompt_swapped"])
         for name in ("label", "longer"):
             assert (given[name], swapped[name]) == (row[name], SWAPPED[row[name]])
-        for name in ("strength", "data_source", "evidence"):
+        for name in ("input", "strength", "data_source"):
             assert given[name] == swapped[name] == row[name]
 
 
@@ -187,6 +181,9 @@ def test_a_hub_set_is_asked_for_by_its_own_name_part_and_split(convert, monkeypa
     for source in [name for name, known in prepare_data.SOURCES.items() if known.hub]:
         with pytest.raises(DataError, match="no usable row"):
             convert(source, None)
+    with pytest.raises(DataError, match="no usable row"):
+        convert("ultrafeedback", None, "--path", "me/mine", "--split", "test_prefs")
+    assert asked.pop() == ("me/mine", {"split": "test_prefs"})
     assert asked == [
         ("nvidia/HelpSteer2", {"split": "train", "data_dir": "preference"}),
         ("nvidia/HelpSteer3", {"split": "train", "name": "preference"}),
@@ -212,8 +209,8 @@ def test_the_demo_and_a_biased_warm_start_are_the_same_in_another_process(conver
     for row, made in zip(splits["test"], pairwise_rows("test", 200, 3)):
         texts = [answer["answer"]["content"] for answer in made["output"]]
         assert shown(row) == both(made["input"], *texts, PREFERENCE_RUBRIC)
+        assert row["input"] == made["input"]
         assert (row["label"], row["data_source"]) == (made["metadata"]["preferred"], "demo")
-        assert len(row["evidence"]) == 8 and all(f"{fact} " in made["reasoning"] for fact in row["evidence"])
     biased, right = (pairwise_rows("train", 200, 4, bias) for bias in (0.65, 0.0))
     messages = pq.read_table(tmp_path / "warm_start.parquet")["messages"].to_pylist()
     assert messages == [turns for row in biased for turns in pairwise_transcripts(row, PREFERENCE_RUBRIC)]

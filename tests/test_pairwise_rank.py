@@ -34,12 +34,19 @@ def test_every_response_is_compared_with_every_other_in_both_places():
 
 
 def test_win_rates_by_hand():
-    """Points of the first: 1, 1/2, 1, 0; of the second 0, 0, 1/2; of the third 1/2, 1, 1/2."""
-    assert rank.win_rates(3, ["A", "tie", "B", None, "A", "tie"]) == pytest.approx([2.5 / 4, 0.5 / 3, 2 / 3])
+    """Points of the first: 1, 1/2, 1, 0; of the second 0, 0; of the third 1/2, 1; theirs lacks an order."""
+    assert rank.win_rates(3, ["A", "tie", "B", None, "A", "tie"]) == pytest.approx([2.5 / 4, 0, 1.5 / 2])
     assert rank.win_rates(2, [None, None]) == [None, None]
     assert rank.win_rates(3, [None, None, None, "A", None, "B"]) == [None, 1.0, 0.0]
     with pytest.raises(ValueError):
         rank.win_rates(3, ["A", "B"])
+
+
+def test_a_missing_verdict_makes_no_order_of_what_stands_first():
+    for missing in range(6):
+        verdicts = ["A"] * 6
+        verdicts[missing] = None
+        assert rank.win_rates(3, verdicts) == [0.5, 0.5, 0.5]
 
 
 def test_equal_rates_share_the_better_place_and_none_has_none():
@@ -101,7 +108,9 @@ def ranked(tiny_model, tmp_path, monkeypatch, capsys):
         arguments = ["--model", model, "--data", data, "--output", tmp_path / "ranks", *options]
         monkeypatch.setattr(sys, "argv", ["rank.py", *map(str, arguments)])
         rank.main()
-        return pq.read_table(tmp_path / "ranks" / "ranked_candidates.parquet").to_pylist(), capsys.readouterr().out
+        votes = next((f"_{value}_votes" for option, value in zip(options, options[1:]) if option == "--votes"), "")
+        written = tmp_path / "ranks" / f"ranked_candidates{votes}.parquet"
+        return pq.read_table(written).to_pylist(), capsys.readouterr().out
 
     return rank_rows
 
@@ -126,15 +135,15 @@ def loaded(monkeypatch):
 
 @pytest.mark.parametrize("form", [lambda cell: cell, json.dumps], ids=["native", "json"])
 def test_responses_are_ranked_by_the_share_of_comparisons_that_they_win_loaded_or_served(ranked, loaded, form):
-    """By hand: of 1/2, 0, 1/2, 0 points; of 1/2, 1/2, 0; of 1, 1, 1. Traps 24 and 29."""
+    """By hand: points 1/2, 0, 1/2, 0; 1/2, 1/2; 1, 1; between the others an order lacks. Traps 24 and 29."""
     calls = loaded(VERDICTS)
     cells = [{"id": 7, **row, "output": form(row["output"])} for row in CANDIDATES]
     rows, printed = ranked(cells)
     first, second = rows
-    assert (first["win_rate"], first["rank"]) == (pytest.approx([1 / 4, 1 / 3, 1.0]), [3, 2, 1])
-    assert (second["win_rate"], second["rank"], second["without_verdict"]) == ([1.0, 0.0], [1, 2], 0)
+    assert (first["win_rate"], first["rank"]) == ([1 / 4, 1 / 2, 1.0], [3, 2, 1])
+    assert (second["win_rate"], second["rank"], second["verdicts"]) == ([1.0, 0.0], [1, 2], ["A", "B"])
     assert first["input"] == "Why?" and first["output"] == form(CANDIDATES[0]["output"])
-    assert first["without_verdict"] == 1 and second["source"] == "candidates.parquet row 1"
+    assert first["verdicts"].count(None) == 1 and second["source"] == "candidates.parquet row 1"
     assert "ranked_candidates.parquet: 2 rows ranked; 1 of 8 comparisons had no verdict\n" in printed
     assert calls == [(1024, 16384, 0.0, 1, 0)]
     with serve(lambda request, _: VERDICTS[request["messages"][-1]["content"]]) as (url, requests):
@@ -142,9 +151,10 @@ def test_responses_are_ranked_by_the_share_of_comparisons_that_they_win_loaded_o
 
 
 def test_several_votes_on_a_comparison_are_one_verdict(ranked, loaded):
-    loaded(dict(zip(COMPARED[6:], [[A, A, B], [A, B, UNREADABLE]])))
+    loaded(dict(zip(COMPARED[6:], [[A, A, B], [A, TIE, UNREADABLE]])))
     rows, _ = ranked(CANDIDATES[1:], "--votes", 3)
-    assert rows[0]["win_rate"] == [0.75, 0.25] and rows[0]["without_verdict"] == 0
+    assert rows[0]["win_rate"] == [0.75, 0.25] and rows[0]["verdicts"] == ["A", "tie"]
+    assert rows[0]["answers"] == [[A, A, B], [A, TIE, UNREADABLE]]
 
 
 def test_one_response_alone_is_refused_with_its_row_or_set_aside(ranked, loaded):
@@ -169,4 +179,7 @@ def test_a_row_with_a_response_that_is_too_long_is_not_ranked_by_what_is_left_of
 def test_an_untrained_model_has_no_verdict_and_nothing_is_ranked(ranked):
     rows, printed = ranked(CANDIDATES, "--max-new-tokens", 4)
     assert [(row["win_rate"], row["rank"]) for row in rows] == [([None] * 3, [None] * 3), ([None] * 2, [None] * 2)]
-    assert [row["without_verdict"] for row in rows] == [6, 2] and "8 of 8 comparisons had no verdict" in printed
+    assert [row["verdicts"] for row in rows] == [
+        [None] * 6,
+        [None] * 2,
+    ] and "8 of 8 comparisons had no verdict" in printed

@@ -82,7 +82,7 @@ def test_labelled_rows_are_split_by_dialogue_and_rendered_for_the_trainer(conver
     expected = {pointwise_prompt(row["input"], f"answer {number}"): number % 5 for number, row in enumerate(rows)}
     written = sum(splits.values(), [])
     assert {row["prompt"][0]["content"]: row["label"] for row in written} == expected
-    assert all(row.keys() == {"prompt", "label", "data_source"} for row in written)
+    assert all(row.keys() == {"input", "prompt", "label", "data_source"} for row in written)
     assert {row["data_source"] for row in written} == {"pointwise"}
     assert [len(dialogues(splits[split])) for split in SPLITS] == [48, 6, 6]
     assert len(dialogues(written)) == 60

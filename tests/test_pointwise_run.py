@@ -145,7 +145,7 @@ def test_a_copied_folder_runs_and_says_what_it_misses(tmp_path, small_judge_run)
     adapters = (f"{POLICY}.model.lora_rank=8", f"{POLICY}.actor.use_kl_loss=True", f"{POLICY}.actor.kl_loss_coef=0.1")
     settings = (*SETTINGS, *adapters, "trainer.total_training_steps=2")
     text = run(tmp_path / "outputs", *settings, script=script, **environment)
-    assert "10 rows are held out of the training rows" in text
+    assert "10 training prompts are held out" in text
     output = tmp_path / "outputs"
     assert AutoModelForCausalLM.from_pretrained(output / "checkpoint_last")
     assert largest_difference(output / "checkpoint_last", Path(small_judge_run["MODEL_PATH"])) > 1e-4
