@@ -83,9 +83,9 @@ def judge_metrics(
     metrics["majority_accuracy"] = max(ties, (pairs - ties) / 2) / pairs
     metrics["majority_both_right"] = ties / pairs
     known = [(label, guess) for label, guess in zip(labels, longer) if guess is not None]
-    return metrics | (
-        {"longer_both_right": sum(label == guess for label, guess in known) / len(known)} if known else {}
-    )
+    if known:
+        metrics["longer_both_right"] = sum(label == guess for label, guess in known) / len(known)
+    return metrics
 
 
 def vote_metrics(

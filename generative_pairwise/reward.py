@@ -67,7 +67,7 @@ def compute_score(
     if not isinstance(by_strength, bool):
         raise ValueError(f"by_strength is {by_strength!r}; expected True or False")
     verdict = parse(((extra_info or {}).get("begun") or "") + solution_str)
-    label = ground_truth if ground_truth in VERDICTS else None
+    label = str(ground_truth) if str(ground_truth) in VERDICTS else None
     reward = preference_reward(verdict, label, tie_credit)
     strength = None if label == "tie" else (extra_info or {}).get("strength")
     return {
