@@ -206,9 +206,8 @@ def test_without_a_usable_row_all_that_was_left_out_is_said():
 
 
 def test_rows_of_another_source_are_refused_with_their_columns():
-    with pytest.raises(
-        DataError, match=r"row 0 has no column 'overall_preference'; it has \['chosen', .*Is --source right\?"
-    ):
+    message = r"row 0 has no column 'overall_preference'; it has \['chosen', .*Is --source right\?"
+    with pytest.raises(DataError, match=message):
         convert([ultrafeedback(8, 7)], "helpsteer3", None, "drop")
     rows = {**GOOD, "skywork": skywork(), "hh-rlhf": hh_rlhf()}
     for source, other in permutations(rows, 2):
