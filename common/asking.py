@@ -162,7 +162,7 @@ def report(
     Args:
         tables: what `common.report.draw` draws.
         rows: what was asked and answered, one written row each.
-        notes: what else belongs into the .json.
+        notes: what else belongs into the .json; `rows_digest` of what was asked, for a later --compare-to.
     """
     before = read_earlier(options)
     for name, value in metrics.items():
@@ -173,7 +173,7 @@ def report(
     place = place_of(options, "evaluation")
     figures, judged, picture = (Path(f"{place}.{ending}") for ending in ("json", "parquet", "png"))
     asked = {key: getattr(options, key) for key in ("model", "endpoint", "votes", "temperature", "max_new_tokens")}
-    notes |= {"set_aside": dict(left_out), "asked": asked, "rows_digest": digest(rows)}
+    notes |= {"set_aside": dict(left_out), "asked": asked}
     write_text(figures, json.dumps(metrics | notes, indent=1))
     write_rows(judged, rows)
     draw(picture, {}, {}, tables)

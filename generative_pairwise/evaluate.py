@@ -15,6 +15,7 @@ from common.asking import clipped_share, judge, read_options, report
 from common.endpoint import EndpointError
 from common.judge import SWAPPED, Preference
 from common.parquet import DataError
+from common.prompts import digest
 
 from dataset import load_rows
 from prompt import VERDICTS, parse
@@ -143,7 +144,7 @@ def main() -> None:
     columns = [{key: row[key] for key in ("source", "order", "data_source", "prompt", "label")} for row in rows]
     answered = zip(columns, verdicts, votes, answers)
     kept = [{**row, "verdict": verdict, "votes": cast, "answers": given} for row, verdict, cast, given in answered]
-    report(options, metrics | more, tables, bad + left_out, kept, {"calibration": bins})
+    report(options, metrics | more, tables, bad + left_out, kept, {"calibration": bins, "rows_digest": digest(rows)})
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ if [[ -z "$TRAIN_FILES" && -n "$MODEL_PATH" ]]; then
     echo "TRAIN_FILES is not set: your model is trained on the demo's rows, which shows the way and no more."
 fi
 if [[ -z "$TRAIN_FILES" || -z "$MODEL_PATH" ]]; then
+    echo "=== the demo's data"
     # 320 pairs in both orders: 20 steps of 32 prompts
     python "$HERE/prepare_data.py" --source demo --seed "$SEED" --demo-rows 320 --biased-transcripts 6000 \
         --output "$OUTPUT/data"
@@ -44,6 +45,7 @@ fi
 if [[ -z "$MODEL_PATH" ]]; then
     # A judge cannot learn its form by chance: GRPO needs answers of which some are right. So the demo starts from
     # transcripts, of an annotator who says A to most ties. 0.4 M weights, so small batches at a high rate
+    echo "=== warm start: a judge to start from, by SFT"
     RESUME=trainer.resume_mode=auto
     for SETTING in "$@"; do
         if [[ "$SETTING" == trainer.resume_mode=* ]]; then RESUME=$SETTING; fi # starting over is meant for this too
@@ -120,6 +122,7 @@ TRAINER=(
     trainer.n_gpus_per_node="$N_GPUS_PER_NODE"
 )
 
+echo "=== GRPO"
 python "$HERE/train.py" "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUTS[@]}" "${REWARD[@]}" "${ALGORITHM[@]}" \
     "${TRAINER[@]}" "$@"
 
@@ -130,9 +133,9 @@ BEFORE=(python "$HERE/evaluate.py" --model "$MODEL_PATH" --tokenizer "$OUTPUT/to
 AFTER=(python "$HERE/evaluate.py" --model "$OUTPUT/checkpoint" --data "$TEST_FILES" --settings "$OUTPUT/settings.yaml"
     --output "$OUTPUT" --card --compare-to "$OUTPUT/before/evaluation_${NAME%.*}.json")
 if [[ -n "$TEST_FILES" && -z "${RAY_ADDRESS:-}" ]]; then
-    printf '\nbefore training:\n'
+    printf '\n=== before training:\n'
     "${BEFORE[@]}"
-    printf '\nbefore training -> the best policy:\n'
+    printf '\n=== before training -> the best policy:\n'
     "${AFTER[@]}"
 elif [[ -n "$TEST_FILES" ]]; then
     # this machine may be a head node without a GPU

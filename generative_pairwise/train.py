@@ -206,6 +206,7 @@ def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dic
         "reward": ("train/reward", "val/reward"),
         "share right": ("train/acc", "val/acc"),
         "share with a verdict": ("train/parsed", "val/parsed"),
+        "share that says A, and tie": ("train/first", "val/first", "train/tie", "val/tie"),
         "entropy, nats a token": ("train/entropy",),
     }
     curves = {title: {name: history[name] for name in names if name in history} for title, names in panels.items()}

@@ -17,6 +17,7 @@ from sklearn.metrics import cohen_kappa_score
 from common.asking import clipped_share, judge, read_options, report
 from common.endpoint import EndpointError
 from common.parquet import DataError
+from common.prompts import digest
 
 from dataset import load_rows
 from prompt import VERDICTS, parse
@@ -136,7 +137,7 @@ def main() -> None:
     columns = [{key: row[key] for key in ("source", "data_source", "prompt", "label")} for row in rows]
     answered = zip(columns, verdicts, votes, answers)
     kept = [{**row, "verdict": verdict, "votes": cast, "answers": given} for row, verdict, cast, given in answered]
-    report(options, metrics | more, tables, bad + left_out, kept, {"calibration": bins})
+    report(options, metrics | more, tables, bad + left_out, kept, {"calibration": bins, "rows_digest": digest(rows)})
 
 
 if __name__ == "__main__":

@@ -166,11 +166,12 @@ def test_a_pair_that_is_too_long_in_one_order_is_set_aside_in_both(run, loaded):
 
 
 def test_figures_before_and_after_are_shown_side_by_side_if_they_are_of_the_same_pairs(run, loaded, tmp_path):
+    strong = [{**row, "metadata": {**row["metadata"], "preference_strength": 2.0}} for row in ROWS]
     loaded(MIXED)
-    run()
+    run(rows=strong)
     before = (tmp_path / "figures" / "evaluation_held_out.json").rename(tmp_path / "before.json")
     calls = loaded(RIGHT)
-    _, _, printed = run("--compare-to", before)
+    _, _, printed = run("--compare-to", before, rows=strong)
     assert f"{'both_right':28} 0.5 -> 1\n" in printed and f"{'first_rate':28} 0.75 -> 0.5\n" in printed
     other = [*ROWS[:5], {**ROWS[5], "metadata": {"preferred": "A"}}]
     for rows in (ROWS[:5], other):
