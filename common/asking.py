@@ -110,11 +110,8 @@ def judge(options: argparse.Namespace, rows: list[dict]) -> tuple[list[dict], Co
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, **trust).to(device).eval()
     texts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
     answers = answer(model, tokenizer, texts, options.max_new_tokens, options.max_tokens, *draws)
-    return (
-        rows,
-        left_out,
-        [[Answer(start + text, text.clipped) for text in given] for start, given in zip(begun, answers)],
-    )
+    whole = [[Answer(start + text, text.clipped) for text in given] for start, given in zip(begun, answers)]
+    return rows, left_out, whole
 
 
 def _measure(options: argparse.Namespace, rows: list[dict]):

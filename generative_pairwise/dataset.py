@@ -85,10 +85,15 @@ def check_rendered(row: dict) -> dict:
     return {"input": dialogue, **prompts, "label": row["label"], **more}
 
 
+def turn_round(pair: dict) -> dict:
+    """Return a rendered pair with the responses in the other order."""
+    prompts = {"prompt": pair["prompt_swapped"], "prompt_swapped": pair["prompt"]}
+    return {**pair, **prompts, "label": SWAPPED[pair["label"]], "longer": SWAPPED.get(pair["longer"])}
+
+
 def both_orders(pair: dict) -> list[dict]:
     """Return a rendered pair as two rows of one prompt each: as given, and swapped."""
-    swapped = {"prompt": pair["prompt_swapped"], "label": SWAPPED[pair["label"]], "longer": SWAPPED.get(pair["longer"])}
-    rows = [{**pair, "order": "as given"}, {**pair, **swapped, "order": "swapped"}]
+    rows = [{**pair, "order": "as given"}, {**turn_round(pair), "order": "swapped"}]
     return [{name: value for name, value in row.items() if name != "prompt_swapped"} for row in rows]
 
 

@@ -25,9 +25,10 @@ from tqdm import tqdm
 from common.conversation import BadRow, Conversation, check_last_turn, read_marked_turns, read_messages, read_transcript
 from common.demo import PREFERENCE_RUBRIC, pairwise_rows
 from common.judge import SWAPPED
-from common.labelled import longer_response, pairwise_transcripts, read_comparison, read_rubric, read_strength
+from common.labelled import longer_response, pairwise_transcripts, read_dialogue, read_rubric, read_strength
 from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
 
+from dataset import turn_round
 from prompt import RUBRIC, VERDICTS, render
 
 COLUMNS = ("input", "prompt", "prompt_swapped", "label", "strength", "longer", "data_source")
@@ -139,9 +140,8 @@ def convert_rows(rows: Iterable[dict], name: str, rubric: str | None, on_bad_row
         labelled = {"rubric": RUBRIC, **labelled}
         (prompt, label), (prompt_swapped, _) = render(labelled, rubric or labelled["rubric"])
         shown = {"prompt": prompt, "prompt_swapped": prompt_swapped, "label": label}
-        shown["longer"] = longer_response(labelled)
-        more = {"strength": read_strength(labelled), "data_source": name}
-        return {"input": read_comparison(labelled).dialogue, **shown, **more}
+        more = {"strength": read_strength(labelled), "longer": longer_response(labelled), "data_source": name}
+        return {"input": read_dialogue(labelled["input"]), **shown, **more}
 
     numbered = [{"row": row, "source": f"row {number}"} for number, row in enumerate(rows)]
     rendered, left_out = check_rows(tqdm(numbered, desc="convert", unit="row", delay=1), render_row, on_bad_row)
@@ -155,11 +155,6 @@ def convert_rows(rows: Iterable[dict], name: str, rubric: str | None, on_bad_row
     if source.chosen_first:
         pairs[1::2] = map(turn_round, pairs[1::2])
     return pairs, left_out
-
-
-def turn_round(pair: dict) -> dict:
-    prompts = {"prompt": pair["prompt_swapped"], "prompt_swapped": pair["prompt"]}
-    return {**pair, **prompts, "label": SWAPPED[pair["label"]], "longer": SWAPPED[pair["longer"]]}
 
 
 def identity(row: dict) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from common.asking import clipped_share, judge, read_options, report
 from common.endpoint import EndpointError
 from common.parquet import DataError
 from common.prompts import digest
+from common.verdicts import confusion, vote_metrics, vote_table
 
 from dataset import load_rows
 from prompt import VERDICTS, parse
@@ -79,28 +80,6 @@ def judge_metrics(labels: list[int], verdicts: list[int | None]) -> dict[str, fl
     }
 
 
-def vote_metrics(labels: list[int], votes: list[list[int | None]]) -> tuple[dict[str, float], list[dict[str, int]]]:
-    """Return what is known only of a judge that was asked several times, every row equally often.
-
-    Returns:
-        single_vote_accuracy: share of all votes on all rows that are right, one without a verdict being wrong.
-        calibration_error: the expected calibration error (Guo et al., arXiv:1706.04599), the confidence being the share
-        of the row's votes that its verdict has, and each such share a bin: Σ rows/N · |right/rows - share|, over the
-        rows with a verdict. Absent where there is none.
-        And the bins: by how many votes were for the verdict, the number of rows, and of those judged rightly.
-    """
-    hits = [vote == label for label, cast in zip(labels, votes) for vote in cast]
-    metrics, found = {"single_vote_accuracy": sum(hits) / len(hits)}, {}
-    for label, cast in zip(labels, votes):
-        if (verdict := decide(cast)) is not None:
-            found.setdefault(cast.count(verdict), []).append(verdict == label)
-    bins = [{"agreeing": count, "rows": len(found[count]), "right": sum(found[count])} for count in sorted(found)]
-    if bins:
-        gaps = [abs(part["right"] - part["rows"] * part["agreeing"] / len(votes[0])) for part in bins]
-        metrics["calibration_error"] = sum(gaps) / sum(part["rows"] for part in bins)
-    return metrics, bins
-
-
 def evidence_metrics(evidence: list[list[str]], answers: list[list[str]]) -> dict[str, float]:
     """Return the share of answers that hold all of their row's evidence, letter by letter, before `</think>`.
 
@@ -111,13 +90,6 @@ def evidence_metrics(evidence: list[list[str]], answers: list[list[str]]) -> dic
     return {"evidence": sum(found) / len(found), "evidence_rows": len(sought)} if sought else {}
 
 
-def confusion(labels: list[int], verdicts: list[int | None]) -> tuple[list[str], list[str], list[list[int]]]:
-    """Return names of labels, names of verdicts, and how often they came together: one row a label."""
-    together = Counter(zip(labels, verdicts))
-    counts = [[together[label, verdict] for verdict in (*VERDICTS, None)] for label in VERDICTS]
-    return [*map(str, VERDICTS)], [*map(str, VERDICTS), "no verdict"], counts
-
-
 def main() -> None:
     options = read_options("A judge's scores beside the labels.", "input, output and label, or prompt and label")
     rows, bad = load_rows(options.data, options.on_bad_row)
@@ -126,14 +98,12 @@ def main() -> None:
     verdicts = [decide(cast) for cast in votes]
     metrics = judge_metrics(labels, verdicts) | evidence_metrics([row["evidence"] for row in rows], answers)
     metrics["clipped"] = clipped_share(answers)
-    more, bins = vote_metrics(labels, votes) if options.votes > 1 else ({}, [])
-    tables = {"label (row), verdict (column)": confusion(labels, verdicts)}
+    more, bins = vote_metrics(labels, votes, verdicts) if options.votes > 1 else ({}, [])
+    tables = {"label (row), verdict (column)": confusion(labels, verdicts, VERDICTS)}
     if bins:
-        names = [f"{part['agreeing']} of {options.votes}" for part in bins]
-        counts = [[part["right"], part["rows"] - part["right"]] for part in bins]
-        tables["votes for the verdict (row)"] = names, ["right", "wrong"], counts
-        for name, part in zip(names, bins):
-            print(f"{name + ' votes agree':28} {part['right']} of {part['rows']} verdicts right")
+        names, _, counts = tables["votes for the verdict (row)"] = vote_table(bins, options.votes)
+        for name, (right, wrong) in zip(names, counts):
+            print(f"{name + ' votes agree':28} {right} of {right + wrong} verdicts right")
     columns = [{key: row[key] for key in ("source", "data_source", "prompt", "label")} for row in rows]
     answered = zip(columns, verdicts, votes, answers)
     kept = [{**row, "verdict": verdict, "votes": cast, "answers": given} for row, verdict, cast, given in answered]

@@ -24,6 +24,7 @@ from common.judge import PREFERENCES, SCORES, begun_answer, parse_preference, pa
 from common.parquet import DataError, write_rows
 from common.report import draw, extend_model_card, format_value, write_text
 from common.tokenizer import ensure_pad_token
+from common.verdicts import confusion
 
 from dataset import Example, encode_rows, load_rows
 from loss import token_losses
@@ -76,13 +77,6 @@ def judge_metrics(labels: list, verdicts: list) -> dict[str, float]:
     elif ties := [verdict for label, verdict in pairs if label == "tie"]:
         metrics["tie_recall"] = ties.count("tie") / len(ties)
     return metrics
-
-
-def confusion(labels: list, verdicts: list, values: tuple) -> tuple[list[str], list[str], list[list[int]]]:
-    """Return names of labels, names of verdicts, and how often they came together: one row a label."""
-    together = Counter(zip(labels, verdicts))
-    counts = [[together[label, verdict] for verdict in (*values, None)] for label in values]
-    return [str(value) for value in values], [*(str(value) for value in values), "no verdict"], counts
 
 
 @torch.inference_mode()

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.judge import PREFERENCES, SWAPPED
+from common.verdicts import confusion, vote_metrics
 
 (evaluate,) = method_modules("generative_pairwise", "evaluate")
-decide, judge_metrics, vote_metrics = evaluate.decide, evaluate.judge_metrics, evaluate.vote_metrics
+decide, judge_metrics = evaluate.decide, evaluate.judge_metrics
 LABEL = st.sampled_from(PREFERENCES)
 VERDICT = st.none() | LABEL
 VOTES = st.lists(VERDICT, min_size=1, max_size=9)
@@ -37,6 +38,10 @@ BY_HAND = [
     ("tie", "A", "tie", "A"),
     ("A", "tie", "tie", "A"),  # consistent
 ]
+
+
+def measure_votes(labels: list, votes: list[list]) -> tuple[dict, list[dict]]:
+    return vote_metrics(labels, votes, [decide(cast) for cast in votes])
 
 
 def test_figures_of_seven_pairs():
@@ -167,7 +172,7 @@ def test_what_several_votes_tell():
     labels, draw = ["A", "B", "tie", "A", "tie"], ["A", "A", "B", "B"]
     votes = [["A"] * 4, ["B", "B", "A", None], draw, [None, None, None, "A"], ["A", "A", "A", None]]
     assert [decide(cast) for cast in votes] == ["A", "B", None, None, "A"]
-    metrics, bins = vote_metrics(labels, votes)
+    metrics, bins = measure_votes(labels, votes)
     error = pytest.approx((0 + 0.5 + 0.75) / 3)
     assert metrics == {"single_vote_accuracy": 7 / 20, "calibration_error": error}
     assert bins == [
@@ -175,13 +180,13 @@ def test_what_several_votes_tell():
         {"agreeing": 3, "rows": 1, "right": 0},
         {"agreeing": 4, "rows": 1, "right": 1},
     ]
-    assert vote_metrics(["A"], [[None] * 3]) == ({"single_vote_accuracy": 0.0}, [])
+    assert measure_votes(["A"], [[None] * 3]) == ({"single_vote_accuracy": 0.0}, [])
 
 
 # ---- confusion
 
 
 def test_the_confusion_has_a_row_a_label_and_a_column_for_no_verdict():
-    rows, columns, counts = evaluate.confusion(["A", "A", "tie", "tie", "tie"], ["A", None, "B", "tie", None])
+    rows, columns, counts = confusion(["A", "A", "tie", "tie", "tie"], ["A", None, "B", "tie", None], evaluate.VERDICTS)
     assert rows == ["A", "B", "tie"] and columns == [*rows, "no verdict"]
     assert counts == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1]]

@@ -11,10 +11,15 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from common.generation import answer
+from common.verdicts import confusion, vote_metrics
 
 (evaluate,) = method_modules("generative_pointwise", "evaluate")
-decide, judge_metrics, vote_metrics = evaluate.decide, evaluate.judge_metrics, evaluate.vote_metrics
+decide, judge_metrics = evaluate.decide, evaluate.judge_metrics
 VOTES = st.lists(st.none() | st.integers(0, 4), min_size=1, max_size=9)
+
+
+def measure_votes(labels: list, votes: list[list]) -> tuple[dict, list[dict]]:
+    return vote_metrics(labels, votes, [decide(cast) for cast in votes])
 
 
 def test_figures_of_six_rows():
@@ -135,7 +140,7 @@ def test_what_several_votes_tell():
     labels = [1, 2, 3, 4, 0]
     votes = [[1, 1, 1, 1], [2, 2, 0, None], [0, 0, 3, 4], [None, None, None, 4], [3, 3, 3, 0]]
     assert [decide(cast) for cast in votes] == [1, 2, 0, None, 3]
-    metrics, bins = vote_metrics(labels, votes)
+    metrics, bins = measure_votes(labels, votes)
     assert metrics == {"single_vote_accuracy": 9 / 20, "calibration_error": pytest.approx(0.75 / 4)}
     assert bins == [
         {"agreeing": 2, "rows": 2, "right": 1},
@@ -145,12 +150,12 @@ def test_what_several_votes_tell():
 
 
 def test_a_judge_that_is_sure_and_right_is_calibrated_and_one_that_is_sure_and_wrong_is_not():
-    assert vote_metrics([0, 4], [[0] * 5, [4] * 5])[0]["calibration_error"] == 0.0
-    assert vote_metrics([0, 4], [[4] * 5, [0] * 5])[0]["calibration_error"] == 1.0
+    assert measure_votes([0, 4], [[0] * 5, [4] * 5])[0]["calibration_error"] == 0.0
+    assert measure_votes([0, 4], [[4] * 5, [0] * 5])[0]["calibration_error"] == 1.0
 
 
 def test_votes_of_which_none_is_readable():
-    assert vote_metrics([0, 4], [[None] * 3] * 2) == ({"single_vote_accuracy": 0.0}, [])
+    assert measure_votes([0, 4], [[None] * 3] * 2) == ({"single_vote_accuracy": 0.0}, [])
 
 
 # ---- clipped answers, evidence, confusion
@@ -182,6 +187,6 @@ def test_without_evidence_there_is_no_figure():
 
 
 def test_the_confusion_has_a_row_a_label_and_a_column_for_no_verdict():
-    rows, columns, counts = evaluate.confusion([0, 0, 4, 4, 4], [0, None, 0, 4, None])
+    rows, columns, counts = confusion([0, 0, 4, 4, 4], [0, None, 0, 4, None], evaluate.VERDICTS)
     assert rows == ["0", "1", "2", "3", "4"] and columns == [*rows, "no verdict"]
     assert counts == [[1, 0, 0, 0, 0, 1], [0] * 6, [0] * 6, [0] * 6, [1, 0, 0, 0, 1, 1]]
