@@ -16,6 +16,7 @@ from verl.workers.engine import EngineRegistry
 from common.attention import Segments
 from common.checkpoint import export_model
 from common.engine import PackedEngine, PackedWorker
+from common.reward_model import score_ends
 
 from loss import batch_sums, pair_losses
 
@@ -39,7 +40,7 @@ def pack(branch_lengths: torch.Tensor, device: torch.device) -> tuple[Segments, 
     return Segments(spans, device), torch.tensor(ends, device=device)
 
 
-def score_ends(
+def score_pairs(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     position_ids: torch.Tensor,
@@ -49,17 +50,10 @@ def score_ends(
 ) -> dict[str, torch.Tensor]:
     """Replace the model's forward: the backbone over the packed row, the head at the ends alone.
 
-    The class's own forward would score every token and find the end by comparing ids with the pad token.
-
     Returns:
         rewards: (pairs, 2) fp32.
     """
-    hidden = model.base_model(
-        input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False, segments=segments
-    ).last_hidden_state
-    with torch.autocast(input_ids.device.type, enabled=False):
-        rewards = model.score(hidden[0, ends].float())
-    return {"rewards": rewards.view(-1, 2)}
+    return {"rewards": score_ends(model, input_ids, position_ids, segments, (0, ends)).view(-1, 2)}
 
 
 def pair_loss(model_output: dict, data: TensorDict, dp_group, margin_scale: float, centering: float):
@@ -82,7 +76,7 @@ class PairEngine(PackedEngine):
     def _build_module(self) -> PreTrainedModel:
         self.model_config.hf_config.num_labels = 1
         module = super()._build_module()
-        module.forward = types.MethodType(score_ends, module)
+        module.forward = types.MethodType(score_pairs, module)
         return module
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:

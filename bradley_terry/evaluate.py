@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common.parquet import DataError, write_rows
 from common.report import draw, format_value, write_text
-from common.tokenizer import ensure_pad_token
+from common.reward_model import load_reward_model
 
 from dataset import Pair, encode_pairs, load_pairs
 
@@ -134,23 +134,7 @@ def main() -> None:
     options = parser.parse_args()
 
     rows, bad = load_pairs(options.data, options.on_bad_row)
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    trust = {"trust_remote_code": options.trust_remote_code}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(options.model, **trust)
-    ensure_pad_token(tokenizer)
-    fp32 = {"dtype": torch.float32}  # in bf16 close rewards round to a tie
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
-        options.model, output_loading_info=True, **fp32, **trust
-    )
-    model = model.to(device).eval()
-    if model.config.num_labels != 1:
-        raise DataError(f"{options.model}: {model.config.num_labels} labels, expected 1. Is it a reward model?")
-    if loading["missing_keys"]:
-        raise DataError(
-            f"{options.model}: {', '.join(sorted(loading['missing_keys']))} is missing. Is it a reward model?"
-        )
+    model, tokenizer = load_reward_model(options.model, packed=False, trust_remote_code=options.trust_remote_code)
     max_length = options.max_length or model.config.max_position_embeddings
     pairs, cut = encode_pairs(rows, tokenizer, max_length, options.truncation, options.on_bad_row)
     rewards = score_pairs(model, pairs, tokenizer.pad_token_id, options.max_tokens)

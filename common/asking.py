@@ -36,10 +36,15 @@ def read_options(description: str, columns: str, ranks: bool = False) -> argpars
     parser.add_argument(
         "--tokenizer", help="checkpoint or hub id of tokenizer and chat template, where they are not --model's"
     )
+    parser.add_argument(
+        "--hidden-reasoning", action="store_true", help="the endpoint returns only what follows </think>"
+    )
     parser.add_argument("--concurrency", type=int, default=16, help="with --endpoint: requests at once")
     parser.add_argument("--output", help="folder for what is written; default: beside the checkpoint")
     if ranks:
-        parser.add_argument("--rubric", type=Path, help="text file: what the judge judges by; default: prompt.py's")
+        parser.add_argument(
+            "--rubric", type=Path, help="text file: what to judge by; default: the checkpoint's, else prompt.py's"
+        )
         parser.set_defaults(compare_to=None, card=False)
     else:
         parser.add_argument("--compare-to", type=Path, help="an earlier evaluation_*.json of these rows: print both")
@@ -103,7 +108,7 @@ def judge(options: argparse.Namespace, rows: list[dict]) -> tuple[list[dict], Co
     begun, prompts = [row.get("begun", "") for row in rows], [row["prompt"] for row in rows]
     if options.endpoint:
         served = (options.endpoint, options.model, prompts, options.max_new_tokens)
-        return rows, left_out, ask(*served, *draws, begun, options.concurrency)
+        return rows, left_out, ask(*served, *draws, begun, options.concurrency, options.hidden_reasoning)
     ensure_pad_token(tokenizer)
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     trust = {"trust_remote_code": options.trust_remote_code}

@@ -76,7 +76,7 @@ def segment_attention(
     value: torch.Tensor,
     attention_mask: None,
     *,
-    segments: Segments,
+    segments: Segments | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -86,7 +86,8 @@ def segment_attention(
 
     Args:
         query: (1, heads, total, head_dim); key and value: (1, kv_heads, total, head_dim).
-        segments: the cuts of the row.
+        segments: the cuts of the row. None: an ordinary batch, (rows, heads, length, head_dim), its rows padded on the
+            right, where causal attention never looks.
         sliding_window: how many keys back a query sees, itself included. Positions inside `prefix + segment` are
             contiguous, so the distance between query and key is the distance between their indices there.
 
@@ -103,9 +104,21 @@ def segment_attention(
         raise ValueError(
             f"segment attention does not compute {named}; choose a model whose attention has none of these"
         )
+    if segments is None:
+        return _attend_per_row(query, key, value, scaling, sliding_window), None
     flash = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)  # the kernel takes no fp32
     attend = _attend_with_flash if flash else _attend_per_segment
     return attend(query, key, value, segments, scaling, sliding_window), None
+
+
+def _attend_per_row(query, key, value, scaling, sliding_window):
+    length, mask = query.shape[2], None
+    if sliding_window is not None and sliding_window < length:
+        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - sliding_window)
+    out = F.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+    )
+    return out.transpose(1, 2).contiguous()
 
 
 def _attend_per_segment(query, key, value, segments, scaling, sliding_window):
@@ -116,7 +129,7 @@ def _attend_per_segment(query, key, value, segments, scaling, sliding_window):
     out = []
     for segment, pieces, (_, _, prefix_start, prefix_end) in zip(queries, pieces_of_keys, segments.spans):
         prefix, length = prefix_end - prefix_start, segment.shape[2]
-        seen_keys, seen_values = (torch.cat([parts[piece] for piece in pieces], dim=2) for parts in (keys, values))
+        seen_keys, seen_values = (_join([parts[piece] for piece in pieces]) for parts in (keys, values))
         windowed = sliding_window is not None and sliding_window < prefix + length
         mask = None
         if prefix or windowed:
@@ -129,6 +142,10 @@ def _attend_per_segment(query, key, value, segments, scaling, sliding_window):
             )
         )
     return torch.cat(out, dim=2).transpose(1, 2).contiguous()
+
+
+def _join(pieces: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0]
 
 
 def _attend_with_flash(query, key, value, segments, scaling, sliding_window):

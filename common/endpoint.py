@@ -2,19 +2,23 @@
 
 - The chat template is the server's, so conversations go out as messages and not as rendered prompts.
 - A server behind a reasoning parser returns the reasoning apart from the rest. The two are put together again, so that
-  one parser reads an answer in the same way, however its server was started.
-- The client repeats what may pass (no connection, a timeout, 408, 409, 429, 5xx) after growing pauses. What still fails
-  then ends everything: an empty text in its place would count as the judge's own answer.
+  one parser reads an answer in the same way, however its server was started. Some servers keep the reasoning to
+  themselves; that must be said (`hidden_reasoning`), or an answer without any would pass for one.
+- The client repeats what may pass (no connection, a timeout, 408, 409, 429, 5xx), and so is a reply that is none, after
+  growing pauses. What still fails then is an error: an empty text in its place would count as the judge's own answer.
 - vLLM lets a checkpoint's generation_config.json (a repetition penalty, top-k) bend even greedy answers, unless it is
   started with `--generation-config vllm`.
 """
 
 import asyncio
 import json
+import math
 import os
+from collections.abc import Awaitable, Callable
 
 from openai import APIStatusError, AsyncOpenAI, OpenAIError
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
+from openai.types.chat.chat_completion import Choice
 from tqdm import tqdm
 
 from common.conversation import Conversation
@@ -36,16 +40,19 @@ def connect(base_url: str, timeout: float = 600.0, retries: int = 6) -> AsyncOpe
     return AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=retries)
 
 
-def whole_answer(message: ChatCompletionMessage, begun: str = "") -> str:
+def whole_answer(message: ChatCompletionMessage, begun: str = "", hidden_reasoning: bool = False) -> str:
     """Return reasoning and content as one text, as the model wrote it.
 
     Args:
         begun: what the chat template wrote of the answer into the prompt; a server's content does not hold it.
+        hidden_reasoning: the server returns only what follows the reasoning, which then stands for an empty one.
     """
     # two names, as vLLM renamed the field; neither is OpenAI's own
     reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     content = message.content or ""
-    return f"<think>{reasoning}</think>{content}" if reasoning else begun + content
+    if reasoning:
+        return f"<think>{reasoning}</think>{content}"
+    return f"<think></think>{content}" if hidden_reasoning and "</think>" not in content else begun + content
 
 
 async def one(
@@ -56,23 +63,74 @@ async def one(
     temperature: float = 0.0,
     seed: int = 0,
     begun: str = "",
+    hidden_reasoning: bool = False,
 ) -> Answer:
-    """Return one answer, whole; temperature 0 is greedy. Raise `EndpointError` where none comes."""
+    """Return one answer, whole; temperature 0 is greedy. Raise `EndpointError` where none comes.
+
+    Args:
+        begun, hidden_reasoning: see `whole_answer`.
+    """
     asked = {"model": model, "messages": conversation, "max_tokens": max_new_tokens, "temperature": temperature}
     drawn = {"top_p": 1.0, "seed": seed} if temperature > 0 else {}
+    reply = await _send(client, model, lambda: client.chat.completions.create(**asked, **drawn), _read_message)
+    return Answer(whole_answer(reply.message, begun, hidden_reasoning), clipped=reply.finish_reason == "length")
+
+
+async def _send(client: AsyncOpenAI, model: str, request: Callable[[], Awaitable], read: Callable):
+    """Return what `read` makes of the reply to a request; None is no reply, so the request is repeated.
+
+    Raises:
+        EndpointError: no reply came, or none that can be read, however often it was asked for.
+    """
     place = f"{client.base_url} (model {model})"
-    try:
-        reply = await client.chat.completions.create(**asked, **drawn)
-    except (OpenAIError, json.JSONDecodeError) as error:
-        # the client says "Connection error." or "Error code: 500"; the cause has the rest
-        cause = error.response.text[:500] if isinstance(error, APIStatusError) else error.__cause__ or ""
-        raise EndpointError(f"{place}: {type(error).__name__}: {error} {cause}".strip()) from error
-    # the client builds its objects without checking what they hold
+    for pause in [*(min(0.5 * 2**retry, 8) for retry in range(client.max_retries)), None]:
+        try:
+            reply = await request()
+        except json.JSONDecodeError as error:
+            found = f"{type(error).__name__}: {error}"
+        except OpenAIError as error:
+            # the client says "Connection error." or "Error code: 500"; the cause has the rest
+            cause = error.response.text[:500] if isinstance(error, APIStatusError) else error.__cause__ or ""
+            raise EndpointError(f"{place}: {type(error).__name__}: {error} {cause}".strip()) from error
+        else:
+            if (known := read(reply)) is not None:
+                return known
+            found = f"the reply is not what was asked for: {str(reply)[:200]!r}"
+        if pause is not None:
+            await asyncio.sleep(pause)
+    raise EndpointError(f"{place}: {found}")
+
+
+def _read_message(reply: object) -> Choice | None:
+    """Return the first choice of a chat completion; the client builds its objects without checking what they hold."""
     choices = reply.choices if isinstance(reply, ChatCompletion) and isinstance(reply.choices, list) else []
     message = getattr(choices[0], "message", None) if choices else None
-    if not isinstance(message, ChatCompletionMessage) or not isinstance(message.content, str | None):
-        raise EndpointError(f"{place}: expected a chat completion, found {str(reply)[:200]!r}")
-    return Answer(whole_answer(message, begun), clipped=choices[0].finish_reason == "length")
+    if isinstance(message, ChatCompletionMessage) and isinstance(message.content, str | None):
+        return choices[0]
+    return None
+
+
+async def classify(client: AsyncOpenAI, model: str, ids: list[int]) -> float:
+    """Return the raw reward of a tokenised text, from the `/classify` of vLLM or SGLang.
+
+    Token ids go out, not text: a server would put its special tokens in front of a text that has them already.
+
+    Raises:
+        EndpointError: no reward came.
+    """
+    # vLLM reads "input" and would put a sigmoid on a checkpoint without problem_type; SGLang reads "input_ids"
+    body = {"model": model, "input": ids, "input_ids": ids, "use_activation": False}
+    return await _send(client, model, lambda: client.post("/classify", cast_to=object, body=body), _read_reward)
+
+
+def _read_reward(reply: object) -> float | None:
+    """Return the one number of a classifier's reply; None where it is none, or a classifier of several labels."""
+    found = reply if isinstance(reply, dict) else {}
+    if isinstance(found.get("data"), list) and len(found["data"]) == 1 and isinstance(found["data"][0], dict):
+        found = found["data"][0]
+    values = found.get("probs", found.get("embedding"))
+    known = isinstance(values, list) and len(values) == 1 and isinstance(values[0], int | float)
+    return float(values[0]) if known and math.isfinite(values[0]) else None
 
 
 def ask(
@@ -85,12 +143,14 @@ def ask(
     seed: int = 0,
     begun: list[str] | None = None,
     concurrency: int = 16,
+    hidden_reasoning: bool = False,
     **connection: float,
 ) -> list[list[Answer]]:
     """Return `votes` answers to each conversation, with `concurrency` requests at once and a progress bar.
 
     Args:
         begun: for each conversation; see `whole_answer`.
+        hidden_reasoning: see `whole_answer`.
         connection: see `connect`.
     """
     starts = begun or [""] * len(conversations)
@@ -101,7 +161,9 @@ def ask(
         async def ask_one(conversation: Conversation, start: str, vote: int) -> Answer:
             async with free:  # each vote has a seed of its own: by the same one a server draws the same answer
                 own = seed * votes + vote
-                given = await one(client, model, conversation, max_new_tokens, temperature, own, start)
+                given = await one(
+                    client, model, conversation, max_new_tokens, temperature, own, start, hidden_reasoning
+                )
             progress.update()
             return given
 

@@ -141,11 +141,13 @@ def answer(
     temperature: float = 0.0,
     votes: int = 1,
     seed: int = 0,
+    progress: bool = True,
 ) -> list[list[Answer]]:
-    """Answer rendered prompts, each `votes` times, with a progress bar.
+    """Answer rendered prompts, each `votes` times.
 
     Args:
         max_tokens: padded tokens in a batch, prompts and answers together.
+        progress: show a bar.
 
     Returns:
         For each prompt its answers.
@@ -153,12 +155,12 @@ def answer(
     make_plain(model, tokenizer)
     encoded = [ids for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"] for _ in range(votes)]
     texts, ends = [Answer("", False)] * len(encoded), end_tokens(model)
-    with tqdm(total=len(encoded), desc="judge", unit="answer", delay=1) as progress:
+    with tqdm(total=len(encoded), desc="judge", unit="answer", delay=1, disable=not progress) as bar:
         for batch in batches_of([len(ids) + max_new_tokens for ids in encoded], max_tokens):
             inputs = [encoded[index] for index in batch]
             seeds = [seed * len(encoded) + index for index in batch]
             answers = generate_batch(model, inputs, tokenizer.pad_token_id, max_new_tokens, seeds, temperature)
             for index, (tokens, _) in zip(batch, answers):
                 texts[index] = Answer(decode(tokenizer, tokens, ends), clipped=tokens[-1] not in ends)
-            progress.update(len(batch))
+            bar.update(len(batch))
     return [texts[start : start + votes] for start in range(0, len(texts), votes)]

@@ -117,6 +117,15 @@ def pairwise_prompt(dialogue: Conversation, response_a: str, response_b: str, ru
     return PAIRWISE_PROMPT.format(rubric=rubric, dialogue=_quote_dialogue(dialogue), **responses)
 
 
+def rubric_of(prompt: str) -> str | None:
+    """Return the rubric of a prompt that one of the two functions above wrote; None of any other text."""
+    for template in (POINTWISE_PROMPT, PAIRWISE_PROMPT):
+        before, after = template.partition("{dialogue}")[0].split("{rubric}")
+        if prompt.startswith(before) and after in prompt:
+            return prompt.removeprefix(before).partition(after)[0]
+    return None
+
+
 def write_score(score: int, reasoning: str = "") -> str:
     """Return the answer that `parse_score` reads as `score`, whatever the reasoning holds."""
     if score not in SCORES:

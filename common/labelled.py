@@ -55,9 +55,9 @@ def read_comparison(row: dict) -> Comparison:
     return Comparison(read_dialogue(row["input"]), response_a, response_b, preferred)
 
 
-def read_candidates(row: dict) -> tuple[Conversation, list[str]]:
-    """Return dialogue and responses of a row whose responses are to be ranked; raise `BadRow` where it is none."""
-    return read_dialogue(row["input"]), _read_responses(row["output"], 2, or_more=True)
+def read_candidates(row: dict, least: int = 2) -> tuple[Conversation, list[str]]:
+    """Return dialogue and responses, `least` or more, of a row without a label; raise `BadRow` where it is none."""
+    return read_dialogue(row["input"]), _read_responses(row["output"], least, or_more=True)
 
 
 def read_strength(row: dict) -> float | None:
@@ -124,9 +124,9 @@ def _transcript(prompt: str, answer: str) -> Conversation:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-def read_dialogue(value: object) -> Conversation:
+def read_dialogue(value: object, column: str = "input") -> Conversation:
     """Return a row's `input` as messages, plain text as the user's; raise `BadRow` where it is none."""
-    dialogue = read_messages("input", value)
+    dialogue = read_messages(column, value)
     return [{"role": "user", "content": dialogue}] if isinstance(dialogue, str) else dialogue
 
 

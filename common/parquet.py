@@ -117,7 +117,8 @@ def _as_list(files) -> list:
     return [files] if isinstance(files, Path) else list(files)
 
 
-def _column_names(path: Path) -> list[str]:
+def column_names(path: Path) -> list[str]:
+    """Return the names of a Parquet file's columns; raise `DataError` where it is none."""
     if not path.is_file():
         raise DataError(
             f"{path}: no such file (looked in {Path.cwd()}). Make one with prepare_data.py or mend the path."
@@ -129,7 +130,7 @@ def _column_names(path: Path) -> list[str]:
 
 
 def _read_columns(path: Path, required, optional: tuple[str, ...]) -> list[dict]:
-    names = _column_names(path)
+    names = column_names(path)
     required = required(names) if callable(required) else required
     missing = [name for name in required if name not in names]
     if missing:

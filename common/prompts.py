@@ -6,14 +6,18 @@ and stay together: where one is left out, so are the others.
 
 import hashlib
 from collections import Counter
+from pathlib import Path
 
 from jinja2 import TemplateError
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from common.checkpoint import write_text
 from common.conversation import BadRow
-from common.judge import begun_answer
+from common.judge import begun_answer, rubric_of
 from common.parquet import DataError, check_rows
+
+RUBRIC_FILE = "rubric.txt"
 
 
 def measure_rows(
@@ -59,6 +63,21 @@ def measure_rows(
     if not kept:
         raise DataError(f"no row is left: {'; '.join(f'{count} x {kind}' for kind, count in left_out.items())}")
     return kept, left_out
+
+
+def store_rubric(folder: Path, rows: list[dict]) -> None:
+    """Leave in a judge's checkpoint what it was trained to judge by, if that was one rubric, for those who ask it."""
+    rubrics = {rubric_of(row["prompt"][-1]["content"]) for row in rows}
+    if len(rubrics) == 1 and None not in rubrics:
+        write_text(folder / RUBRIC_FILE, rubrics.pop() + "\n")
+    else:
+        print(f"the training prompts have {len(rubrics)} rubrics or forms, so {folder.name} holds none for graders")
+
+
+def read_stored_rubric(folder: str | None) -> str | None:
+    """Return what the judge in a checkpoint's folder was trained to judge by, if its run left that there."""
+    path = Path(folder) / RUBRIC_FILE if folder else None
+    return path.read_text(encoding="utf-8").strip() if path and path.is_file() else None
 
 
 def digest(rows: list[dict]) -> str:

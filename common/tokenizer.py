@@ -40,10 +40,10 @@ def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:
         raise DataError(f"model.path={model.path}: a classifier with {config.num_labels} labels; a reward has one")
     ensure_pad_token(tokenizer)
     shape = f"{config.num_hidden_layers} layers x {config.hidden_size}"
-    return f"{architecture}, {shape}, {_weights_digest(Path(path)) if os.path.isdir(path) else path}", tokenizer
+    return f"{architecture}, {shape}, {weights_digest(Path(path)) if os.path.isdir(path) else path}", tokenizer
 
 
-def _weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path) -> str:
     """Hash the size and the last megabyte of each weight file: enough to tell models apart, cheap for large ones."""
     total = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):

@@ -2,7 +2,11 @@
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from itertools import permutations
 
+from common.judge import SWAPPED, Preference
+
+POINTS: dict[Preference, float] = {"A": 1.0, "tie": 0.5, "B": 0.0}  # for the response shown first
 Table = tuple[list[str], list[str], list[list[int]]]
 
 
@@ -44,3 +48,20 @@ def vote_table(bins: list[dict[str, int]], votes: int) -> Table:
     """Return `vote_metrics`' bins as a table: how many of so many votes agree, and how many verdicts are right."""
     names = [f"{part['agreeing']} of {votes}" for part in bins]
     return names, ["right", "wrong"], [[part["right"], part["rows"] - part["right"]] for part in bins]
+
+
+def win_rates(count: int, verdicts: list[Preference | None]) -> list[float | None]:
+    """Return each response's win rate, 0 to 1; None where no comparison with it had a verdict.
+
+    Args:
+        verdicts: on the responses in pairs, in the order of `itertools.permutations(range(count), 2)`, so in both
+        orders. Where one is missing the comparison is left out in both: it is no draw, and one order alone would favour
+        what stands first.
+    """
+    said = dict(zip(permutations(range(count), 2), verdicts, strict=True))
+    points = [[] for _ in range(count)]
+    for (first, second), verdict in said.items():
+        if verdict is not None and said[second, first] is not None:
+            points[first].append(POINTS[verdict])
+            points[second].append(POINTS[SWAPPED[verdict]])
+    return [sum(won) / len(won) if won else None for won in points]

@@ -14,14 +14,14 @@ from itertools import permutations
 from common.asking import judge, place_of, read_options
 from common.conversation import Conversation
 from common.endpoint import EndpointError
-from common.judge import SWAPPED, Preference, pairwise_prompt
+from common.judge import pairwise_prompt
 from common.labelled import read_candidates, read_rubric
 from common.parquet import DataError, read_rows, write_rows
+from common.prompts import read_stored_rubric
+from common.verdicts import win_rates
 
 from evaluate import decide
 from prompt import RUBRIC, parse
-
-POINTS = {"A": 1.0, "tie": 0.5, "B": 0.0}  # for the response shown first
 
 
 def round_robin(dialogue: Conversation, responses: list[str], rubric: str = RUBRIC) -> list[Conversation]:
@@ -33,22 +33,6 @@ def round_robin(dialogue: Conversation, responses: list[str], rubric: str = RUBR
         [{"role": "user", "content": pairwise_prompt(dialogue, first, second, rubric)}]
         for first, second in permutations(responses, 2)
     ]
-
-
-def win_rates(count: int, verdicts: list[Preference | None]) -> list[float | None]:
-    """Return each response's win rate, 0 to 1; None where no comparison with it had a verdict.
-
-    Args:
-        verdicts: on the prompts of `round_robin`, in their order. Where one is missing the comparison is left out in
-        both orders: it is no draw, and one order alone would favour what stands first.
-    """
-    said = dict(zip(permutations(range(count), 2), verdicts, strict=True))
-    points = [[] for _ in range(count)]
-    for (first, second), verdict in said.items():
-        if verdict is not None and said[second, first] is not None:
-            points[first].append(POINTS[verdict])
-            points[second].append(POINTS[SWAPPED[verdict]])
-    return [sum(won) / len(won) if won else None for won in points]
 
 
 def ranks(rates: list[float | None]) -> list[int | None]:
@@ -65,7 +49,7 @@ def main() -> None:
     options = read_options(
         "Win rates and ranks of several responses.", "input and output: two responses or more", ranks=True
     )
-    rubric = read_rubric(options.rubric) or RUBRIC
+    rubric = read_rubric(options.rubric) or read_stored_rubric(options.tokenizer or options.model) or RUBRIC
     candidates, bad = read_rows(options.data, ("input", "output"), (), check_candidates, options.on_bad_row)
     asked = [
         {"prompt": prompt, "label": None, "source": row["source"]}

@@ -22,7 +22,7 @@ from common import cluster
 from common.checkpoint import CheckpointError, check_resume, claim_folder
 from common.judge_run import check_reward, check_sizes, check_vocabulary
 from common.parquet import DataError, report_leak, split_by_prompt
-from common.prompts import digest, measure_rows
+from common.prompts import digest, measure_rows, store_rubric
 from common.report import draw, format_value, read_history, write_model_card
 from common.tokenizer import load_tokenizer, set_template_options
 
@@ -131,6 +131,8 @@ def train(config: DictConfig) -> None:
     about = {"base model": model_name, "training prompts": len(rows_of["train"]), "left out": dict(left_out)}
     write_report(config, output / CHECKPOINT, figures, about | {"policy": chosen})
     write_report(config, output / LAST, last, about | {"policy": "the last one"})
+    for folder in (CHECKPOINT, LAST):
+        store_rubric(output / folder, rows_of["train"])
     claim.close()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     print("\n".join(["", *lines, "", f"the best judge on val, its card and picture: {output / CHECKPOINT}"]))

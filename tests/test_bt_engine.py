@@ -43,7 +43,7 @@ def packed_rewards(model, pairs) -> torch.Tensor:
     segments, ends = engine.pack(batch["branch_lengths"], torch.device("cpu"))
     model.set_attn_implementation(SEGMENT_ATTENTION)
     ids, positions = (batch[name].values()[None] for name in ("input_ids", "position_ids"))
-    return engine.score_ends(model, ids, positions, segments, ends)["rewards"]
+    return engine.score_pairs(model, ids, positions, segments, ends)["rewards"]
 
 
 def padded_rewards(model, pairs) -> torch.Tensor:

@@ -16,6 +16,7 @@ from test_endpoint import serve
 from common.generation import Answer
 from common.judge import PREFERENCES, pairwise_prompt, write_preference
 from common.parquet import DataError, write_rows
+from common.verdicts import POINTS
 
 (rank,) = method_modules("generative_pairwise", "rank")
 LABEL = st.sampled_from(PREFERENCES)
@@ -69,7 +70,7 @@ def test_win_rates_order_responses_as_bradley_terry_strengths_do(verdicts):
     """Fitted with a small penalty, as the strength of one that wins always has no end; the order is the same."""
     count = next(n for n in range(2, 6) if n * (n - 1) == len(verdicts))
     first, second = np.array(list(permutations(range(count), 2))).T
-    won = np.array([rank.POINTS[verdict] for verdict in verdicts])
+    won = np.array([POINTS[verdict] for verdict in verdicts])
 
     def loss(strengths):
         odds = strengths[first] - strengths[second]

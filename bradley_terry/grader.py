@@ -1,0 +1,119 @@
+"""The reward model as OpenJudge's grader: `await grader.aevaluate(query=..., response=...)` gives the reward.
+
+    from grader import BradleyTerryGrader
+    grader = BradleyTerryGrader("outputs/checkpoint")                                  # in this process
+    grader = BradleyTerryGrader("outputs/checkpoint", "http://localhost:8000")         # served by vLLM or SGLang
+
+A reward is no mark out of ten: it has no scale of its own, and only the difference between responses to one query means
+anything, P(A better than B) = σ(reward A - reward B). Served or not, the tokens are those of training: the text is
+rendered and tokenised here, never by the server. Only `common` is imported: this file works from any folder.
+"""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.conversation import BadRow, Conversation
+from common.endpoint import classify
+from common.grading import (
+    Batcher,
+    Endpoint,
+    Grader,
+    GraderMode,
+    GraderRank,
+    GraderScore,
+    rank_by,
+    read_query,
+    read_response,
+    read_responses,
+)
+from common.reward_model import encode, load_reward_model, load_reward_tokenizer, score
+
+
+class BradleyTerryGrader(Grader):
+    """Gives a response its reward, or ranks several with `mode=GraderMode.LISTWISE`."""
+
+    def __init__(
+        self,
+        model_path: str,
+        endpoint: str | None = None,
+        *,
+        served_name: str | None = None,
+        max_tokens: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        concurrency: int = 64,
+        timeout: float = 600.0,
+        retries: int = 6,
+        trust_remote_code: bool = False,
+        name: str = "BradleyTerryGrader",
+        mode: GraderMode = GraderMode.POINTWISE,
+        description: str = "reward of a response, by a Bradley-Terry model",
+        strategy: Any = None,
+    ):
+        """
+        Args:
+            model_path: checkpoint folder or hub id; with an endpoint its tokenizer and config alone are read.
+            endpoint: `http://host:8000` of a server that knows `/classify`; the key is OPENAI_API_KEY's.
+            served_name: what the server calls the model, if not `model_path`.
+            max_tokens: of a batch, for a model in this process; see `common.reward_model.score`.
+            dtype: of a model in this process; in bf16 close rewards round to a tie.
+            concurrency, timeout, retries: requests at once, seconds for one, and how often it is repeated.
+
+        Raises:
+            DataError: it cannot be loaded, or is no reward model.
+        """
+        super().__init__(name, mode, description, strategy, model_path=model_path, endpoint=endpoint)
+        self.tokenizer, self.longest = load_reward_tokenizer(model_path, trust_remote_code)
+        if endpoint:
+            served = Endpoint(endpoint.rstrip("/").removesuffix("/v1"), concurrency, timeout=timeout, retries=retries)
+            named = served_name or model_path
+            self.reward_of = lambda ids: served.call(lambda client: classify(client, named, ids.tolist()))
+        else:
+            model, _ = load_reward_model(model_path, True, dtype, trust_remote_code)
+            self.reward_of = Batcher(lambda texts: score(model, texts, max_tokens).tolist()).submit
+
+    async def grade(
+        self,
+        query: str | Conversation,
+        response: str | None = None,
+        responses: list[str] | None = None,
+        **_: Any,
+    ) -> GraderScore | GraderRank:
+        """Give a response to a query its reward, or rank responses by their rewards.
+
+        Args:
+            query: text, or the whole dialogue: messages or JSON text of them.
+            response: one text, for a score.
+            responses: two texts or more, for a rank (`mode=GraderMode.LISTWISE`).
+
+        Raises:
+            BadRow, EndpointError: which `aevaluate` returns as `GraderError`.
+        """
+        dialogue = read_query(query)
+        if self.mode == GraderMode.LISTWISE:
+            given = [self._encode(dialogue, text, "responses") for text in read_responses(responses)]
+            rewards = await asyncio.gather(*map(self.reward_of, given))
+            rank, reason = rank_by(rewards, "reward")
+            return GraderRank(name=self.name, rank=rank, reason=reason, metadata={"rewards": rewards})
+        reward = await self.reward_of(self._encode(dialogue, read_response(response), "response"))
+        reason = "to be compared with the rewards of other responses to the same query"
+        return GraderScore(name=self.name, score=reward, reason=reason, metadata={"scale": "unbounded, no zero point"})
+
+    def _encode(self, dialogue: Conversation, response: str, column: str) -> np.ndarray:
+        if not response.strip():
+            raise BadRow(column, "empty response", response)
+        conversation = [*dialogue, {"role": "assistant", "content": response}]
+        return encode(conversation, self.tokenizer, self.longest, column)
+
+    @staticmethod
+    def get_metadata() -> dict[str, Any]:
+        return {
+            "score": "the reward: any real number, more is better. Comparable between responses to one query alone, "
+            "where P(A better than B) = sigmoid(reward A - reward B); no zero point, no scale across queries",
+            "rank": "1 is the best, by reward; equal rewards stand in the given order",
+            "error": "not text, empty, too long for the model (nothing is cut), refused by the chat template, or the "
+            "endpoint gives no answer",
+            "aevaluate": BradleyTerryGrader.grade.__doc__,
+        }

@@ -1,0 +1,143 @@
+"""What the graders share: OpenJudge's contract, calls gathered into batches, endpoints.
+
+- A grader is called once per response, hundreds of calls at the same time. A model in this process takes whatever calls
+  have gathered while it was busy as one batch; no call waits for others to come.
+- What cannot be graded is a `GraderError` with its cause, never a number, and never ends the other calls.
+- OpenJudge's runner copies a grader for every call. A grader here keeps nothing of a call, so the copy is itself, and
+  the model is loaded once.
+"""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from openai import AsyncOpenAI
+
+from common.conversation import BadRow, Conversation, read_json
+from common.endpoint import EndpointError, connect
+from common.labelled import read_dialogue
+
+try:
+    from openjudge.evaluation_strategy import BaseEvaluationStrategy  # noqa: F401
+    from openjudge.graders.base_grader import BaseGrader
+    from openjudge.graders.schema import GraderError, GraderMode, GraderRank, GraderResult, GraderScore  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{error}: graders need OpenJudge, `pip install -e '.[grader]'`") from error
+
+
+class NoVerdict(ValueError):
+    """A judge's answer without a well-formed verdict."""
+
+
+class Grader(BaseGrader):
+    """A grader whose `grade` returns a result or raises what becomes a `GraderError`."""
+
+    async def _aevaluate(self, **evaluated: Any) -> GraderResult:
+        try:
+            return await self.grade(**evaluated)
+        except BadRow as fault:
+            return self._error(f"{fault.column}: {fault.kind}{fault.found}")
+        except (NoVerdict, EndpointError) as fault:
+            return self._error(str(fault))
+
+    async def grade(self, **evaluated: Any) -> GraderResult:
+        raise NotImplementedError
+
+    def _error(self, error: str) -> GraderError:
+        return GraderError(name=self.name, error=error, reason="not graded")
+
+    def __deepcopy__(self, memo: dict) -> "Grader":
+        return self
+
+
+def read_query(query: str | Conversation) -> Conversation:
+    """Return what is asked, a query or a whole conversation (messages, or JSON text of them), as messages."""
+    return read_dialogue(query, "query")
+
+
+def read_response(response: str, column: str = "response") -> str:
+    """Return a response; raise `BadRow` where it is no text."""
+    if not isinstance(response, str):
+        raise BadRow(column, "expected text", response)
+    return response
+
+
+def read_responses(responses: list[str]) -> list[str]:
+    """Return responses that can be ranked; raise `BadRow` where they cannot."""
+    responses = read_json("responses", responses)
+    if not isinstance(responses, list) or len(responses) < 2:
+        raise BadRow("responses", "expected a list of at least two texts", responses)
+    return [read_response(response, "responses") for response in responses]
+
+
+def rank_by(figures: list[float | None], what: str) -> tuple[list[int], str]:
+    """Return each response's place by its figure, 1 the highest, and a sentence that says so.
+
+    OpenJudge knows no shared places: equal figures stand in the given order, and the sentence says that.
+
+    Raises:
+        BadRow: a response has no figure, or all have the same, which is no order.
+    """
+    if None in figures:
+        raise BadRow("responses", f"no {what} for response {figures.index(None) + 1}")
+    if len(set(figures)) == 1:
+        raise BadRow("responses", f"all have the same {what}, so there is no order", figures[0])
+    order = sorted(range(len(figures)), key=lambda index: -figures[index])
+    tied = len(set(figures)) < len(figures)
+    note = "; of equal ones the first given comes first" * tied
+    return [order.index(index) + 1 for index in range(len(figures))], f"by {what}{note}"
+
+
+class Batcher:
+    """Gathers what is asked at the same time and hands it on as one batch, to a function in a thread of its own."""
+
+    def __init__(self, run: Callable[[list], list]):
+        """`run` takes a list and returns a result for each of it."""
+        self.run = run
+        self.waiting: list[tuple[object, Future]] = []
+        self.lock = threading.Lock()
+        self.thread = ThreadPoolExecutor(1, "grader")
+
+    async def submit(self, asked: object):
+        """Return the result for what is asked, or raise what `run` raised; every call of its batch raises the same."""
+        future: Future = Future()
+        with self.lock:
+            self.waiting.append((asked, future))
+        # not before every call that is made at this moment has its turn to ask
+        asyncio.get_running_loop().call_soon(self.thread.submit, self._run_waiting)
+        return await asyncio.wrap_future(future)
+
+    def _run_waiting(self) -> None:
+        with self.lock:
+            taken, self.waiting = self.waiting, []
+        batch = [(asked, future) for asked, future in taken if future.set_running_or_notify_cancel()]
+        if not batch:
+            return
+        try:
+            for (_, future), result in zip(batch, self.run([asked for asked, _ in batch]), strict=True):
+                future.set_result(result)
+        except Exception as error:  # for every caller, who would wait for ever without
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+
+
+class Endpoint:
+    """A client per event loop, since connections belong to one, and a limit on requests at once."""
+
+    def __init__(self, base_url: str, concurrency: int, **connection: float):
+        """See `common.endpoint.connect` for `connection`."""
+        self.base_url, self.concurrency, self.connection = base_url, concurrency, connection
+        self.clients: dict[asyncio.AbstractEventLoop, tuple[AsyncOpenAI, asyncio.Semaphore]] = {}
+
+    async def call(self, request: Callable[[AsyncOpenAI], Awaitable]):
+        """Return what `request` returns, made with this loop's client when it is its turn."""
+        loop = asyncio.get_running_loop()
+        if loop not in self.clients:
+            self.clients = {other: client for other, client in self.clients.items() if not other.is_closed()}
+            self.clients[loop] = connect(self.base_url, **self.connection), asyncio.Semaphore(self.concurrency)
+        client, free = self.clients[loop]
+        async with free:
+            return await request(client)

@@ -1,0 +1,115 @@
+"""A trained judge as a grader: a checkpoint in this process or any OpenAI-compatible endpoint, asked alike.
+
+- The prompt and its parser are `common/judge.py`'s, so a verdict here is the verdict of `evaluate.py`.
+- The rubric is part of the prompt, and a judge knows the one that it was trained by: a run leaves it in its checkpoint,
+  and it is read from there.
+- A verdict is never guessed at: an answer without one is a `GraderError` that shows the answer.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from common.conversation import BadRow
+from common.endpoint import one
+from common.generation import Answer, answer
+from common.grading import BaseEvaluationStrategy, Batcher, Endpoint, Grader, GraderMode, NoVerdict
+from common.judge import begun_answer
+from common.parquet import DataError
+from common.prompts import read_stored_rubric
+from common.tokenizer import ensure_pad_token
+
+
+class JudgeGrader(Grader):
+    """Asks a trained judge, a checkpoint in this process or any OpenAI-compatible endpoint, by greedy answers."""
+
+    default_rubric: str
+
+    def __init__(
+        self,
+        model: str,
+        endpoint: str | None = None,
+        *,
+        rubric: str | None = None,
+        tokenizer: str | None = None,
+        hidden_reasoning: bool = False,
+        max_new_tokens: int = 1024,
+        max_tokens: int = 16384,
+        concurrency: int = 16,
+        timeout: float = 600.0,
+        retries: int = 6,
+        trust_remote_code: bool = False,
+        name: str = "",
+        mode: GraderMode = GraderMode.POINTWISE,
+        description: str = "",
+        strategy: BaseEvaluationStrategy | None = None,
+    ):
+        """
+        Args:
+            model: checkpoint folder or hub id; with an endpoint the served model's name.
+            endpoint: `http://host:8000/v1`; the key is OPENAI_API_KEY's.
+            rubric: by what to judge. By default what the checkpoint's run left in it, else the method's own.
+            tokenizer: with an endpoint, the checkpoint that is served: says what the chat template writes of the
+                answer into the prompt, and holds the rubric.
+            hidden_reasoning: the endpoint returns only what follows the reasoning, as `transformers serve` does.
+            max_new_tokens: of an answer, its reasoning included.
+            max_tokens: of a batch, prompts and answers together, for a model in this process.
+            concurrency, timeout, retries: requests at once, seconds for one, and how often it is repeated.
+
+        Raises:
+            DataError: model or tokenizer cannot be loaded.
+        """
+        asked = {"model": model, "endpoint": endpoint, "max_new_tokens": max_new_tokens}
+        super().__init__(name or type(self).__name__, mode, description, strategy, **asked)
+        place, trust = tokenizer or (None if endpoint else model), {"trust_remote_code": trust_remote_code}
+        self.rubric = rubric or read_stored_rubric(place) or self.default_rubric
+        self.model, self.max_new_tokens, self.hidden_reasoning = model, max_new_tokens, hidden_reasoning
+        self.endpoint = Endpoint(endpoint, concurrency, timeout=timeout, retries=retries) if endpoint else None
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(place, **trust) if place else None
+            if not endpoint:
+                ensure_pad_token(self.tokenizer)
+                device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+                loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **trust).to(device).eval()
+                self.longest = loaded.config.get_text_config().max_position_embeddings - max_new_tokens
+                self.batcher = Batcher(lambda texts: self._answer(loaded, texts, max_tokens))
+        except (OSError, ValueError) as error:
+            kind = "no folder of that name here, so a hub id was assumed" * (not Path(place).is_dir())
+            raise DataError(f"{place}: cannot be loaded ({kind or error})") from error
+
+    def _answer(self, loaded: PreTrainedModel, texts: list[str], max_tokens: int) -> list[Answer]:
+        given = answer(loaded, self.tokenizer, texts, self.max_new_tokens, max_tokens, progress=False)
+        return [Answer(begun_answer(text) + first, first.clipped) for text, (first,) in zip(texts, given)]
+
+    async def ask(self, prompt: str) -> Answer:
+        """Return the answer to a user's turn, whole: with what the chat template began.
+
+        Raises:
+            BadRow: the prompt is longer than the model can take.
+            EndpointError: no answer came.
+        """
+        conversation, begun = [{"role": "user", "content": prompt}], ""
+        if self.tokenizer:
+            text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+            begun = begun_answer(text)
+        if not self.endpoint:
+            tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if tokens > self.longest:
+                raise BadRow("query and response", f"the judge's prompt is longer than {self.longest} tokens", tokens)
+            return await self.batcher.submit(text)
+        served = {"begun": begun, "hidden_reasoning": self.hidden_reasoning}
+        return await self.endpoint.call(
+            lambda client: one(client, self.model, conversation, self.max_new_tokens, **served)
+        )
+
+
+def reasoning_of(given: Answer) -> str:
+    """Return what a judge wrote before its verdict."""
+    return given.partition("</think>")[0].lstrip().removeprefix("<think>").strip()
+
+
+def no_verdict(given: Answer) -> NoVerdict:
+    """Return the error for an answer that holds no well-formed verdict."""
+    end = " (its tokens ran out: raise max_new_tokens)" if given.clipped else ""
+    return NoVerdict(f"no well-formed verdict in the answer{end}: {given[-500:]!r}")

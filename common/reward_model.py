@@ -1,0 +1,217 @@
+"""A trained reward model as others use it: loaded with transformers alone, and asked for rewards in batches.
+
+- What is scored is tokenised as in training: a conversation through the chat template, once; plain text as it is.
+- Texts that start alike, the responses to one prompt, are packed behind that prompt, which is computed once
+  (`common/attention.py`). All others share a batch with texts of their length, so hardly anything is padding. In fp32
+  neither company nor order moves a reward by more than 1e-5.
+- Too long is an error, never a cut: a response without its end is another response.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from common.attention import SEGMENT_ATTENTION, Segments
+from common.conversation import BadRow, Conversation
+from common.generation import batches_of
+from common.parquet import DataError
+from common.tokenizer import ensure_pad_token
+
+
+def load_reward_tokenizer(path: str, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, int]:
+    """Return a reward model's tokenizer and how many tokens it can read.
+
+    Raises:
+        DataError: it cannot be loaded, or is no reward model by its config.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        kind = "no folder of that name here, so a hub id was assumed" * (not Path(path).is_dir())
+        raise DataError(f"{path}: cannot be loaded ({kind or error}). Is it a checkpoint's folder?") from error
+    if config.num_labels != 1:
+        raise DataError(f"{path}: {config.num_labels} labels, expected 1. Is it a reward model?")
+    ensure_pad_token(tokenizer)
+    return tokenizer, config.get_text_config().max_position_embeddings
+
+
+def load_reward_model(
+    path: str, packed: bool, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a reward model, ready to score, and its tokenizer.
+
+    Args:
+        path: checkpoint folder or hub id.
+        packed: for `score`; else it is transformers' own, with padding and attention as usual.
+        dtype: of the backbone. In bf16 close rewards round to a tie.
+
+    Raises:
+        DataError: it cannot be loaded, has not one label, or lacks weights: a new head would score at random.
+    """
+    tokenizer, _ = load_reward_tokenizer(path, trust_remote_code)
+    attention = {"attn_implementation": SEGMENT_ATTENTION} if packed else {}
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        path, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code, **attention
+    )
+    if loading["missing_keys"]:
+        raise DataError(f"{path}: {', '.join(sorted(loading['missing_keys']))} is missing. Is it a reward model?")
+    model.score.float()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def encode(conversation: Conversation | str, tokenizer: PreTrainedTokenizerBase, max_length: int, column: str):
+    """Return what the model reads of a whole conversation, the response last, or of plain text: (tokens,) int32.
+
+    Raises:
+        BadRow: about `column`: no chat template, or it refuses; too long; the text ends in the pad token.
+    """
+    text = conversation
+    if not isinstance(conversation, str):
+        if not tokenizer.chat_template:
+            raise BadRow(column, "a conversation, but the tokenizer has no chat template; give plain text")
+        try:
+            text = tokenizer.apply_chat_template(conversation, tokenize=False)
+        except jinja2.TemplateError as error:
+            raise BadRow(column, f"the model's chat template refuses the conversation: {error}") from error
+    ids = np.asarray(tokenizer(text, add_special_tokens=text is conversation)["input_ids"], dtype=np.int32)
+    if len(ids) > max_length:
+        raise BadRow(column, f"longer than {max_length} tokens", len(ids))
+    if not len(ids) or ids[-1] == tokenizer.pad_token_id:
+        raise BadRow(column, f"the text ends in the pad token {tokenizer.pad_token!r}, where no reward is read", text)
+    return ids
+
+
+def score_ends(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    segments: Segments | None,
+    ends: torch.Tensor | tuple,
+) -> torch.Tensor:
+    """Return the rewards at some places of a batch: the backbone over all of it, the fp32 head there alone.
+
+    The class's own forward would score every token and find the end by comparing ids with the pad token.
+
+    Args:
+        input_ids, position_ids: (rows, length), one row where it is packed.
+        segments: the cuts of the packed row.
+        ends: where to score, as an index into (rows, length).
+
+    Returns:
+        (texts,) fp32.
+    """
+    hidden = model.base_model(
+        input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False, segments=segments
+    ).last_hidden_state
+    with torch.autocast(input_ids.device.type, enabled=False):
+        return model.score(hidden[ends].float())[:, 0]
+
+
+@dataclass
+class Group:
+    """Texts that start alike: what they share is computed once, with the first of them."""
+
+    shared: int  # tokens, of a group of one 0
+    members: list[int]
+    tokens: int  # of the packed group
+
+
+def share_starts(sequences: list[np.ndarray], max_tokens: int) -> list[Group]:
+    """Put texts that start alike together, responses to one prompt above all, wherever they stand.
+
+    Half of each text at least is shared, or it stands alone: a short start is not worth the looking up.
+
+    Args:
+        max_tokens: of a group of several.
+    """
+    groups: list[Group] = []
+    for index in sorted(range(len(sequences)), key=lambda index: sequences[index].astype(">i4").tobytes()):
+        ids = sequences[index]
+        if groups:
+            group = groups[-1]
+            first = sequences[group.members[0]]
+            most = min(group.shared or len(first), len(ids) - 1)
+            different = np.flatnonzero(first[:most] != ids[:most])
+            shared = int(different[0]) if len(different) else most
+            members = [*group.members, index]
+            lengths = [len(sequences[member]) for member in members]
+            tokens = sum(lengths) - shared * (len(members) - 1)
+            if 2 * shared >= max(lengths) and tokens <= max_tokens:
+                groups[-1] = Group(shared, members, tokens)
+                continue
+        groups.append(Group(0, [index], len(ids)))
+    return groups
+
+
+def fill_rows(groups: list[Group], max_tokens: int) -> Iterator[list[Group]]:
+    """Yield groups that make a row of `max_tokens` at most; a larger one is a row of its own."""
+    row: list[Group] = []
+    for group in groups:
+        if row and sum(other.tokens for other in row) + group.tokens > max_tokens:
+            yield row
+            row = []
+        row.append(group)
+    if row:
+        yield row
+
+
+def pack(sequences: list[np.ndarray], row: list[Group], device: torch.device) -> dict:
+    """Lay groups out in a row of tokens, as `score_ends` takes it."""
+    ids, positions, spans, ends, place = [], [], [], [], 0
+    for group in row:
+        start = place
+        for index in group.members:
+            known = group.shared if place > start else 0
+            own = sequences[index][known:]
+            ids.append(own)
+            positions.append(np.arange(known, known + len(own)))
+            spans.append((place, place + len(own), start, start + known))
+            place += len(own)
+            ends.append(place - 1)
+    row_of = {"input_ids": np.concatenate(ids).astype(np.int64), "position_ids": np.concatenate(positions)}
+    tensors = {name: torch.from_numpy(values)[None].to(device) for name, values in row_of.items()}
+    return tensors | {"segments": Segments(spans, device), "ends": (0, torch.tensor(ends, device=device))}
+
+
+def pad(sequences: list[np.ndarray], device: torch.device) -> dict:
+    """Lay texts out in rows of their own, as `score_ends` takes them; attention never sees what is padded behind."""
+    ends = torch.tensor([len(ids) - 1 for ids in sequences], device=device)
+    rows = [torch.from_numpy(ids).long() for ids in sequences]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+    positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
+    return {"input_ids": ids, "position_ids": positions, "segments": None, "ends": (range(len(ends)), ends)}
+
+
+@torch.inference_mode()
+def score(model: PreTrainedModel, sequences: list[np.ndarray], max_tokens: int | None = None) -> np.ndarray:
+    """Return the reward of each sequence of token ids: (sequences,) float32, in their order.
+
+    Args:
+        model: loaded with `packed=True`.
+        max_tokens: of a batch; a longer text, or several that share a long start, are one of their own. By default
+            what keeps the device busy: a CPU's caches want small batches.
+    """
+    max_tokens = max_tokens or (2048 if model.device.type == "cpu" else 32768)
+    rewards = np.empty(len(sequences), dtype=np.float32)
+    groups = share_starts(sequences, 4 * max_tokens)
+    for row in fill_rows([group for group in groups if group.shared], max_tokens):
+        found = score_ends(model, **pack(sequences, row, model.device))
+        rewards[[index for group in row for index in group.members]] = found.cpu().numpy()
+    alone = [group.members[0] for group in groups if not group.shared]
+    for batch in batches_of([len(sequences[index]) for index in alone], max_tokens):
+        members = [alone[place] for place in batch]
+        found = score_ends(model, **pad([sequences[index] for index in members], model.device))
+        rewards[members] = found.cpu().numpy()
+    return rewards
