@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from common.conversation import BadRow, Conversation, read_marked_turns, read_transcript
 from common.demo import preference_pairs
-from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
+from common.parquet import DataError, check_rows, split_by_prompt, write_rows
+from common.sources import load_source
 
 from dataset import check_pair
 

@@ -15,6 +15,10 @@ JSON_CONVERSATION = re.compile(r'\s*(\[\s*\{|\{\s*"(role|content|from|messages)"
 Conversation = list[dict[str, str]]
 
 
+class DataError(ValueError):
+    """Input that cannot be trained on. Its text is for the user: what was found where, what is expected, what to do."""
+
+
 class BadRow(ValueError):
     """One row's fault. `kind` groups equal faults for the count, `found` shows the offending value, None too."""
 

@@ -17,7 +17,7 @@ import re
 import sys
 from pathlib import Path
 
-from common.conversation import BadRow, Conversation, check_unicode, read_json, read_messages
+from common.conversation import BadRow, Conversation, DataError, check_unicode, read_json, read_messages
 from common.judge import (
     HELPFULNESS,
     MORE_HELPFUL,
@@ -30,7 +30,6 @@ from common.judge import (
     write_preference,
     write_score,
 )
-from common.parquet import DataError
 
 RESPONSE_FORM = '{"answer": {"role": "assistant", "content": text}}'
 POINTWISE_COLUMNS = ("input", "output", "label")

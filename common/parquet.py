@@ -18,42 +18,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.conversation import BadRow, prompt_of
+from common.cases import method_rows, read_case
+from common.conversation import BadRow, DataError, prompt_of
 
 BAD_ROWS_SHOWN = 5
 ROW_GROUP = 10_000  # rows; nested columns of more than 2 GB in one group cannot be read
-
-
-class DataError(ValueError):
-    """Input that cannot be trained on. Its text is for the user: what was found where, what is expected, what to do."""
-
-
-LOCAL_FORMS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
-
-
-def load_source(path: str, split: str, **options: str) -> Iterable[dict]:
-    """Return the rows of a local .parquet, .json, .jsonl (also gzipped) file or of a set on the Hugging Face hub.
-
-    Args:
-        split, options: of a hub set; see `datasets.load_dataset`.
-
-    Raises:
-        DataError: the path does not exist, or the hub cannot be reached.
-    """
-    import datasets
-
-    form = LOCAL_FORMS.get(Path(path.removesuffix(".gz")).suffix)
-    is_file = Path(path).is_file()
-    if is_file and not form:
-        raise DataError(f"{path}: expected a .parquet, .json or .jsonl file")
-    if not is_file and (form or path.startswith((".", "/"))):  # no hub id: do not wait for the network
-        raise DataError(f"{path}: no such file (looked in {Path.cwd()})")
-    try:
-        if is_file:
-            return datasets.load_dataset(form, data_files=path, split="train")
-        return datasets.load_dataset(path, split=split, **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DataError(f"{path}: cannot be read: {error.__cause__ or error}") from error
 
 
 def read_rows(
@@ -225,23 +194,38 @@ def write_rows(path: str | Path, rows: list[dict]) -> Path:
 
 
 def export_data(
-    rows: list[dict],
+    eval_cases: list[dict],
     output_dir: str | Path,
     formats: Iterable[str] = ("parquet",),
     split_ratio: dict[str, float] | None = None,
     seed: int = 0,
-) -> dict[str, list[Path]]:
-    """Split rows by prompt and write each split in each format, as `output_dir/<split>.<format>`.
+    on_bad_row: str = "error",
+) -> dict[str, dict[str, list[Path]]]:
+    """Write evaluation cases as training data of every method that they can feed.
+
+    A case is `{"query": …, "responses": [text, …]}` with `"scores"`, a whole number of 0 to 4 for each response, or for
+    two responses with `"preference"`: "A", "B" or "tie". The query is text or a whole dialogue. Cases are split before
+    they become rows, so a query is on the same side for every method.
 
     Args:
-        rows: rows of one method's schema, equal columns throughout.
-        split_ratio: split name → share of the rows; by default {"train": 0.8, "test": 0.2}.
+        formats: of parquet, jsonl and json.
+        split_ratio: split name -> share of the cases; by default {"train": 0.8, "test": 0.2}.
 
     Returns:
-        The written paths of each split. Same rows and seed, same files.
+        The written paths, `output_dir/<method>/<split>.<format>`, by method and split. A method that no case can feed
+        (no score, no preference) is left out. Same cases and seed, same files.
+
+    Raises:
+        DataError: cases that are none, all of them in one message; a split without a row for a method.
     """
-    splits = split_by_prompt(rows, split_ratio or {"train": 0.8, "test": 0.2}, seed)
-    return {
-        name: [write_rows(Path(output_dir) / f"{name}.{form}", part) for form in formats]
-        for name, part in splits.items()
-    }
+    cases = [{**case, "source": f"eval_cases row {number}"} for number, case in enumerate(eval_cases)]
+    cases, _ = check_rows(cases, read_case, on_bad_row)
+    splits = split_by_prompt(cases, split_ratio or {"train": 0.8, "test": 0.2}, seed)
+    rows_of = {name: method_rows(part) for name, part in splits.items()}
+    paths: dict[str, dict[str, list[Path]]] = {}
+    for split, methods in rows_of.items():
+        for method, rows in methods.items():
+            if any(others[method] for others in rows_of.values()):
+                places = [Path(output_dir) / method / f"{split}.{form}" for form in formats]
+                paths.setdefault(method, {})[split] = [write_rows(place, rows) for place in places]
+    return paths

@@ -26,7 +26,8 @@ from common.conversation import BadRow, Conversation, check_last_turn, read_mark
 from common.demo import PREFERENCE_RUBRIC, pairwise_rows
 from common.judge import SWAPPED
 from common.labelled import longer_response, pairwise_transcripts, read_dialogue, read_rubric, read_strength
-from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
+from common.parquet import DataError, check_rows, split_by_prompt, write_rows
+from common.sources import load_source
 
 from dataset import turn_round
 from prompt import RUBRIC, VERDICTS, render

@@ -26,7 +26,8 @@ from common.conversation import BadRow, Conversation, read_marked_turns
 from common.demo import SCORE_RUBRIC, pointwise_rows
 from common.judge import quote
 from common.labelled import pointwise_transcript, read_rubric, read_scored
-from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
+from common.parquet import DataError, check_rows, split_by_prompt, write_rows
+from common.sources import load_source
 
 from prompt import RUBRIC, RUBRICS, VERDICTS, render
 

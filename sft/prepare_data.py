@@ -23,7 +23,8 @@ from common.conversation import Conversation
 from common.demo import PREFERENCE_RUBRIC, SCORE_RUBRIC, pairwise_rows, pointwise_rows
 from common.judge import HELPFULNESS, MORE_HELPFUL
 from common.labelled import PAIRWISE_COLUMNS, POINTWISE_COLUMNS, pairwise_transcripts, pointwise_transcript, read_rubric
-from common.parquet import DataError, check_rows, load_source, split_by_prompt, write_rows
+from common.parquet import DataError, check_rows, split_by_prompt, write_rows
+from common.sources import load_source
 
 from dataset import check_conversation
 from evaluate import find_judgements

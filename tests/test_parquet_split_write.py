@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common import parquet
 from common.conversation import prompt_of
-from common.parquet import DataError, export_data, read_rows, split_by_prompt, write_rows
+from common.parquet import DataError, read_rows, split_by_prompt, write_rows
 
 RATIOS = [{"train": 0.8, "test": 0.2}, {"train": 0.5, "test": 0.5}, {"train": 0.9, "val": 0.05, "test": 0.05}]
 
@@ -56,7 +56,7 @@ def test_the_prompt_does_not_depend_on_the_order_of_a_messages_fields(column):
 
 @pytest.mark.parametrize("column", ["input", "messages", "chosen"])
 def test_the_prompt_of_json_text_is_that_of_the_messages_in_it(column):
-    """With `export_data`, rows may hold what the readers accept; else a prompt lands on both sides of the split."""
+    """Rows may hold what the readers accept; else a prompt lands on both sides of the split."""
     row = {column: pair(1, 1)["chosen"], "rejected": pair(1, 1)["rejected"]}
     assert prompt_of({name: json.dumps(value) for name, value in row.items()}) == prompt_of(row)
 
@@ -173,32 +173,6 @@ def test_writing_makes_the_folder_and_replaces_an_older_file(tmp_path):
     assert write_rows(path, [{"a": 1}]) == path
     write_rows(path, [{"a": 2}])
     assert pq.read_table(path).to_pylist() == [{"a": 2}]
-
-
-def test_exported_rows_read_back_the_same_in_every_format(tmp_path):
-    rows = [{**pair(number // 2, "é 😀\u2028"), "margin": float(number)} for number in range(20)]
-    formats = ("parquet", "jsonl", "json")
-    paths = export_data(rows, tmp_path, formats, split_ratio={"train": 0.7, "val": 0.1, "test": 0.2}, seed=3)
-    assert paths == {name: [tmp_path / f"{name}.{form}" for form in formats] for name in ("train", "val", "test")}
-    read_back = []
-    for as_parquet, as_jsonl, as_json in paths.values():
-        part = pq.read_table(as_parquet).to_pylist()
-        assert part == [json.loads(line) for line in as_jsonl.read_text(encoding="utf-8").split("\n") if line]
-        assert part == json.loads(as_json.read_text(encoding="utf-8"))
-        read_back += part
-    assert [len(pq.read_table(files[0])) for files in paths.values()] == [14, 2, 4]
-    assert sorted(read_back, key=lambda row: row["margin"]) == rows
-
-
-def test_an_export_is_the_same_bytes_for_the_same_rows_and_by_default_four_fifths_train(tmp_path):
-    rows = make_rows(range(50))
-    for folder in ("a", "b"):
-        export_data(rows, tmp_path / folder, ("parquet", "jsonl"))
-    names = ["test.jsonl", "test.parquet", "train.jsonl", "train.parquet"]
-    for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
-    assert [len(pq.read_table(tmp_path / "a" / f"{name}.parquet")) for name in ("train", "test")] == [40, 10]
 
 
 def test_the_mirror_of_a_pair_never_crosses_a_split():
