@@ -10,6 +10,7 @@ rendered and tokenised here, never by the server. Only `common` is imported: thi
 """
 
 import asyncio
+import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from common.grading import (
     GraderMode,
     GraderRank,
     GraderScore,
+    NoVerdict,
     rank_by,
     read_query,
     read_response,
@@ -47,7 +49,7 @@ class BradleyTerryGrader(Grader):
         timeout: float = 600.0,
         retries: int = 6,
         trust_remote_code: bool = False,
-        name: str = "BradleyTerryGrader",
+        name: str = "",
         mode: GraderMode = GraderMode.POINTWISE,
         description: str = "reward of a response, by a Bradley-Terry model",
         strategy: Any = None,
@@ -64,7 +66,9 @@ class BradleyTerryGrader(Grader):
         Raises:
             DataError: it cannot be loaded, or is no reward model.
         """
-        super().__init__(name, mode, description, strategy, model_path=model_path, endpoint=endpoint)
+        super().__init__(
+            name or type(self).__name__, mode, description, strategy, model_path=model_path, endpoint=endpoint
+        )
         self.tokenizer, self.longest = load_reward_tokenizer(model_path, trust_remote_code)
         if endpoint:
             served = Endpoint(endpoint.rstrip("/").removesuffix("/v1"), concurrency, timeout=timeout, retries=retries)
@@ -93,13 +97,21 @@ class BradleyTerryGrader(Grader):
         """
         dialogue = read_query(query)
         if self.mode == GraderMode.LISTWISE:
-            given = [self._encode(dialogue, text, "responses") for text in read_responses(responses)]
-            rewards = await asyncio.gather(*map(self.reward_of, given))
+            texts = read_responses(responses)
+            encoded = {text: self._encode(dialogue, text, "responses") for text in texts}
+            known = dict(zip(encoded, await asyncio.gather(*map(self._reward, encoded.values()))))
+            rewards = [known[text] for text in texts]  # equal texts, one reward: noise would put them in an order
             rank, reason = rank_by(rewards, "reward")
             return GraderRank(name=self.name, rank=rank, reason=reason, metadata={"rewards": rewards})
-        reward = await self.reward_of(self._encode(dialogue, read_response(response), "response"))
+        reward = await self._reward(self._encode(dialogue, read_response(response), "response"))
         reason = "to be compared with the rewards of other responses to the same query"
         return GraderScore(name=self.name, score=reward, reason=reason, metadata={"scale": "unbounded, no zero point"})
+
+    async def _reward(self, ids: np.ndarray) -> float:
+        reward = await self.reward_of(ids)
+        if not math.isfinite(reward):
+            raise NoVerdict(f"the model's reward is {reward}, no finite number")
+        return reward
 
     def _encode(self, dialogue: Conversation, response: str, column: str) -> np.ndarray:
         if not response.strip():

@@ -13,6 +13,7 @@ be scored keeps its place, without a reward, and is listed with the reason in `s
 import argparse
 import glob
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from common.labelled import read_candidates, read_dialogue
 from common.parquet import DataError, column_names
 from common.parts import FilePlan, check_same_run, part_path, part_size, plan_parts, read_parts, write_part
 from common.reward_model import encode, load_reward_model, load_reward_tokenizer, score
-from common.tokenizer import weights_digest
+from common.tokenizer import tails_digest
 
 # what a row may hold, and the columns of its rewards; "rewards" is a list, one for each response
 SHAPES = {
@@ -42,6 +43,7 @@ SHAPES = {
     ("input", "output"): ("rewards",),
 }
 ERROR = "reward_error"
+MODEL_FILES = (".safetensors", ".json", ".jinja")
 
 
 def shape_of(file: str) -> tuple[str, ...]:
@@ -109,6 +111,9 @@ class Scorer:
         flat = [sequence for sequences in encoded for sequence in sequences]
         rewards = iter(score(self.model, flat, self.options.max_tokens).tolist())
         found = [[next(rewards) for _ in sequences] or None for sequences in encoded]
+        for row, given in enumerate(found):
+            if given and not all(map(math.isfinite, given)):
+                found[row], errors[row] = None, f"the model gives no finite reward (found {given})"
         for place, name in enumerate(SHAPES[self.shape]):
             if name == "rewards":
                 values = pa.array(found, pa.list_(pa.float32()))
@@ -176,7 +181,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16 rounds rewards")
     parser.add_argument("--trust-remote-code", action="store_true")
     options = parser.parse_args()
-    if min(options.max_tokens or 1, options.workers or 1, options.max_length or 1) < 1:
+    if min(size for size in (options.max_tokens, options.workers, options.max_length, 1) if size is not None) < 1:
         raise DataError("--max-tokens, --workers and --max-length are at least 1")
     return options
 
@@ -198,8 +203,10 @@ def main() -> None:
     options.model = os.path.abspath(options.model) if local else options.model
     with claim_folder(options.output):
         run = {"max_length": options.max_length, "dtype": options.dtype}
-        run["model"] = weights_digest(Path(options.model)) if local else options.model
-        run["files"] = [[Path(file).name, os.path.getsize(file)] for file in files]
+        run["model"] = options.model
+        if local:  # wherever it lies now, with its tokenizer and chat template
+            run["model"] = tails_digest(path for path in Path(options.model).iterdir() if path.suffix in MODEL_FILES)
+        run["files"] = [[Path(file).name, tails_digest([Path(file)])] for file in files]
         check_same_run(options.output, run)
         total = sum(pq.read_metadata(file).num_rows for file in files)
         size, (shape,) = part_size(total), shapes

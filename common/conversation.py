@@ -70,7 +70,7 @@ def read_messages(column: str, value: object) -> Conversation | str:
         if not _is_json(value):
             if not value.strip():
                 raise BadRow(column, "empty text")
-            return value
+            return check_unicode(column, value)
         value = read_json(column, value)
     if not isinstance(value, list) or not value:
         raise BadRow(column, "expected a list of messages, JSON text of one, or plain text", value)

@@ -11,9 +11,8 @@
 """
 
 import asyncio
-import json
-import math
 import os
+import sys
 from collections.abc import Awaitable, Callable
 
 from openai import APIStatusError, AsyncOpenAI, OpenAIError
@@ -86,12 +85,12 @@ async def _send(client: AsyncOpenAI, model: str, request: Callable[[], Awaitable
     for pause in [*(min(0.5 * 2**retry, 8) for retry in range(client.max_retries)), None]:
         try:
             reply = await request()
-        except json.JSONDecodeError as error:
-            found = f"{type(error).__name__}: {error}"
         except OpenAIError as error:
             # the client says "Connection error." or "Error code: 500"; the cause has the rest
             cause = error.response.text[:500] if isinstance(error, APIStatusError) else error.__cause__ or ""
             raise EndpointError(f"{place}: {type(error).__name__}: {error} {cause}".strip()) from error
+        except (ValueError, RecursionError) as error:  # a body that is no JSON, or none that can be read
+            found = f"{type(error).__name__}: {error}"
         else:
             if (known := read(reply)) is not None:
                 return known
@@ -129,8 +128,8 @@ def _read_reward(reply: object) -> float | None:
     if isinstance(found.get("data"), list) and len(found["data"]) == 1 and isinstance(found["data"][0], dict):
         found = found["data"][0]
     values = found.get("probs", found.get("embedding"))
-    known = isinstance(values, list) and len(values) == 1 and isinstance(values[0], int | float)
-    return float(values[0]) if known and math.isfinite(values[0]) else None
+    known = isinstance(values, list) and len(values) == 1 and type(values[0]) in (int, float)
+    return float(values[0]) if known and abs(values[0]) <= sys.float_info.max else None
 
 
 def ask(

@@ -15,7 +15,7 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from common.conversation import BadRow, Conversation, read_json
+from common.conversation import BadRow, Conversation, check_unicode, read_json
 from common.endpoint import EndpointError, connect
 from common.labelled import read_dialogue
 
@@ -61,7 +61,7 @@ def read_response(response: str, column: str = "response") -> str:
     """Return a response; raise `BadRow` where it is no text."""
     if not isinstance(response, str):
         raise BadRow(column, "expected text", response)
-    return response
+    return check_unicode(column, response)
 
 
 def read_responses(responses: list[str]) -> list[str]:

@@ -122,7 +122,9 @@ def rubric_of(prompt: str) -> str | None:
     for template in (POINTWISE_PROMPT, PAIRWISE_PROMPT):
         before, after = template.partition("{dialogue}")[0].split("{rubric}")
         if prompt.startswith(before) and after in prompt:
-            return prompt.removeprefix(before).partition(after)[0]
+            return prompt.removeprefix(before).rpartition(after)[
+                0
+            ]  # no other place of it is ours: judged text is quoted
     return None
 
 

@@ -63,7 +63,8 @@ class JudgeGrader(Grader):
         asked = {"model": model, "endpoint": endpoint, "max_new_tokens": max_new_tokens}
         super().__init__(name or type(self).__name__, mode, description, strategy, **asked)
         place, trust = tokenizer or (None if endpoint else model), {"trust_remote_code": trust_remote_code}
-        self.rubric = rubric or read_stored_rubric(place) or self.default_rubric
+        stored = read_stored_rubric(place) if rubric is None else rubric
+        self.rubric = self.default_rubric if stored is None else stored
         self.model, self.max_new_tokens, self.hidden_reasoning = model, max_new_tokens, hidden_reasoning
         self.endpoint = Endpoint(endpoint, concurrency, timeout=timeout, retries=retries) if endpoint else None
         try:
@@ -111,5 +112,9 @@ def reasoning_of(given: Answer) -> str:
 
 def no_verdict(given: Answer) -> NoVerdict:
     """Return the error for an answer that holds no well-formed verdict."""
-    end = " (its tokens ran out: raise max_new_tokens)" if given.clipped else ""
+    end = ""
+    if given.clipped:
+        end = " (its tokens ran out: raise max_new_tokens)"
+    elif "</think>" not in given:
+        end = " (no reasoning came; a server that keeps it to itself needs hidden_reasoning=True)"
     return NoVerdict(f"no well-formed verdict in the answer{end}: {given[-500:]!r}")

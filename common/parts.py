@@ -87,6 +87,6 @@ def cut(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
 def write_part(output: Path, number: int, table: pa.Table) -> None:
     """Write a part, whole or not at all."""
     path = part_path(output, number)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     pq.write_table(table, partial)
     os.replace(partial, path)

@@ -69,7 +69,7 @@ def store_rubric(folder: Path, rows: list[dict]) -> None:
     """Leave in a judge's checkpoint what it was trained to judge by, if that was one rubric, for those who ask it."""
     rubrics = {rubric_of(row["prompt"][-1]["content"]) for row in rows}
     if len(rubrics) == 1 and None not in rubrics:
-        write_text(folder / RUBRIC_FILE, rubrics.pop() + "\n")
+        write_text(folder / RUBRIC_FILE, rubrics.pop())
     else:
         print(f"the training prompts have {len(rubrics)} rubrics or forms, so {folder.name} holds none for graders")
 
@@ -77,7 +77,7 @@ def store_rubric(folder: Path, rows: list[dict]) -> None:
 def read_stored_rubric(folder: str | None) -> str | None:
     """Return what the judge in a checkpoint's folder was trained to judge by, if its run left that there."""
     path = Path(folder) / RUBRIC_FILE if folder else None
-    return path.read_text(encoding="utf-8").strip() if path and path.is_file() else None
+    return path.read_bytes().decode() if path and path.is_file() else None
 
 
 def digest(rows: list[dict]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -62,12 +63,15 @@ def load_reward_model(
     """
     tokenizer, _ = load_reward_tokenizer(path, trust_remote_code)
     attention = {"attn_implementation": SEGMENT_ATTENTION} if packed else {}
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code, **attention
-    )
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code, **attention
+        )
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: the weights cannot be loaded: {error}") from error
     if loading["missing_keys"]:
         raise DataError(f"{path}: {', '.join(sorted(loading['missing_keys']))} is missing. Is it a reward model?")
-    model.score.float()
+    model.base_model.to(dtype)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 

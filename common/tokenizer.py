@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -40,17 +41,21 @@ def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:
         raise DataError(f"model.path={model.path}: a classifier with {config.num_labels} labels; a reward has one")
     ensure_pad_token(tokenizer)
     shape = f"{config.num_hidden_layers} layers x {config.hidden_size}"
-    return f"{architecture}, {shape}, {weights_digest(Path(path)) if os.path.isdir(path) else path}", tokenizer
+    return f"{architecture}, {shape}, {_weights_digest(Path(path)) if os.path.isdir(path) else path}", tokenizer
 
 
-def weights_digest(folder: Path) -> str:
-    """Hash the size and the last megabyte of each weight file: enough to tell models apart, cheap for large ones."""
+def _weights_digest(folder: Path) -> str:
+    return f"weights {tails_digest([*folder.glob('*.safetensors'), *folder.glob('*.bin')])}"
+
+
+def tails_digest(files: Iterable[Path]) -> str:
+    """Hash the size and the last megabyte of each file: enough to tell models and tables apart, cheap for large ones."""
     total = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    for file in sorted(files):
         with file.open("rb") as content:
             content.seek(max(0, file.stat().st_size - 2**20))
             total.update(file.stat().st_size.to_bytes(8, "little") + content.read())
-    return f"weights {total.hexdigest()[:12]}"
+    return total.hexdigest()[:12]
 
 
 def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict) -> None:

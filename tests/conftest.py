@@ -44,6 +44,19 @@ def tiny_model(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def reward_checkpoint(tiny_model, tmp_path_factory) -> Path:
+    """A folder with the tiny model as a reward model with a random head, as training would export it."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    path = tmp_path_factory.mktemp("reward_model")
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).save_pretrained(path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(path)
+    return path
+
+
 @pytest.fixture
 def tiny_tokenizer(tiny_model):
     """The tiny model's tokenizer, loaded anew for each test, so that a test may change it."""

@@ -1,5 +1,6 @@
 """The default run from end to end: it learns, it leaves everything behind, and what it leaves loads elsewhere."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from conftest import method_modules
 from runs import REPO, finish, log_of, metrics_of, run, start
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -96,6 +98,19 @@ def test_the_pipeline_gives_the_trainers_rewards(default_run, val_texts):
     answers = score(val_texts[0][:32], function_to_apply="none", batch_size=8)
     torch.testing.assert_close(torch.tensor([a["score"] for a in answers]), val_texts[1][:32], atol=1e-5, rtol=0)
     assert {answer["label"] for answer in answers} == {"reward"}
+
+
+def test_the_grader_gives_the_trainers_rewards(default_run):
+    grader = method_modules("bradley_terry", "grader")[0].BradleyTerryGrader(str(default_run / "checkpoint"))
+    rows, _ = read_rows(default_run / "data" / "test.parquet", ("chosen", "rejected"))
+    rewards, _ = read_rows(default_run / "test_rewards.parquet", ("chosen", "rejected"))
+
+    async def grade_all() -> list:
+        asked = [(row[side][:-1], row[side][-1]["content"]) for row in rows for side in ("chosen", "rejected")]
+        return await asyncio.gather(*(grader.aevaluate(query=query, response=text) for query, text in asked))
+
+    expected = [reward[side] for reward in rewards for side in ("chosen", "rejected")]
+    assert [result.score for result in asyncio.run(grade_all())] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_copied_folder_runs_unedited(tmp_path, small_run):

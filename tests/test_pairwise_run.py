@@ -1,5 +1,6 @@
 """A pairwise judge's training run as a user starts it: what it leaves; copied, killed and resumed; on two workers."""
 
+import asyncio
 import json
 import shutil
 import time
@@ -89,6 +90,27 @@ def test_the_exported_judge_gives_the_trainers_verdicts(reference):
     answered = pq.read_table(reference / "evaluation_val.parquet").to_pylist()
     assert [row["order"] for row in answered] == ["as given", "swapped"] * 12
     assert [prompt.parse(row["answers"][0]) for row in answered] == [row["verdict"] for row in answered]
+
+
+def test_the_grader_gives_the_verdicts_of_evaluate(reference):
+    """Of the checkpoint alone, in both orders; the rubric, too, is what the run left in it."""
+    (module,) = method_modules("generative_pairwise", "grader")
+    grader = module.PairwiseGrader(str(reference / "checkpoint"), max_new_tokens=48)
+
+    async def grade_all() -> list:
+        return await asyncio.gather(
+            *(
+                grader.aevaluate(query=row["input"], response_a=first, response_b=second)
+                for row in pairwise_rows("val", 12, seed=0)
+                for first, second in [[answer["answer"]["content"] for answer in row["output"]]]
+            )
+        )
+
+    verdicts = pq.read_table(reference / "evaluation_val.parquet")["verdict"].to_pylist()
+    expected = [[as_given, SWAPPED.get(swapped)] for as_given, swapped in zip(verdicts[::2], verdicts[1::2])]
+    given = [result.metadata.get("verdicts") for result in asyncio.run(grade_all())]
+    assert given == [None if None in pair else pair for pair in expected]
+    assert any(given)
 
 
 def test_a_copied_folder_killed_and_resumed_equals_the_original_uninterrupted(tmp_path, small_pair_run, reference):

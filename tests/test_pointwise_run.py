@@ -1,5 +1,6 @@
 """A judge's training run as a user starts it: what it leaves, resumed, on two workers, copied elsewhere."""
 
+import asyncio
 import json
 import math
 import shutil
@@ -11,6 +12,8 @@ from conftest import method_modules
 from runs import POINTWISE_SCRIPT, finish, kill_group, log_of, metrics_of, run, start, wait_for
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from common.demo import pointwise_rows
 
 dataset, prompt = method_modules("generative_pointwise", "dataset", "prompt")
 
@@ -99,6 +102,19 @@ def test_the_exported_judge_gives_the_trainers_verdicts(reference, small_judge_r
     assert f"step {STEPS}/{STEPS}  reward" in text
     answered = pq.read_table(reference / "evaluation_val.parquet").to_pylist()
     assert [prompt.parse(row["answers"][0]) for row in answered] == [row["verdict"] for row in answered]
+
+
+def test_the_grader_gives_the_verdicts_of_evaluate(reference):
+    """Of the checkpoint alone: the rubric, too, is what the run left in it."""
+    (module,) = method_modules("generative_pointwise", "grader")
+    grader = module.PointwiseGrader(str(reference / "checkpoint"), max_new_tokens=48)
+
+    async def grade_all() -> list:
+        asked = [(row["input"], row["output"][0]["answer"]["content"]) for row in pointwise_rows("val", 24, seed=0)]
+        return await asyncio.gather(*(grader.aevaluate(query=query, response=text) for query, text in asked))
+
+    expected = pq.read_table(reference / "evaluation_val.parquet")["verdict"].to_pylist()
+    assert [getattr(result, "score", None) for result in asyncio.run(grade_all())] == expected
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, small_judge_run, reference):

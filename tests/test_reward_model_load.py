@@ -1,0 +1,174 @@
+"""What a reward model reads of a text is what training read, and a folder that is no reward model is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import method_modules
+from safetensors.torch import load_file, save_file
+from shapes import SHAPES, assistant, make_tokenizer, user
+
+from common.attention import SEGMENT_ATTENTION
+from common.conversation import BadRow
+from common.demo import preference_pairs
+from common.parquet import DataError
+from common.reward_model import encode, load_reward_model, load_reward_tokenizer
+
+(dataset,) = method_modules("bradley_terry", "dataset")
+
+TALK = [user("Name two things."), assistant("A kettle, and a rake.")]
+
+
+# ---- encode
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_conversation_is_tokenised_once_through_the_template(shape):
+    """Trap 2: templated text that is tokenised with special tokens again starts with two of them."""
+    tokenizer = make_tokenizer(shape)
+    ids = encode(TALK, tokenizer, 1000, "chosen")
+    assert ids.dtype == np.int32
+    assert ids.tolist() == tokenizer.apply_chat_template(TALK, tokenize=True, return_dict=False)
+    if tokenizer.bos_token:
+        assert ids.tolist().count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("plain", [False, True], ids=["conversations", "plain text"])
+def test_what_is_scored_is_what_was_trained_on(shape, plain):
+    tokenizer = make_tokenizer(shape, pad_token=shape.special[0])
+    rows = [{**row, "source": ""} for row in preference_pairs("test", 6, seed=0)]
+    if plain:
+        rows = [{**row, **{side: row[side][-1]["content"] for side in ("chosen", "rejected")}} for row in rows]
+    pairs, _ = dataset.encode_pairs(rows, tokenizer, 10**6, "error")
+    for row, pair in zip(rows, pairs):
+        for side in ("chosen", "rejected"):
+            trained_on = np.concatenate([pair.prompt, getattr(pair, side)])
+            np.testing.assert_array_equal(encode(row[side], tokenizer, 10**6, side), trained_on)
+
+
+def test_plain_text_gets_the_tokenizers_own_special_tokens():
+    tokenizer = make_tokenizer(SHAPES["llama3"])
+    ids = encode("kettle", tokenizer, 100, "chosen")
+    assert tokenizer.decode(ids) == "<|begin_of_text|>kettle"
+
+
+def refused(value, tokenizer, max_length=1000) -> BadRow:
+    with pytest.raises(BadRow) as fault:
+        encode(value, tokenizer, max_length, "response")
+    assert fault.value.column == "response"
+    return fault.value
+
+
+def test_a_text_one_token_too_long_is_refused_and_one_that_fits_is_not(tiny_tokenizer):
+    length = len(encode(TALK, tiny_tokenizer, 1000, "chosen"))
+    assert len(encode(TALK, tiny_tokenizer, length, "chosen")) == length
+    fault = refused(TALK, tiny_tokenizer, length - 1)
+    assert (fault.kind, fault.found) == (f"longer than {length - 1} tokens", f" (found {length})")
+
+
+def test_a_conversation_without_a_chat_template_is_refused_and_plain_text_is_not(tiny_tokenizer):
+    tiny_tokenizer.chat_template = None
+    assert "no chat template; give plain text" in refused(TALK, tiny_tokenizer).kind
+    assert tiny_tokenizer.decode(encode("kettle", tiny_tokenizer, 100, "chosen")) == "kettle"
+
+
+def test_what_the_template_refuses_is_refused_with_its_reason():
+    fault = refused([assistant("Hello."), user("Hi."), assistant("Bye.")], make_tokenizer(SHAPES["gemma"]))
+    assert "refuses the conversation: user and assistant take turns" in fault.kind
+
+
+@pytest.mark.parametrize("text", ["kettle<|endoftext|>", "<|endoftext|>"])
+def test_a_text_that_ends_in_the_pad_token_is_refused(tiny_tokenizer, text):
+    """Trap 1: whoever serves the model reads the last token that is not padding."""
+    assert "ends in the pad token '<|endoftext|>'" in refused(text, tiny_tokenizer).kind
+
+
+def test_a_pad_token_within_a_text_stays(tiny_tokenizer):
+    ids = encode("kettle<|endoftext|>.", tiny_tokenizer, 100, "chosen")
+    assert ids.tolist().index(tiny_tokenizer.pad_token_id) == len(ids) - 2
+
+
+# ---- loading
+
+
+@pytest.fixture
+def folder(reward_checkpoint, tmp_path):
+    """A copy of a reward model that a test may spoil."""
+    return shutil.copytree(reward_checkpoint, tmp_path / "model")
+
+
+def change_config(folder, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_a_reward_model_is_loaded_as_it_was_saved(reward_checkpoint):
+    model, tokenizer = load_reward_model(str(reward_checkpoint), packed=True)
+    saved = load_file(reward_checkpoint / "model.safetensors")
+    assert model.config._attn_implementation == SEGMENT_ATTENTION and not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert all(torch.equal(saved[name], weight.cpu()) for name, weight in model.state_dict().items() if name in saved)
+    assert load_reward_tokenizer(str(reward_checkpoint))[1] == 4096
+    assert tokenizer.pad_token == "<|endoftext|>"
+
+
+def test_without_packing_attention_is_transformers_own(reward_checkpoint):
+    model, _ = load_reward_model(str(reward_checkpoint), packed=False)
+    assert model.config._attn_implementation != SEGMENT_ATTENTION
+
+
+def test_in_bfloat16_the_head_keeps_its_type_and_its_values(reward_checkpoint):
+    model, _ = load_reward_model(str(reward_checkpoint), packed=True, dtype=torch.bfloat16)
+    head = load_file(reward_checkpoint / "model.safetensors")["score.weight"]
+    assert {parameter.dtype for parameter in model.base_model.parameters()} == {torch.bfloat16}
+    assert model.score.weight.dtype == torch.float32
+    assert torch.equal(model.score.weight.cpu(), head)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(DataError, match="nowhere: cannot be loaded .no folder of that name here, so a hub id"):
+        load_reward_model(str(tmp_path / "nowhere"), packed=True)
+
+
+def test_a_model_of_two_labels_is_refused(folder):
+    change_config(folder, id2label={"0": "bad", "1": "good"})
+    with pytest.raises(DataError, match="2 labels, expected 1. Is it a reward model"):
+        load_reward_model(str(folder), packed=True)
+
+
+def test_a_model_without_its_head_is_refused(folder):
+    """Trap 3: transformers would draw a random head and only warn."""
+    weights = load_file(folder / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match="score.weight is missing. Is it a reward model"):
+        load_reward_model(str(folder), packed=True)
+
+
+def test_a_tokenizer_whose_only_pad_is_its_end_is_refused(folder):
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match="no pad token of its own"):
+        load_reward_tokenizer(str(folder))
+
+
+def test_a_folder_without_config_is_refused(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_reward_tokenizer(str(folder))
+
+
+def test_a_folder_without_weights_is_refused(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_reward_model(str(folder), packed=True)
+
+
+def test_a_file_of_weights_that_was_cut_off_is_refused(folder):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_reward_model(str(folder), packed=True)
