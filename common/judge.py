@@ -122,9 +122,8 @@ def rubric_of(prompt: str) -> str | None:
     for template in (POINTWISE_PROMPT, PAIRWISE_PROMPT):
         before, after = template.partition("{dialogue}")[0].split("{rubric}")
         if prompt.startswith(before) and after in prompt:
-            return prompt.removeprefix(before).rpartition(after)[
-                0
-            ]  # no other place of it is ours: judged text is quoted
+            # the last place is ours: judged text is quoted, and cannot hold it
+            return prompt.removeprefix(before).rpartition(after)[0]
     return None
 
 

@@ -49,7 +49,7 @@ def _weights_digest(folder: Path) -> str:
 
 
 def tails_digest(files: Iterable[Path]) -> str:
-    """Hash the size and the last megabyte of each file: enough to tell models and tables apart, cheap for large ones."""
+    """Hash the size and the last megabyte of each file: enough to tell models or tables apart, cheap if large."""
     total = hashlib.sha256()
     for file in sorted(files):
         with file.open("rb") as content:

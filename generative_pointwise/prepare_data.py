@@ -217,7 +217,6 @@ def main() -> None:
     rubric = read_rubric(options.rubric)
     if options.lenient_transcripts and options.source != "demo":
         raise DataError("--lenient-transcripts can be made of --source demo alone")
-
     output, left_out = Path(options.output), Counter()
     if options.source == "demo":
         splits = {}
