@@ -1,6 +1,7 @@
 """Files cut into numbered parts: together they are the files, row for row, and a resumed run wants what is missing."""
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,7 +123,7 @@ def test_a_part_is_written_whole_and_leaves_nothing_beside_it(files, tmp_path):
 
 
 def test_a_part_that_cannot_be_written_is_not_there(files, tmp_path):
-    (tmp_path / ".part-000000.parquet.partial").symlink_to("/dev/full")
+    (tmp_path / f".part-000000.parquet.{os.getpid()}.partial").symlink_to("/dev/full")
     with pytest.raises(OSError):
         write_part(tmp_path, 0, pq.read_table(files[0]))
     assert not part_path(tmp_path, 0).exists()
