@@ -1,7 +1,7 @@
 """Score any number of rows with a trained reward model: Parquet in, the same rows with their rewards out.
 
     python score.py --model outputs/checkpoint --input 'rows/*.parquet' --output scored
-    RAY_ADDRESS=head:6379 python score.py …         # the same on a cluster, --input and --output in a shared folder
+    RAY_ADDRESS=head:6379 python score.py …         # the same on a cluster, all paths in a shared folder
 
 Ray Data reads the files in parts, a pool of model actors scores them, and every part appears whole, as
 `scored/part-000000.parquet`: all columns kept, the rewards beside them. Started again after a crash, the command scores
@@ -43,7 +43,7 @@ SHAPES = {
     ("input", "output"): ("rewards",),
 }
 ERROR = "reward_error"
-MODEL_FILES = (".safetensors", ".json", ".jinja")
+MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
 
 
 def shape_of(file: str) -> tuple[str, ...]:
@@ -148,7 +148,9 @@ def start_ray(workers: int | None) -> tuple[str, int]:
     """Return the device, and how many models there will be: by default one per GPU, or per core where there is none."""
     if os.environ.get("RAY_ADDRESS"):
         device, _ = connect(Path(__file__).parent, 1, 1, cores_beside=1)
-        there = int(ray.cluster_resources()["GPU" if device == "cuda" else "CPU"]) - (device == "cpu")
+        free = ray.available_resources()
+        there = int(free["CPU"]) - 1  # for what reads
+        there = min(there, int(free["GPU"])) if device == "cuda" else there
         if workers and workers > there:
             raise ClusterError(f"--workers {workers}: the cluster has room for {there}")
         return device, workers or there

@@ -2,7 +2,8 @@
 
 - A grader is called once per response, hundreds of calls at the same time. A model in this process takes whatever calls
   have gathered while it was busy as one batch; no call waits for others to come.
-- What cannot be graded is a `GraderError` with its cause, never a number, and never ends the other calls.
+- What cannot be graded is a `GraderError` with its cause, never a number, and never ends the other calls. Only what is
+  no fault of the input or the endpoint (a missing argument, memory that runs out) is raised.
 - OpenJudge's runner copies a grader for every call. A grader here keeps nothing of a call, so the copy is itself, and
   the model is loaded once.
 """
@@ -136,7 +137,8 @@ class Endpoint:
         """Return what `request` returns, made with this loop's client when it is its turn."""
         loop = asyncio.get_running_loop()
         if loop not in self.clients:
-            self.clients = {other: client for other, client in self.clients.items() if not other.is_closed()}
+            for closed in [other for other in list(self.clients) if other.is_closed()]:
+                self.clients.pop(closed, None)
             self.clients[loop] = connect(self.base_url, **self.connection), asyncio.Semaphore(self.concurrency)
         client, free = self.clients[loop]
         async with free:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.cases import method_rows, read_case
+from common.cases import METHODS, method_rows, read_case
 from common.conversation import BadRow, DataError, prompt_of
 
 BAD_ROWS_SHOWN = 5
@@ -218,14 +218,19 @@ def export_data(
     Raises:
         DataError: cases that are none, all of them in one message; a split without a row for a method.
     """
+    formats = tuple(formats)
     cases = [{**case, "source": f"eval_cases row {number}"} for number, case in enumerate(eval_cases)]
     cases, _ = check_rows(cases, read_case, on_bad_row)
     splits = split_by_prompt(cases, split_ratio or {"train": 0.8, "test": 0.2}, seed)
     rows_of = {name: method_rows(part) for name, part in splits.items()}
-    paths: dict[str, dict[str, list[Path]]] = {}
-    for split, methods in rows_of.items():
-        for method, rows in methods.items():
-            if any(others[method] for others in rows_of.values()):
-                places = [Path(output_dir) / method / f"{split}.{form}" for form in formats]
-                paths.setdefault(method, {})[split] = [write_rows(place, rows) for place in places]
+    if unknown := sorted(set(formats) - {"parquet", "jsonl", "json"}):
+        raise DataError(f"formats: found {', '.join(unknown)}, expected some of parquet, jsonl, json")
+    fed = [method for method in METHODS if any(methods[method] for methods in rows_of.values())]
+    if empty := [f"{method} in {split}" for method in fed for split in rows_of if not rows_of[split][method]]:
+        raise DataError(f"no row of {', '.join(empty)}: give more cases, other shares, or another seed")
+    paths: dict[str, dict[str, list[Path]]] = {method: {} for method in fed}
+    for method in fed:
+        for split, methods in rows_of.items():
+            places = [Path(output_dir) / method / f"{split}.{form}" for form in formats]
+            paths[method][split] = [write_rows(place, methods[method]) for place in places]
     return paths

@@ -55,8 +55,10 @@ def plan_parts(files: list[str], size: int, output: Path) -> list[FilePlan]:
 
 
 def check_same_run(output: Path, run: dict) -> None:
-    """Note down what the run in a folder is; raise `DataError` where the folder holds another one."""
+    """Note down what the run in a folder is; raise `DataError` where the folder holds another one, or other files."""
     note = output / "_run.json"
+    if not note.exists() and (parts := sorted(output.glob("*.parquet"))):
+        raise DataError(f"{output} holds {parts[0].name}, which no such run left there. Choose another --output.")
     earlier = json.loads(note.read_text(encoding="utf-8")) if note.exists() else run
     if changed := [name for name in run if earlier.get(name) != run[name]]:
         raise DataError(f"{output} holds another run, different in {', '.join(changed)}. Choose another --output.")

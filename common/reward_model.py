@@ -71,7 +71,8 @@ def load_reward_model(
         raise DataError(f"{path}: the weights cannot be loaded: {error}") from error
     if loading["missing_keys"]:
         raise DataError(f"{path}: {', '.join(sorted(loading['missing_keys']))} is missing. Is it a reward model?")
-    model.base_model.to(dtype)
+    for weight in model.base_model.parameters():  # not the buffers: rounded rotary frequencies lose long texts' places
+        weight.data = weight.data.to(dtype)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 

@@ -144,3 +144,20 @@ def test_a_case_that_is_none_is_named_and_nothing_is_written(tmp_path, change, m
         export_data(cases, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert export_data(cases, tmp_path / "out", on_bad_row="drop")["sft"]
+
+
+@pytest.mark.parametrize(
+    ("cases", "formats", "message"),
+    [
+        (
+            [SCORED, *({**TIE, "query": f"tie {number}"} for number in range(9))],
+            ["parquet"],
+            "no row of bradley_terry in",
+        ),
+        (many_cases(), ["parquet", "csv"], "formats: found csv, expected some of parquet, jsonl, json"),
+    ],
+)
+def test_what_cannot_be_written_whole_is_not_begun(tmp_path, cases, formats, message):
+    with pytest.raises(DataError, match=message):
+        export_data(cases, tmp_path / "out", formats)
+    assert not (tmp_path / "out").exists()

@@ -159,3 +159,10 @@ def test_another_run_is_refused_by_what_is_different_and_the_note_stays(tmp_path
     ):
         check_same_run(tmp_path, RUN | changes)
     assert json.loads((tmp_path / "_run.json").read_text()) == RUN
+
+
+def test_parts_of_unknown_origin_are_not_taken_for_done(tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), part_path(tmp_path, 0))
+    with pytest.raises(DataError, match="holds part-000000.parquet, which no such run left there"):
+        check_same_run(tmp_path, RUN)
+    assert not (tmp_path / "_run.json").exists()

@@ -128,6 +128,15 @@ def test_in_bfloat16_the_head_keeps_its_type_and_its_values(reward_checkpoint):
     assert torch.equal(model.score.weight.cpu(), head)
 
 
+def test_in_bfloat16_positions_stay_exact(reward_checkpoint):
+    """Rotary frequencies that are rounded put the tokens of a long text in the wrong places."""
+    exact, rounded = (
+        dict(load_reward_model(str(reward_checkpoint), packed=True, dtype=dtype)[0].named_buffers())
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert exact and all(torch.equal(exact[name], rounded[name]) for name in exact)
+
+
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(DataError, match="nowhere: cannot be loaded .no folder of that name here, so a hub id"):
         load_reward_model(str(tmp_path / "nowhere"), packed=True)
