@@ -10,16 +10,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from common.endpoint import ask
-from common.generation import Answer, answer
+from common.generation import Answer, answer, load_answering
 from common.parquet import DataError, write_rows
 from common.prompts import digest, measure_rows
 from common.report import draw, extend_model_card, format_value, write_text
-from common.tokenizer import ensure_pad_token
+from common.tokenizer import cannot_load, ensure_pad_token
 
 
 def read_options(description: str, columns: str, ranks: bool = False) -> argparse.Namespace:
@@ -110,9 +109,7 @@ def judge(options: argparse.Namespace, rows: list[dict]) -> tuple[list[dict], Co
         served = (options.endpoint, options.model, prompts, options.max_new_tokens)
         return rows, left_out, ask(*served, *draws, begun, options.concurrency, options.hidden_reasoning)
     ensure_pad_token(tokenizer)
-    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    trust = {"trust_remote_code": options.trust_remote_code}
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, **trust).to(device).eval()
+    model = load_answering(options.model, options.trust_remote_code)
     texts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
     answers = answer(model, tokenizer, texts, options.max_new_tokens, options.max_tokens, *draws)
     whole = [[Answer(start + text, text.clipped) for text in given] for start, given in zip(begun, answers)]
@@ -131,8 +128,7 @@ def _measure(options: argparse.Namespace, rows: list[dict]):
             config = AutoConfig.from_pretrained(options.model, trust_remote_code=trust).get_text_config()
             limit = min(limit, config.max_position_embeddings - options.max_new_tokens)
     except (OSError, ValueError) as error:
-        kind = "no folder of that name here, so a hub id was assumed" * (not Path(name).is_dir())
-        raise DataError(f"{name}: cannot be loaded ({kind or error}). Mend --model or --tokenizer.") from error
+        raise cannot_load(name, error, "Mend --model or --tokenizer.") from error
     return tokenizer, *measure_rows(rows, tokenizer, limit, options.filter_overlong_prompts, options.on_bad_row)
 
 

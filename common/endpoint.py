@@ -4,8 +4,8 @@
 - A server behind a reasoning parser returns the reasoning apart from the rest. The two are put together again, so that
   one parser reads an answer in the same way, however its server was started. Some servers keep the reasoning to
   themselves; that must be said (`hidden_reasoning`), or an answer without any would pass for one.
-- The client repeats what may pass (no connection, a timeout, 408, 409, 429, 5xx), and so is a reply that is none, after
-  growing pauses. What still fails then is an error: an empty text in its place would count as the judge's own answer.
+- What may pass is asked for again after growing pauses: no connection, a timeout, 408, 409, 429, 5xx, a reply that is
+  none. What still fails then is an error: an empty text in its place would count as the judge's own answer.
 - vLLM lets a checkpoint's generation_config.json (a repetition penalty, top-k) bend even greedy answers, unless it is
   started with `--generation-config vllm`.
 """

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 from transformers import (
+    AutoModelForCausalLM,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -41,6 +42,13 @@ def batches_of(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
         size = max(1, max_tokens // max(1, lengths[order[0]]))
         yield order[:size]
         order = order[size:]
+
+
+def load_answering(path: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return a language model, ready to answer: bf16 where there is a GPU, fp32 on CPU."""
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+    return model.to(device).eval()
 
 
 def make_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

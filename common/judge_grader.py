@@ -6,19 +6,15 @@
 - A verdict is never guessed at: an answer without one is a `GraderError` that shows the answer.
 """
 
-from pathlib import Path
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from common.conversation import BadRow
 from common.endpoint import one
-from common.generation import Answer, answer
+from common.generation import Answer, answer, load_answering
 from common.grading import BaseEvaluationStrategy, Batcher, Endpoint, Grader, GraderMode, NoVerdict
 from common.judge import begun_answer
-from common.parquet import DataError
 from common.prompts import read_stored_rubric
-from common.tokenizer import ensure_pad_token
+from common.tokenizer import cannot_load, ensure_pad_token
 
 
 class JudgeGrader(Grader):
@@ -71,13 +67,11 @@ class JudgeGrader(Grader):
             self.tokenizer = AutoTokenizer.from_pretrained(place, **trust) if place else None
             if not endpoint:
                 ensure_pad_token(self.tokenizer)
-                device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-                loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **trust).to(device).eval()
+                loaded = load_answering(model, trust_remote_code)
                 self.longest = loaded.config.get_text_config().max_position_embeddings - max_new_tokens
                 self.batcher = Batcher(lambda texts: self._answer(loaded, texts, max_tokens))
         except (OSError, ValueError) as error:
-            kind = "no folder of that name here, so a hub id was assumed" * (not Path(place).is_dir())
-            raise DataError(f"{place}: cannot be loaded ({kind or error})") from error
+            raise cannot_load(place, error, "Mend model or tokenizer.") from error
 
     def _answer(self, loaded: PreTrainedModel, texts: list[str], max_tokens: int) -> list[Answer]:
         given = answer(loaded, self.tokenizer, texts, self.max_new_tokens, max_tokens, progress=False)

@@ -9,7 +9,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import jinja2
 import numpy as np
@@ -27,7 +26,7 @@ from common.attention import SEGMENT_ATTENTION, Segments
 from common.conversation import BadRow, Conversation
 from common.generation import batches_of
 from common.parquet import DataError
-from common.tokenizer import ensure_pad_token
+from common.tokenizer import cannot_load, ensure_pad_token
 
 
 def load_reward_tokenizer(path: str, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, int]:
@@ -40,8 +39,7 @@ def load_reward_tokenizer(path: str, trust_remote_code: bool = False) -> tuple[P
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        kind = "no folder of that name here, so a hub id was assumed" * (not Path(path).is_dir())
-        raise DataError(f"{path}: cannot be loaded ({kind or error}). Is it a checkpoint's folder?") from error
+        raise cannot_load(path, error, "Is it a checkpoint's folder?") from error
     if config.num_labels != 1:
         raise DataError(f"{path}: {config.num_labels} labels, expected 1. Is it a reward model?")
     ensure_pad_token(tokenizer)

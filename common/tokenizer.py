@@ -44,6 +44,12 @@ def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:
     return f"{architecture}, {shape}, {_weights_digest(Path(path)) if os.path.isdir(path) else path}", tokenizer
 
 
+def cannot_load(name: str, error: Exception, remedy: str) -> DataError:
+    """Return the error for a model or tokenizer that cannot be loaded: its cause, and what to do."""
+    kind = "no folder of that name here, so a hub id was assumed" * (not Path(name).is_dir())
+    return DataError(f"{name}: cannot be loaded ({kind or error}). {remedy}")
+
+
 def _weights_digest(folder: Path) -> str:
     return f"weights {tails_digest([*folder.glob('*.safetensors'), *folder.glob('*.bin')])}"
 

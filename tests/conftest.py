@@ -15,6 +15,17 @@ settings.load_profile("tests")
 
 REPO = Path(__file__).parents[1]
 REAL_DATA = REPO.parent / "shared" / "data"
+# the shape of a classifier for numerical checks
+SMALL = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_labels": 1,
+    "pad_token_id": 0,
+}
 
 
 def method_modules(folder: str, *names: str) -> list[ModuleType]:

@@ -2,24 +2,13 @@
 
 import pytest
 import torch
-from conftest import method_modules
+from conftest import SMALL, method_modules
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, MistralConfig, Qwen3Config
 
 from common.attention import SEGMENT_ATTENTION, segment_attention
 from common.engine import self_test
 
 dataset, engine, loss = method_modules("bradley_terry", "dataset", "engine", "loss")
-
-SMALL = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_labels": 1,
-    "pad_token_id": 0,
-}
 
 
 def make_model(config=None):

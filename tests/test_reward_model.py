@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import method_modules
+from conftest import SMALL, method_modules
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, LlamaConfig, MistralConfig, Qwen3Config
@@ -14,16 +14,6 @@ from common.reward_model import encode, load_reward_model, score, share_starts
 
 (dataset,) = method_modules("bradley_terry", "dataset")
 
-SMALL = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_labels": 1,
-    "pad_token_id": 0,
-}
 CONFIGS = {
     "qwen3": Qwen3Config(**SMALL, head_dim=16),
     "llama": LlamaConfig(**SMALL),
