@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.files import write_text
 from common.parquet import DataError, write_rows
-from common.report import draw, format_value, write_text
+from common.report import draw, format_value
 from common.reward_model import load_reward_model
 
 from dataset import Pair, encode_pairs, load_pairs

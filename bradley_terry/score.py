@@ -26,9 +26,10 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from common.checkpoint import CheckpointError, claim_folder, write_text
+from common.checkpoint import CheckpointError, claim_folder
 from common.cluster import ClusterError, check_shared_folder, connect, disconnect
 from common.conversation import BadRow, Conversation, read_conversation
+from common.files import write_text
 from common.labelled import read_candidates, read_dialogue
 from common.parquet import DataError, column_names
 from common.parts import FilePlan, check_same_run, part_path, part_size, plan_parts, read_parts, write_part

@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoTokenizer
 
 from common.endpoint import ask
+from common.files import write_text
 from common.generation import Answer, answer, load_answering
 from common.parquet import DataError, write_rows
 from common.prompts import digest, measure_rows
-from common.report import draw, extend_model_card, format_value, write_text
+from common.report import draw, extend_model_card, format_value
 from common.tokenizer import cannot_load, ensure_pad_token
 
 

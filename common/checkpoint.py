@@ -20,6 +20,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.utils.data import Sampler
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from common.files import write_text
+
 TRACKER = "latest_checkpointed_iteration.txt"
 RUN_FILE = "run.json"
 REMEDY = "Choose another OUTPUT, or start over in this one with trainer.resume_mode=disable."
@@ -136,13 +138,6 @@ def _report_failed_write(what: str, place: Path, error: Exception) -> str:
         f"{what} could not be written to {place}: {getattr(error, 'cause', None) or error}. {free:.1f} GiB are free "
         f"there. {last}. Once the cause is mended, the same command goes on from what is intact."
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def export_model(

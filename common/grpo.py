@@ -28,8 +28,9 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.device import get_device_name
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
-from common.checkpoint import export_checkpoint, save_checkpoint, write_text
+from common.checkpoint import export_checkpoint, save_checkpoint
 from common.cluster import TrainingError
+from common.files import write_text
 from common.policy import PolicyWorker
 from common.report import set_log_file
 from common.rollout import IN_PROCESS, BatchRollout

@@ -10,7 +10,6 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from common.cases import METHODS, method_rows, read_case
 from common.conversation import BadRow, DataError, prompt_of
+from common.files import write_text, written_whole
 
 BAD_ROWS_SHOWN = 5
 ROW_GROUP = 10_000  # rows; nested columns of more than 2 GB in one group cannot be read
@@ -175,21 +175,19 @@ def write_rows(path: str | Path, rows: list[dict]) -> Path:
     if odd is not None:
         raise DataError(f"{path}: row {odd} has columns {list(rows[odd])}, row 0 has {list(rows[0])}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        if path.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(rows), partial, row_group_size=ROW_GROUP)
-        elif path.suffix == ".jsonl":
-            partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        elif path.suffix == ".json":
-            partial.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
-        else:
-            raise DataError(f"{path}: unknown format {path.suffix!r}, expected .parquet, .jsonl or .json")
-        os.replace(partial, path)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
-        raise DataError(f"{path}: the rows share no Parquet type: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    if path.suffix == ".parquet":
+        try:
+            table = pa.Table.from_pylist(rows)
+            with written_whole(path) as partial:
+                pq.write_table(table, partial, row_group_size=ROW_GROUP)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+            raise DataError(f"{path}: the rows share no Parquet type: {error}") from error
+    elif path.suffix == ".jsonl":
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        write_text(path, json.dumps(rows, ensure_ascii=False, indent=1))
+    else:
+        raise DataError(f"{path}: unknown format {path.suffix!r}, expected .parquet, .jsonl or .json")
     return path
 
 

@@ -6,7 +6,6 @@ checkpoints want a unique id in every row, and keep no order.)
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.checkpoint import write_text
+from common.files import write_text, written_whole
 from common.parquet import DataError
 
 
@@ -88,7 +87,5 @@ def cut(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
 
 def write_part(output: Path, number: int, table: pa.Table) -> None:
     """Write a part, whole or not at all."""
-    path = part_path(output, number)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    pq.write_table(table, partial)
-    os.replace(partial, path)
+    with written_whole(part_path(output, number)) as partial:
+        pq.write_table(table, partial)

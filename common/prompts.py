@@ -12,8 +12,8 @@ from jinja2 import TemplateError
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from common.checkpoint import write_text
 from common.conversation import BadRow
+from common.files import write_text
 from common.judge import begun_answer, rubric_of
 from common.parquet import DataError, check_rows
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from common.checkpoint import write_text
+from common.files import write_text, written_whole
 
 
 def set_log_file(folder: Path, from_step: int) -> None:
@@ -89,10 +89,9 @@ def draw(
         axis.legend()
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=100)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=100)
     pyplot.close(figure)
-    os.replace(partial, path)
 
 
 def write_model_card(

@@ -1,7 +1,8 @@
 """A trained reward model as others use it: loaded with transformers alone, and asked for rewards in batches.
 
 - What is scored is tokenised as in training: a conversation through the chat template, once; plain text as it is.
-- Texts that start alike, the responses to one prompt, are packed behind that prompt, which is computed once
+- Nothing is computed twice. A text that comes again, as each response does where a ranking was cut into pairs, is
+  scored once; texts that start alike, the responses to one prompt, are packed behind that prompt
   (`common/attention.py`). All others share a batch with texts of their length, so hardly anything is padding. In fp32
   neither company nor order moves a reward by more than 1e-5.
 - Too long is an error, never a cut: a response without its end is another response.
@@ -207,14 +208,17 @@ def score(model: PreTrainedModel, sequences: list[np.ndarray], max_tokens: int |
             what keeps the device busy: a CPU's caches want small batches.
     """
     max_tokens = max_tokens or (2048 if model.device.type == "cpu" else 32768)
-    rewards = np.empty(len(sequences), dtype=np.float32)
-    groups = share_starts(sequences, 4 * max_tokens)
+    distinct = {ids.tobytes(): ids for ids in sequences}
+    texts = list(distinct.values())
+    rewards = np.empty(len(texts), dtype=np.float32)
+    groups = share_starts(texts, 4 * max_tokens)
     for row in fill_rows([group for group in groups if group.shared], max_tokens):
-        found = score_ends(model, **pack(sequences, row, model.device))
+        found = score_ends(model, **pack(texts, row, model.device))
         rewards[[index for group in row for index in group.members]] = found.cpu().numpy()
     alone = [group.members[0] for group in groups if not group.shared]
-    for batch in batches_of([len(sequences[index]) for index in alone], max_tokens):
+    for batch in batches_of([len(texts[index]) for index in alone], max_tokens):
         members = [alone[place] for place in batch]
-        found = score_ends(model, **pad([sequences[index] for index in members], model.device))
+        found = score_ends(model, **pad([texts[index] for index in members], model.device))
         rewards[members] = found.cpu().numpy()
-    return rewards
+    reward_of = dict(zip(distinct, rewards))
+    return np.array([reward_of[ids.tobytes()] for ids in sequences], dtype=np.float32)

@@ -1,19 +1,22 @@
 """Scoring with `bradley_terry/score.py` measured against a plain transformers pipeline: rows per second, same scores.
 
-    python tests/benchmarks/bt_scoring.py --model outputs/checkpoint --data pairs.parquet --rows 2000
+    python tests/benchmarks/bt_scoring.py --model outputs/checkpoint --data pairs.parquet
 
-Ours is the whole command as a user starts it, Ray included, with as many workers as it takes by default. It has two
-rates: of the whole command, and from the first finished part on, which is what counts where rows are many. The other
-side is `pipeline("text-classification")` in a loop, one text at a time on all threads of the CPU, timed without loading
-the model. Both score the same rows: the first usable ones that the model can read.
+Ours is the command as a user starts it, Ray included, with as many workers as it takes by default. The other side is a
+script with `pipeline("text-classification")` in a loop, one text at a time on all threads of the CPU. Both have two
+rates: with everything from the start of Python to its end, and of scoring alone, which is what counts where rows are
+many: ours from the first finished part on, the pipeline's without loading the model. Both score the same rows: the
+first usable ones that the model can read.
 """
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +26,28 @@ import pyarrow.parquet as pq
 REPO = Path(__file__).resolve().parents[2]
 TIMEOUT, WATCH_SECONDS = 3600, 0.02  # for the command; between two looks at its output
 SIDES = ("chosen", "rejected")
+WHOLE, ALONE = "start to end", "scoring alone"
 
 
 def usable_rows(options: argparse.Namespace) -> list[dict]:
-    """Return the first rows that hold pairs short enough for the model, as both sides read them."""
+    """Return the first rows that hold two responses short enough for the model, as both sides read them."""
     sys.path.insert(0, str(REPO / "bradley_terry"))
     from common.conversation import BadRow
     from common.reward_model import encode, load_reward_tokenizer
 
-    from dataset import load_pairs
+    from score import read_texts, shape_of
 
     tokenizer, longest = load_reward_tokenizer(options.model)
     rows = []
-    for row in load_pairs(options.data, "drop")[0]:
-        try:
-            lengths = [len(encode(row[side], tokenizer, longest, side)) for side in SIDES]
-        except BadRow:
-            continue
-        rows.append({side: row[side] for side in SIDES} | {"tokens": sum(lengths)})
-        if len(rows) == options.rows:
-            break
-    return rows
+    for file in options.data:
+        for row in pq.read_table(file).to_pylist():
+            try:
+                chosen, rejected = read_texts(row, shape_of(file))
+                tokens = sum(len(encode(text, tokenizer, longest, "text")) for text in (chosen, rejected))
+            except BadRow:
+                continue
+            rows.append({"chosen": chosen, "rejected": rejected, "tokens": tokens})
+    return rows[: options.rows]
 
 
 def rows_of(part: Path) -> int:
@@ -71,19 +75,26 @@ def run_ours(file: Path, folder: Path, options: argparse.Namespace) -> tuple[dic
     parts = sorted(output.glob("part-*.parquet"))
     table = pa.concat_tables(pq.read_table(part) for part in parts)
     rewards = np.stack([table[f"{side}_reward"].to_numpy() for side in SIDES], axis=1)
-    rates = {"ours, whole command": table.num_rows / wall}
     first, last = min(seen, key=seen.get), max(seen.values())
-    if last > seen[first]:
-        rates["ours, from the first part on"] = (table.num_rows - rows_of(first)) / (last - seen[first])
-    return rates, rewards
+    if last == seen[first]:
+        raise SystemExit("all parts came at once: give more --rows")
+    return {WHOLE: table.num_rows / wall, ALONE: (table.num_rows - rows_of(first)) / (last - seen[first])}, rewards
 
 
 def run_pipeline(rows: list[dict], options: argparse.Namespace) -> tuple[dict[str, float], np.ndarray]:
-    """Score one text at a time, as transformers' documentation does."""
+    """Run the other side in a process of its own, which starts from nothing as a script does."""
+    started = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(1) as process:
+        seconds, rewards = process.apply(score_by_pipeline, (rows, options.model))
+    return {WHOLE: len(rows) / (time.perf_counter() - started), ALONE: len(rows) / seconds}, rewards
+
+
+def score_by_pipeline(rows: list[dict], model: str) -> tuple[float, np.ndarray]:
+    """Score one text at a time, as transformers' documentation does; return the seconds of that, and the rewards."""
     import torch
     from transformers import pipeline
 
-    scorer = pipeline("text-classification", model=options.model, dtype=torch.float32, device="cpu")
+    scorer = pipeline("text-classification", model=model, dtype=torch.float32, device="cpu")
     template = scorer.tokenizer.apply_chat_template
 
     def reward(conversation) -> float:
@@ -94,31 +105,30 @@ def run_pipeline(rows: list[dict], options: argparse.Namespace) -> tuple[dict[st
     reward(rows[0]["chosen"])
     started = time.perf_counter()
     rewards = np.array([[reward(row[side]) for side in SIDES] for row in rows])
-    return {"pipeline, text by text": len(rows) / (time.perf_counter() - started)}, rewards
+    return time.perf_counter() - started, rewards
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure score.py against a transformers pipeline.")
     parser.add_argument("--model", required=True, help="checkpoint folder")
-    parser.add_argument("--data", required=True, help="Parquet of preference pairs")
-    parser.add_argument("--rows", type=int, default=2000, help="at most")
+    parser.add_argument("--data", required=True, nargs="+", help="Parquet files of pairs, of any kind that holds two")
+    parser.add_argument("--rows", type=int, help="at most")
     options = parser.parse_args()
     rows = usable_rows(options)
     print(f"{len(rows)} rows, {np.mean([row['tokens'] for row in rows]):.0f} tokens in the two texts of one, mean")
-    rates, rewards = {}, []
+    found = {}
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "rows.parquet"
         pq.write_table(pa.Table.from_pylist(rows), file)
-        for side in (lambda: run_ours(file, Path(temporary), options), lambda: run_pipeline(rows, options)):
+        ours, theirs = partial(run_ours, file, Path(temporary)), partial(run_pipeline, rows)
+        for name, run in {"score.py": ours, "pipeline": theirs}.items():
             print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
-            found, scores = side()
-            rates |= found
-            rewards.append(scores)
-            print(*(f"{name}: {rate:.2f} rows/s\n" for name, rate in found.items()), sep="", end="", flush=True)
-    theirs = rates.pop("pipeline, text by text")
-    for name, rate in rates.items():
-        print(f"{name}: {rate / theirs:.2f} times the pipeline's")
-    print(f"largest difference of a reward: {np.abs(rewards[0] - rewards[1]).max():.1e}")
+            found[name] = run(options)
+            print(name, *(f"{what} {rate:.2f} rows/s" for what, rate in found[name][0].items()), sep=", ", flush=True)
+    (ours, our_rewards), (theirs, their_rewards) = found.values()
+    for what in (WHOLE, ALONE):
+        print(f"{what}: {ours[what] / theirs[what]:.2f} times the pipeline")
+    print(f"largest difference of a reward: {np.abs(our_rewards - their_rewards).max():.1e}")
 
 
 if __name__ == "__main__":
