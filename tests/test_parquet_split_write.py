@@ -8,7 +8,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from common import parquet
 from common.conversation import prompt_of
 from common.parquet import DataError, read_rows, split_by_prompt, write_rows
 
@@ -134,7 +133,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
     def fill_the_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(parquet.os, "replace", fill_the_disk)
+    monkeypatch.setattr("common.files.os.replace", fill_the_disk)
     with pytest.raises(OSError, match="No space left"):
         write_rows(path, make_rows([3]))
     assert path.read_bytes() == before

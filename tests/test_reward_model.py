@@ -124,6 +124,14 @@ def test_a_shared_prompt_is_computed_once(model_pair):
     assert computed_tokens(model_pair[0], start_with(PROMPT, 10, 10, 10), 55) == [200 + 10 + 10, 210]
 
 
+def test_a_text_that_comes_again_is_computed_once(model_pair):
+    first, second, third = start_with(PROMPT, 10, 20, 30)  # a ranking of three, cut into pairs
+    pairs = [first, second, first, third, second, third]
+    assert computed_tokens(model_pair[0], pairs, 1000) == [200 + 10 + 20 + 30]
+    assert_scored_as_alone(model_pair, pairs, 1000)
+    assert computed_tokens(model_pair[0], [tokens(1, 50), tokens(2, 50)] * 3, 1000) == [100]
+
+
 def test_texts_that_share_nothing_are_padded_to_their_likes(model_pair):
     lengths = [10, 100, 11, 98]
     assert computed_tokens(model_pair[0], [tokens(n, length) for n, length in enumerate(lengths)], 200) == [200, 22]
