@@ -9,14 +9,13 @@ anything, P(A better than B) = σ(reward A - reward B). Served or not, the token
 rendered and tokenised here, never by the server. Only `common` is imported: this file works from any folder.
 """
 
-import asyncio
 import math
 from typing import Any
 
 import numpy as np
 import torch
 
-from common.conversation import BadRow, Conversation
+from common.conversation import BadRow, Conversation, DataError
 from common.endpoint import classify
 from common.grading import (
     Batcher,
@@ -26,6 +25,7 @@ from common.grading import (
     GraderRank,
     GraderScore,
     NoVerdict,
+    all_or_none,
     rank_by,
     read_query,
     read_response,
@@ -64,12 +64,17 @@ class BradleyTerryGrader(Grader):
             concurrency, timeout, retries: requests at once, seconds for one, and how often it is repeated.
 
         Raises:
-            DataError: it cannot be loaded, or is no reward model.
+            DataError: it cannot be loaded, is no reward model, or has no chat template to ask through.
         """
         super().__init__(
             name or type(self).__name__, mode, description, strategy, model_path=model_path, endpoint=endpoint
         )
         self.tokenizer, self.longest = load_reward_tokenizer(model_path, trust_remote_code)
+        if not self.tokenizer.chat_template:
+            raise DataError(
+                f"{model_path}: the tokenizer has no chat template, so how query and response make a text is unknown. "
+                "Whole texts are scored by score.py, in the columns chosen and rejected."
+            )
         if endpoint:
             served = Endpoint(endpoint.rstrip("/").removesuffix("/v1"), concurrency, timeout=timeout, retries=retries)
             named = served_name or model_path
@@ -99,7 +104,7 @@ class BradleyTerryGrader(Grader):
         if self.mode == GraderMode.LISTWISE:
             texts = read_responses(responses)
             encoded = {text: self._encode(dialogue, text, "responses") for text in texts}
-            known = dict(zip(encoded, await asyncio.gather(*map(self._reward, encoded.values()))))
+            known = dict(zip(encoded, await all_or_none(map(self._reward, encoded.values()))))
             rewards = [known[text] for text in texts]  # equal texts, one reward: noise would put them in an order
             rank, reason = rank_by(rewards, "reward")
             return GraderRank(name=self.name, rank=rank, reason=reason, metadata={"rewards": rewards})

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from common.checkpoint import CheckpointError, claim_folder
 from common.cluster import ClusterError, check_shared_folder, connect, disconnect
 from common.conversation import BadRow, Conversation, read_conversation
-from common.files import write_text
+from common.files import content_digest, write_text
 from common.labelled import read_candidates, read_dialogue
 from common.parquet import DataError, column_names
 from common.parts import FilePlan, check_same_run, part_path, part_size, plan_parts, read_parts, write_part
@@ -135,6 +135,7 @@ def score_parts(
     context.target_max_block_size = 1  # a part is a block, so that it goes to whichever actor is free
     left = [vars(plan) for plan in plans if plan.wanted]
     pool = {"compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": 1, "num_gpus": int(device == "cuda")}
+    pool |= {"max_restarts": 3, "max_task_retries": 3}  # a part that kills its worker would else do so for ever
     scored = (
         ray.data.from_items(left, override_num_blocks=len(left))
         .map_batches(read_blocks, fn_kwargs={"size": size}, batch_size=1, num_cpus=0.5)
@@ -155,6 +156,9 @@ def start_ray(workers: int | None) -> tuple[str, int]:
         if workers and workers > there:
             raise ClusterError(f"--workers {workers}: the cluster has room for {there}")
         return device, workers or there
+    there = torch.cuda.device_count() or os.cpu_count()
+    if workers and workers > there:
+        raise ClusterError(f"--workers {workers}: this machine has room for {there}")
     cores = None if torch.cuda.is_available() else torch.get_num_threads()
     return connect(Path(__file__).parent, 1, workers or cores, cores_beside=1)
 
@@ -209,7 +213,7 @@ def main() -> None:
         run["model"] = options.model
         if local:  # wherever it lies now, with its tokenizer and chat template
             run["model"] = tails_digest(path for path in Path(options.model).iterdir() if path.suffix in MODEL_FILES)
-        run["files"] = [[Path(file).name, tails_digest([Path(file)])] for file in files]
+        run["files"] = [[Path(file).name, content_digest(Path(file))] for file in files]
         check_same_run(options.output, run)
         total = sum(pq.read_metadata(file).num_rows for file in files)
         size, (shape,) = part_size(total), shapes

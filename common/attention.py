@@ -20,9 +20,14 @@ from inspect import signature
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 SEGMENT_ATTENTION = "segment_attention"
+SELF_TEST_TOLERANCE = 1e-3  # of the values' spread; fp32 rounding is far below, a leak between sequences far above
+SELF_TEST_REMEDY = (
+    "Choose a model whose layers all attend through transformers' attention interface (Qwen 2 and 3, Llama, Mistral, "
+    "Phi, OLMo, text-only Gemma 3, …)."
+)
 
 
 class Segments:
@@ -164,3 +169,50 @@ def _attend_with_flash(query, key, value, segments, scaling, sliding_window):
 
 
 AttentionInterface.register(SEGMENT_ATTENTION, segment_attention)
+
+
+@torch.no_grad()
+def self_test(model: PreTrainedModel) -> None:
+    """Compute a few random sequences packed, two of them behind a shared prompt, and one by one; both must agree.
+
+    An architecture that routes tokens past transformers' attention interface (recurrent or convolutional layers)
+    would let packed sequences leak into one another, and train without a word.
+
+    Afterwards the model attends by segments.
+
+    Raises:
+        ValueError: the hidden states differ, or cannot be computed so at all.
+    """
+    generator = torch.Generator().manual_seed(0)
+    lengths = [(6, 4, 3), (5, 2, 5), (1, 3, 2)]  # prompt, and two continuations of it
+    trees = [[torch.randint(0, model.config.vocab_size, (n,), generator=generator) for n in row] for row in lengths]
+    was_training = model.training
+    model.eval()
+    model.set_attn_implementation("sdpa")
+
+    def hidden(ids: list[torch.Tensor], **kwargs) -> torch.Tensor:
+        return model.base_model(input_ids=torch.cat(ids)[None], use_cache=False, **kwargs).last_hidden_state[0].float()
+
+    alone, spans, positions, start = [], [], [], 0
+    for (prompt, first, second), (p, a, b) in zip(trees, lengths):
+        alone += [hidden([prompt, first]), hidden([prompt, second])[p:]]
+        spans += [(start, start + p + a, start, start), (start + p + a, start + p + a + b, start, start + p)]
+        positions += [torch.arange(p + a), torch.arange(p, p + b)]
+        start += p + a + b
+    row = {"position_ids": torch.cat(positions)[None], "attention_mask": None}
+    row["segments"] = Segments(spans, torch.device("cpu"))
+    try:
+        model.set_attn_implementation(SEGMENT_ATTENTION)
+        packed = hidden([part for tree in trees for part in tree], **row)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{type(model).__name__} takes no attention but its own ({error}). {SELF_TEST_REMEDY}"
+        ) from error
+    model.train(was_training)
+    worst, spread = (packed - torch.cat(alone)).abs().max(), torch.cat(alone).std()
+    if worst > SELF_TEST_TOLERANCE * spread:
+        raise ValueError(
+            f"{type(model).__name__}: hidden states of packed sequences differ by up to {worst:.2g} from those of the "
+            f"same sequences alone, whose spread is {spread:.2g}. This architecture does not keep packed sequences "
+            f"apart. {SELF_TEST_REMEDY}"
+        )

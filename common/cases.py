@@ -23,8 +23,11 @@ METHODS = ("bradley_terry", "sft", "generative_pointwise", "generative_pairwise"
 COLUMNS = ("query", "responses", "scores", "preference")
 
 
-def read_case(case: dict) -> dict:
-    """Return a case checked, its query as `input`; raise `BadRow` where it is none."""
+def read_case(row: dict) -> dict:
+    """Return a row's "case" checked, its query as `input`; raise `BadRow` where it is none."""
+    case = row["case"]
+    if not isinstance(case, dict):
+        raise BadRow("case", f"expected a case of {', '.join(COLUMNS)}", case)
     missing = [name for name in COLUMNS[:2] if case.get(name) is None]
     if missing:
         raise BadRow(missing[0], f"expected a case of {', '.join(COLUMNS)}", sorted(case))

@@ -5,7 +5,8 @@
   one parser reads an answer in the same way, however its server was started. Some servers keep the reasoning to
   themselves; that must be said (`hidden_reasoning`), or an answer without any would pass for one.
 - What may pass is asked for again after growing pauses: no connection, a timeout, 408, 409, 429, 5xx, a reply that is
-  none. What still fails then is an error: an empty text in its place would count as the judge's own answer.
+  none. What still fails then is an error: an empty text in its place would count as the judge's own answer. The client
+  would repeat some of these by itself; here one count holds for all.
 - vLLM lets a checkpoint's generation_config.json (a repetition penalty, top-k) bend even greedy answers, unless it is
   started with `--generation-config vllm`.
 """
@@ -15,7 +16,8 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 
-from openai import APIStatusError, AsyncOpenAI, OpenAIError
+import httpx
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice
 from tqdm import tqdm
@@ -33,10 +35,15 @@ def connect(base_url: str, timeout: float = 600.0, retries: int = 6) -> AsyncOpe
 
     Args:
         timeout: seconds for one request, waiting in the server's queue included.
-        retries: of one request. Pauses grow from half a second to eight; six bridge about 20 seconds.
+        retries: of one request. Pauses grow from half a second to eight, or are as long as the server asks for; six
+            bridge about 20 seconds.
     """
     api_key = os.environ.get("OPENAI_API_KEY") or "none"
-    return AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=retries)
+    # no connection is kept: one that outlives its event loop, as after each asyncio.run, can never be closed
+    http_client = DefaultAsyncHttpxClient(limits=httpx.Limits(max_keepalive_connections=0))
+    return AsyncOpenAI(
+        base_url=base_url, api_key=api_key, timeout=timeout, max_retries=retries, http_client=http_client
+    )
 
 
 def whole_answer(message: ChatCompletionMessage, begun: str = "", hidden_reasoning: bool = False) -> str:
@@ -71,24 +78,30 @@ async def one(
     """
     asked = {"model": model, "messages": conversation, "max_tokens": max_new_tokens, "temperature": temperature}
     drawn = {"top_p": 1.0, "seed": seed} if temperature > 0 else {}
-    reply = await _send(client, model, lambda: client.chat.completions.create(**asked, **drawn), _read_message)
+    reply = await _send(client, model, lambda once: once.chat.completions.create(**asked, **drawn), _read_message)
     return Answer(whole_answer(reply.message, begun, hidden_reasoning), clipped=reply.finish_reason == "length")
 
 
-async def _send(client: AsyncOpenAI, model: str, request: Callable[[], Awaitable], read: Callable):
+async def _send(client: AsyncOpenAI, model: str, request: Callable[[AsyncOpenAI], Awaitable], read: Callable):
     """Return what `read` makes of the reply to a request; None is no reply, so the request is repeated.
 
     Raises:
         EndpointError: no reply came, or none that can be read, however often it was asked for.
     """
-    place = f"{client.base_url} (model {model})"
+    place, once = f"{client.base_url} (model {model})", client.with_options(max_retries=0)
     for pause in [*(min(0.5 * 2**retry, 8) for retry in range(client.max_retries)), None]:
         try:
-            reply = await request()
+            # the client's own limit is for each piece of a reply, so that a trickle would go on for ever
+            reply = await asyncio.wait_for(request(once), client.timeout)
+        except asyncio.TimeoutError:
+            found = f"timed out: no whole reply in {client.timeout:g} s"
         except OpenAIError as error:
             # the client says "Connection error." or "Error code: 500"; the cause has the rest
             cause = error.response.text[:500] if isinstance(error, APIStatusError) else error.__cause__ or ""
-            raise EndpointError(f"{place}: {type(error).__name__}: {error} {cause}".strip()) from error
+            found = f"{type(error).__name__}: {error} {cause}".strip()
+            if not _may_pass(error):
+                raise EndpointError(f"{place}: {found}") from error
+            pause = pause and (_pause_asked_for(error) or pause)
         except (ValueError, RecursionError) as error:  # a body that is no JSON, or none that can be read
             found = f"{type(error).__name__}: {error}"
         else:
@@ -98,6 +111,23 @@ async def _send(client: AsyncOpenAI, model: str, request: Callable[[], Awaitable
         if pause is not None:
             await asyncio.sleep(pause)
     raise EndpointError(f"{place}: {found}")
+
+
+def _may_pass(error: OpenAIError) -> bool:
+    if isinstance(error, APIStatusError):
+        return error.status_code in (408, 409, 429) or error.status_code >= 500
+    return isinstance(error, APIConnectionError)
+
+
+def _pause_asked_for(error: OpenAIError) -> float | None:
+    """Return the seconds that a server asks to wait for; None where it names none, a date, or more than a minute."""
+    headers = error.response.headers if isinstance(error, APIStatusError) else {}
+    milliseconds = headers.get("retry-after-ms")
+    try:
+        seconds = float(milliseconds) / 1000 if milliseconds else float(headers.get("retry-after", 0))
+    except ValueError:
+        return None
+    return seconds if 0 < seconds <= 60 else None
 
 
 def _read_message(reply: object) -> Choice | None:
@@ -119,7 +149,7 @@ async def classify(client: AsyncOpenAI, model: str, ids: list[int]) -> float:
     """
     # vLLM reads "input" and would put a sigmoid on a checkpoint without problem_type; SGLang reads "input_ids"
     body = {"model": model, "input": ids, "input_ids": ids, "use_activation": False}
-    return await _send(client, model, lambda: client.post("/classify", cast_to=object, body=body), _read_reward)
+    return await _send(client, model, lambda once: once.post("/classify", cast_to=object, body=body), _read_reward)
 
 
 def _read_reward(reply: object) -> float | None:

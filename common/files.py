@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: whoever reads one, or goes on after a crash, never finds half of it."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,20 @@ def written_whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
+        with open(partial, "rb") as written:  # or a power cut may leave the name without the content
+            os.fsync(written.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def content_digest(file: Path) -> str:
+    """Hash a whole file."""
+    total = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(2**20):
+            total.update(block)
+    return total.hexdigest()[:12]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@
 from collections.abc import Iterator
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -22,6 +23,9 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from common.parquet import DataError
+from common.tokenizer import cannot_load
 
 
 class Answer(str):
@@ -45,9 +49,22 @@ def batches_of(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
 
 
 def load_answering(path: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return a language model, ready to answer: bf16 where there is a GPU, fp32 on CPU."""
+    """Return a language model, ready to answer: bf16 where there is a GPU, fp32 on CPU.
+
+    Raises:
+        DataError: it cannot be loaded, lacks weights and would answer at random, or is a reward model.
+    """
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise cannot_load(path, error, "Is it a language model's folder?") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise DataError(f"{path}: {', '.join(missing[:5])} is missing. Is it a language model?")
+    if "score.weight" in loading["unexpected_keys"]:
+        raise DataError(f"{path}: it has a reward head, score.weight. Is it bradley_terry's, and no judge?")
     return model.to(device).eval()
 
 

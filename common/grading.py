@@ -10,13 +10,14 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import httpx
 from openai import AsyncOpenAI
 
-from common.conversation import BadRow, Conversation, check_unicode, read_json
+from common.conversation import BadRow, Conversation, DataError, check_unicode, read_json
 from common.endpoint import EndpointError, connect
 from common.labelled import read_dialogue
 
@@ -91,6 +92,16 @@ def rank_by(figures: list[float | None], what: str) -> tuple[list[int], str]:
     return [order.index(index) + 1 for index in range(len(figures))], f"by {what}{note}"
 
 
+async def all_or_none(calls: Iterable[Awaitable]) -> list:
+    """Return what all calls return; where one raises, the others are cancelled, for nobody would read them."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 class Batcher:
     """Gathers what is asked at the same time and hands it on as one batch, to a function in a thread of its own."""
 
@@ -129,7 +140,20 @@ class Endpoint:
     """A client per event loop, since connections belong to one, and a limit on requests at once."""
 
     def __init__(self, base_url: str, concurrency: int, **connection: float):
-        """See `common.endpoint.connect` for `connection`."""
+        """See `common.endpoint.connect` for `connection`.
+
+        Raises:
+            DataError: with these settings no request would ever be made.
+        """
+        if concurrency < 1 or connection.get("retries", 0) < 0 or connection.get("timeout", 1) <= 0:
+            found = f"concurrency={concurrency}, " + ", ".join(f"{name}={value}" for name, value in connection.items())
+            raise DataError(f"{found}: expected at least 1, a timeout above 0, retries of at least 0")
+        try:
+            url = httpx.URL(base_url)
+        except httpx.InvalidURL:
+            url = httpx.URL()
+        if url.scheme not in ("http", "https") or not url.host:
+            raise DataError(f"endpoint {base_url!r}: expected http://host:port, or https://…")
         self.base_url, self.concurrency, self.connection = base_url, concurrency, connection
         self.clients: dict[asyncio.AbstractEventLoop, tuple[AsyncOpenAI, asyncio.Semaphore]] = {}
 

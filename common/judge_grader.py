@@ -6,9 +6,10 @@
 - A verdict is never guessed at: an answer without one is a `GraderError` that shows the answer.
 """
 
+import jinja2
 from transformers import AutoTokenizer, PreTrainedModel
 
-from common.conversation import BadRow
+from common.conversation import BadRow, DataError
 from common.endpoint import one
 from common.generation import Answer, answer, load_answering
 from common.grading import BaseEvaluationStrategy, Batcher, Endpoint, Grader, GraderMode, NoVerdict
@@ -54,7 +55,7 @@ class JudgeGrader(Grader):
             concurrency, timeout, retries: requests at once, seconds for one, and how often it is repeated.
 
         Raises:
-            DataError: model or tokenizer cannot be loaded.
+            DataError: model or tokenizer cannot be loaded or used, or a setting leaves nothing to do.
         """
         asked = {"model": model, "endpoint": endpoint, "max_new_tokens": max_new_tokens}
         super().__init__(name or type(self).__name__, mode, description, strategy, **asked)
@@ -65,13 +66,20 @@ class JudgeGrader(Grader):
         self.endpoint = Endpoint(endpoint, concurrency, timeout=timeout, retries=retries) if endpoint else None
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(place, **trust) if place else None
-            if not endpoint:
-                ensure_pad_token(self.tokenizer)
-                loaded = load_answering(model, trust_remote_code)
-                self.longest = loaded.config.get_text_config().max_position_embeddings - max_new_tokens
-                self.batcher = Batcher(lambda texts: self._answer(loaded, texts, max_tokens))
         except (OSError, ValueError) as error:
             raise cannot_load(place, error, "Mend model or tokenizer.") from error
+        if self.tokenizer and not self.tokenizer.chat_template:
+            raise DataError(f"{place}: the tokenizer has no chat template, and a judge is asked through it")
+        if not endpoint:
+            ensure_pad_token(self.tokenizer)
+            loaded = load_answering(model, **trust)
+            readable = loaded.config.get_text_config().max_position_embeddings
+            self.longest = readable - max_new_tokens
+            if self.longest < 1:
+                raise DataError(
+                    f"max_new_tokens={max_new_tokens} leaves no room for a prompt: {model} reads {readable}"
+                )
+            self.batcher = Batcher(lambda texts: self._answer(loaded, texts, max_tokens))
 
     def _answer(self, loaded: PreTrainedModel, texts: list[str], max_tokens: int) -> list[Answer]:
         given = answer(loaded, self.tokenizer, texts, self.max_new_tokens, max_tokens, progress=False)
@@ -81,12 +89,15 @@ class JudgeGrader(Grader):
         """Return the answer to a user's turn, whole: with what the chat template began.
 
         Raises:
-            BadRow: the prompt is longer than the model can take.
+            BadRow: the prompt is longer than the model can take, or its chat template refuses it.
             EndpointError: no answer came.
         """
         conversation, begun = [{"role": "user", "content": prompt}], ""
         if self.tokenizer:
-            text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+            try:
+                text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+            except jinja2.TemplateError as error:
+                raise BadRow("query and response", f"the judge's chat template refuses them: {error}") from error
             begun = begun_answer(text)
         if not self.endpoint:
             tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])

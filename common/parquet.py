@@ -22,6 +22,7 @@ from common.conversation import BadRow, DataError, prompt_of
 from common.files import write_text, written_whole
 
 BAD_ROWS_SHOWN = 5
+FORMATS = ("parquet", "jsonl", "json")
 ROW_GROUP = 10_000  # rows; nested columns of more than 2 GB in one group cannot be read
 
 
@@ -48,8 +49,6 @@ def read_rows(
     Raises:
         DataError: missing file, not Parquet, missing column, bad rows with on_bad_row="error", no usable row.
     """
-    if on_bad_row not in ("error", "drop"):
-        raise DataError(f"data.on_bad_row={on_bad_row!r}: expected 'error' or 'drop'")
     paths = [Path(path) for path in _as_list(files)]
     names = {path: path.name for path in paths}
     if len(set(names.values())) < len(paths):  # a/test.parquet and b/test.parquet
@@ -61,13 +60,14 @@ def read_rows(
     ]
     rows, dropped = check_rows(rows, check, on_bad_row)
     if not rows:
-        fate = f": all were dropped ({_list_counts(dropped)})" if dropped else " in it"
-        raise DataError(f"{', '.join(map(str, paths))}: no usable row{fate}")
+        raise DataError(f"{', '.join(map(str, paths))}: no usable row{_fate_of(dropped)}")
     return rows, dropped
 
 
 def check_rows(rows: list[dict], check: Callable[[dict], dict], on_bad_row: str) -> tuple[list[dict], Counter]:
     """Pass every row through `check`; raise one `DataError` for all bad rows, or drop and count them."""
+    if on_bad_row not in ("error", "drop"):
+        raise DataError(f"data.on_bad_row={on_bad_row!r}: expected 'error' or 'drop'")
     good, faults = [], []
     for row in rows:
         try:
@@ -120,6 +120,10 @@ def _report_bad_rows(total: int, faults: list[tuple[str, BadRow]], kinds: Counte
     more = [f"  … and {len(faults) - BAD_ROWS_SHOWN} more"] if len(faults) > BAD_ROWS_SHOWN else []
     lines = [f"{len(faults)} of {total} rows cannot be used:", *shown, *more, f"In all: {_list_counts(kinds)}."]
     return "\n".join(lines + ["Mend these rows, or drop them with data.on_bad_row=drop (--on-bad-row drop)."])
+
+
+def _fate_of(dropped: Counter) -> str:
+    return f": all were dropped ({_list_counts(dropped)})" if dropped else " in it"
 
 
 def _list_counts(kinds: Counter) -> str:
@@ -214,21 +218,31 @@ def export_data(
         (no score, no preference) is left out. Same cases and seed, same files.
 
     Raises:
-        DataError: cases that are none, all of them in one message; a split without a row for a method.
+        DataError: cases that are none, all of them in one message; a split without a row for a method; a folder with
+            files of another export.
     """
-    formats = tuple(formats)
-    cases = [{**case, "source": f"eval_cases row {number}"} for number, case in enumerate(eval_cases)]
-    cases, _ = check_rows(cases, read_case, on_bad_row)
+    formats = (formats,) if isinstance(formats, str) else tuple(formats)
+    cases = [{"case": case, "source": f"eval_cases row {number}"} for number, case in enumerate(eval_cases)]
+    cases, dropped = check_rows(cases, read_case, on_bad_row)
+    for kind, count in dropped.items():
+        print(f"dropped: {count} x {kind}")
+    if not cases:
+        raise DataError(f"eval_cases: no usable case{_fate_of(dropped)}")
     splits = split_by_prompt(cases, split_ratio or {"train": 0.8, "test": 0.2}, seed)
     rows_of = {name: method_rows(part) for name, part in splits.items()}
-    if unknown := sorted(set(formats) - {"parquet", "jsonl", "json"}):
+    if unknown := sorted(set(formats) - set(FORMATS)):
         raise DataError(f"formats: found {', '.join(unknown)}, expected some of parquet, jsonl, json")
     fed = [method for method in METHODS if any(methods[method] for methods in rows_of.values())]
     if empty := [f"{method} in {split}" for method in fed for split in rows_of if not rows_of[split][method]]:
         raise DataError(f"no row of {', '.join(empty)}: give more cases, other shares, or another seed")
-    paths: dict[str, dict[str, list[Path]]] = {method: {} for method in fed}
-    for method in fed:
-        for split, methods in rows_of.items():
-            places = [Path(output_dir) / method / f"{split}.{form}" for form in formats]
-            paths[method][split] = [write_rows(place, methods[method]) for place in places]
-    return paths
+    folders = {method: Path(output_dir) / method for method in METHODS}
+    earlier = [place for method in METHODS if method not in fed for place in folders[method].glob("*.*")]
+    if earlier := [place for place in earlier if place.stem in splits and place.suffix[1:] in FORMATS]:
+        raise DataError(f"{earlier[0]} is of another export, and may hold what is held out here. Take another folder.")
+    return {
+        method: {
+            split: [write_rows(folders[method] / f"{split}.{form}", rows[method]) for form in formats]
+            for split, rows in rows_of.items()
+        }
+        for method in fed
+    }

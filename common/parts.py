@@ -47,14 +47,27 @@ def plan_parts(files: list[str], size: int, output: Path) -> list[FilePlan]:
     for file in files:
         rows = pq.read_metadata(file).num_rows
         parts = range(first, first + -(-rows // size))
-        wanted = tuple(number for number in parts if not part_path(output, number).exists())
+        sizes = [min(size, rows - start) for start in range(0, rows, size)]
+        wanted = tuple(part for part, whole in zip(parts, sizes) if rows_in(part_path(output, part)) != whole)
         plans.append(FilePlan(file, rows, first, wanted))
         first = parts.stop
     return plans
 
 
+def rows_in(part: Path) -> int | None:
+    """Return how many rows a part holds; None where it is not there, or was never written to its end."""
+    try:
+        return pq.read_metadata(part).num_rows
+    except (OSError, pa.ArrowInvalid):
+        return None
+
+
 def check_same_run(output: Path, run: dict) -> None:
-    """Note down what the run in a folder is; raise `DataError` where the folder holds another one, or other files."""
+    """Note down what the run in a folder is, and clear away what a killed one had begun.
+
+    Raises:
+        DataError: the folder holds another run, or other files.
+    """
     note = output / "_run.json"
     if not note.exists() and (parts := sorted(output.glob("*.parquet"))):
         raise DataError(f"{output} holds {parts[0].name}, which no such run left there. Choose another --output.")
@@ -62,6 +75,8 @@ def check_same_run(output: Path, run: dict) -> None:
     if changed := [name for name in run if earlier.get(name) != run[name]]:
         raise DataError(f"{output} holds another run, different in {', '.join(changed)}. Choose another --output.")
     write_text(note, json.dumps(run, indent=1))
+    for begun in output.glob(".part-*.partial"):
+        begun.unlink()
 
 
 def read_parts(plan: FilePlan, size: int) -> Iterator[tuple[int, pa.Table]]:

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from common.attention import SEGMENT_ATTENTION, Segments
+from common.attention import Segments, self_test
 from common.conversation import BadRow, Conversation
 from common.generation import batches_of
 from common.parquet import DataError
@@ -58,18 +58,23 @@ def load_reward_model(
         dtype: of the backbone. In bf16 close rewards round to a tie.
 
     Raises:
-        DataError: it cannot be loaded, has not one label, or lacks weights: a new head would score at random.
+        DataError: it cannot be loaded, has not one label, lacks weights (a new head would score at random), or mixes
+            packed texts up.
     """
     tokenizer, _ = load_reward_tokenizer(path, trust_remote_code)
-    attention = {"attn_implementation": SEGMENT_ATTENTION} if packed else {}
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code, **attention
+            path, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
         )
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: the weights cannot be loaded: {error}") from error
     if loading["missing_keys"]:
         raise DataError(f"{path}: {', '.join(sorted(loading['missing_keys']))} is missing. Is it a reward model?")
+    if packed:
+        try:
+            self_test(model)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from error
     for weight in model.base_model.parameters():  # not the buffers: rounded rotary frequencies lose long texts' places
         weight.data = weight.data.to(dtype)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer

@@ -9,7 +9,6 @@ works from any folder, beside other methods' graders. Asked in one order alone, 
 asked.
 """
 
-import asyncio
 from collections.abc import Iterable
 from itertools import permutations
 from typing import Any
@@ -20,6 +19,7 @@ from common.grading import (
     GraderMode,
     GraderRank,
     GraderScore,
+    all_or_none,
     rank_by,
     read_query,
     read_response,
@@ -78,7 +78,7 @@ class PairwiseGrader(JudgeGrader):
         return GraderRank(name=self.name, rank=rank, reason=reason, metadata={"win_rates": rates})
 
     async def _ask_all(self, prompts: Iterable[str]) -> list[Answer]:
-        return await asyncio.gather(*map(self.ask, prompts))
+        return await all_or_none(map(self.ask, prompts))
 
     @staticmethod
     def _verdict(given: Answer) -> Preference:

@@ -5,8 +5,7 @@ import torch
 from conftest import SMALL, method_modules
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, MistralConfig, Qwen3Config
 
-from common.attention import SEGMENT_ATTENTION, segment_attention
-from common.engine import self_test
+from common.attention import SEGMENT_ATTENTION, segment_attention, self_test
 
 dataset, engine, loss = method_modules("bradley_terry", "dataset", "engine", "loss")
 

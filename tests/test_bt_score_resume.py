@@ -82,6 +82,25 @@ def test_other_rows_in_a_file_of_the_same_size_are_refused(command, tmp_path):
         command()
 
 
+def test_rows_that_change_places_in_a_large_file_are_refused(command, tmp_path):
+    rows = [f"A kettle, {number}. {'spoon ' * 1000}" for number in range(400)]
+
+    def write() -> int:
+        talks = [json.dumps([user("Name a thing."), assistant(text)]) for text in rows]
+        pq.write_table(
+            pa.table({"messages": talks}), tmp_path / "rows.parquet", compression="none", use_dictionary=False
+        )
+        return (tmp_path / "rows.parquet").stat().st_size
+
+    size = write()
+    command("--max-length", "200")
+    rows[5], rows[110] = rows[110], rows[5]
+    rows[5], rows[110] = rows[5].replace("110", "1"), rows[110].replace("5.", "555.")
+    assert size == write() > 2**21
+    with pytest.raises(DataError, match="different in files"):
+        command("--max-length", "200")
+
+
 def test_another_chat_template_is_refused(command, tmp_path):
     command()
     part_path(tmp_path / "out", 2).unlink()

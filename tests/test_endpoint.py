@@ -25,6 +25,8 @@ def serve(reply):
     requests, lock = [], threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # a connection stays open for as long as its client wants
+
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
@@ -170,6 +172,13 @@ def test_what_passes_is_asked_again(status):
     assert len(requests) == 3
 
 
+def test_all_kinds_of_failure_count_together():
+    failed, broken = (500, "restarting"), (200, "null")
+    with serve(lambda _, number: failed if number % 3 else broken) as (url, requests), pytest.raises(EndpointError):
+        ask_once(url, retries=4)
+    assert len(requests) == 5
+
+
 def test_what_does_not_pass_ends_everything_and_is_named():
     def reply(request, _):
         return (500, {"error": "out of memory"}) if request["messages"][0]["content"] == "7" else SCORE_3
@@ -197,6 +206,22 @@ def test_a_refused_connection_is_named():
 def test_a_server_that_hangs_is_named():
     with serve(lambda *_: time.sleep(0.3) or "") as (url, _), pytest.raises(EndpointError, match="timed out"):
         ask_once(url, timeout=0.1, retries=0)
+
+
+def test_a_reply_that_trickles_ends_at_the_timeout():
+    async def trickle(_, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b"1\r\n \r\n")
+            await asyncio.sleep(0.05)
+
+    async def grade():
+        server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        await asyncio.wait_for(one(connect(url, timeout=0.3, retries=1), "judge", user("Hi"), 8), 20)
+
+    with pytest.raises(EndpointError, match="no whole reply in 0.3 s"):
+        asyncio.run(grade())
 
 
 @pytest.mark.parametrize(

@@ -138,12 +138,33 @@ def test_all_formats_hold_the_same_rows_and_the_same_cases_give_the_same_bytes(t
         ),
     ],
 )
-def test_a_case_that_is_none_is_named_and_nothing_is_written(tmp_path, change, message):
+def test_a_case_that_is_none_is_named_and_nothing_is_written(tmp_path, capsys, change, message):
     cases = [*many_cases(4), {**SCORED, **change}]
     with pytest.raises(DataError, match=f"1 of 5 rows cannot be used:\n  eval_cases row 4, {message}"):
         export_data(cases, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match="on_bad_row='Drop': expected 'error' or 'drop'"):
+        export_data(cases, tmp_path / "out", on_bad_row="Drop")
     assert export_data(cases, tmp_path / "out", on_bad_row="drop")["sft"]
+    assert capsys.readouterr().out.startswith(f"dropped: 1 x {message.partition(' (found')[0]}")
+    with pytest.raises(DataError, match="no usable case: all were dropped .1 x column"):
+        export_data(cases[-1:], tmp_path / "out", on_bad_row="drop")
+
+
+def test_what_is_no_case_at_all_is_named(tmp_path):
+    with pytest.raises(DataError, match="eval_cases row 1, column 'case': expected a case of query, .*found None"):
+        export_data([SCORED, None], tmp_path / "out")
+    with pytest.raises(DataError, match="eval_cases: no usable case"):
+        export_data([], tmp_path / "out")
+
+
+def test_a_folder_with_what_another_export_wrote_for_other_methods_is_refused(tmp_path):
+    export_data(many_cases(), tmp_path / "out", "parquet")
+    (tmp_path / "out" / "generative_pointwise" / "notes.txt").touch()
+    preferred = [{"query": f"Query {number}", "responses": ["yes", "no"], "preference": "A"} for number in range(20)]
+    with pytest.raises(DataError, match="generative_pointwise/.*parquet is of another export"):
+        export_data(preferred, tmp_path / "out")
+    assert export_data(many_cases(), tmp_path / "out", "jsonl")["sft"]["train"][0].name == "train.jsonl"
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,9 @@ def test_one_grader_serves_event_loops_one_after_another_and_asks_no_more_at_onc
     with serve(reply) as (url, _):
         grader = PointwiseGrader("judge", url, concurrency=3)
         given = [[result.score for result in grade(grader, *"01234340")] for _ in range(3)]
+        for connection in [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]:
+            connection.join(5)
+            assert not connection.is_alive(), "left open by an event loop that has ended"
     assert given == [[0, 1, 2, 3, 4, 3, 4, 0]] * 3
     assert most == 3
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 
 import pytest
 from conftest import method_modules
@@ -112,6 +113,46 @@ def test_a_judge_that_cannot_be_loaded_is_refused(tmp_path):
         endpoint = "http://127.0.0.1:1/v1" if "tokenizer" in options else None
         with pytest.raises(DataError, match="absent: cannot be loaded .no folder of that name"):
             PointwiseGrader(**options, endpoint=endpoint)
+
+
+def cut_weights(folder) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "cause"),
+    [
+        (lambda folder: (folder / "chat_template.jinja").unlink(), {}, "no chat template, and a judge is asked"),
+        (cut_weights, {}, "judge: cannot be loaded"),
+        (lambda _: None, {"max_new_tokens": 10**6}, "max_new_tokens=1000000 leaves no room for a prompt"),
+        (lambda _: None, {"endpoint": "localhost:8000/v1"}, "expected http://host:port"),
+        (lambda _: None, {"endpoint": "http://localhost:port/v1"}, "expected http://host:port"),
+        (lambda _: None, {"endpoint": "http://localhost:1/v1", "concurrency": 0}, "concurrency=0, .*at least 1"),
+        (lambda _: None, {"endpoint": "http://localhost:1/v1", "retries": -1}, "retries=-1: expected"),
+    ],
+)
+def test_what_could_never_judge_is_refused_at_once(tiny_model, tmp_path, change, settings, cause):
+    folder = shutil.copytree(tiny_model, tmp_path / "judge")
+    change(folder)
+    with pytest.raises(DataError, match=cause):
+        PointwiseGrader(str(folder), **settings)
+
+
+def test_a_reward_model_is_no_judge(reward_checkpoint):
+    with pytest.raises(DataError, match="reward_model.*: it has a reward head, score.weight"):
+        PointwiseGrader(str(reward_checkpoint))
+
+
+def test_a_prompt_that_the_chat_template_refuses_is_an_error(tiny_model, tmp_path, scripted):
+    folder = shutil.copytree(tiny_model, tmp_path / "judge")
+    refusal = "{% if 'bad' in messages[-1].content %}{{ raise_exception('no such words') }}{% endif %}"
+    template = folder / "chat_template.jinja"
+    template.write_text(refusal + template.read_text())
+    scripted(lambda _: score(2, "so"))
+    bad, good = grade(PointwiseGrader(str(folder)), {"response": "bad"}, {"response": "good"})
+    assert type(bad) is GraderError and "chat template refuses them: no such words" in bad.error
+    assert good.score == 2
 
 
 # ---- pairwise

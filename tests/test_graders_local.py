@@ -222,6 +222,12 @@ def headless(tiny_model, tmp_path) -> str:
     return str(folder)
 
 
+def test_a_reward_model_of_plain_texts_is_refused(reward_checkpoint, tmp_path):
+    (shutil.copytree(reward_checkpoint, tmp_path / "plain") / "chat_template.jinja").unlink()
+    with pytest.raises(DataError, match="plain: the tokenizer has no chat template"):
+        BradleyTerryGrader(str(tmp_path / "plain"))
+
+
 def test_what_is_no_reward_model_is_refused_before_anything_is_graded(tiny_model, tmp_path):
     absent = str(tmp_path / "absent")
     for folder, cause in [

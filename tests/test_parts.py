@@ -85,8 +85,8 @@ def test_parts_together_are_the_file(files, tmp_path, size):
 
 
 def test_a_resumed_plan_wants_and_reads_what_is_missing(files, tmp_path):
-    for number in (0, 2, 3, 6):
-        write_part(tmp_path, number, pa.table({"id": [number]}))
+    for number, rows in ((0, 10), (2, 5), (3, 10), (6, 10)):
+        write_part(tmp_path, number, pa.table({"id": [number] * rows}))
     plans = plan_parts(files, 10, tmp_path)
     assert [plan.wanted for plan in plans] == [(1,), (), (), (4,), (5, 7)]
     assert [plan.first for plan in plans] == [0, 3, 3, 4, 5]
@@ -98,7 +98,17 @@ def test_a_resumed_plan_wants_and_reads_what_is_missing(files, tmp_path):
 
 def test_a_part_that_was_not_finished_is_wanted(files, tmp_path):
     part_path(tmp_path, 0).with_name(f".{part_path(tmp_path, 0).name}.partial").write_bytes(b"PAR1")
+    part_path(tmp_path, 1).touch()
+    write_part(tmp_path, 2, pa.table({"id": [1] * 4}))  # of five
     assert plan_parts(files[:1], 10, tmp_path)[0].wanted == (0, 1, 2)
+
+
+def test_what_a_killed_worker_had_begun_is_cleared_away(tmp_path):
+    begun, other = tmp_path / ".part-000003.parquet.77.partial", tmp_path / ".claimed"
+    begun.write_bytes(b"PAR1")
+    other.touch()
+    check_same_run(tmp_path, {"model": "m"})
+    assert not begun.exists() and other.exists()
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import method_modules
+from conftest import SMALL, method_modules
 from safetensors.torch import load_file, save_file
 from shapes import SHAPES, assistant, make_tokenizer, user
+from transformers import AutoModelForSequenceClassification, Gemma2Config, Qwen3NextConfig, StableLmConfig
 
 from common.attention import SEGMENT_ATTENTION
 from common.conversation import BadRow
@@ -154,6 +155,21 @@ def test_a_model_without_its_head_is_refused(folder):
     del weights["score.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(DataError, match="score.weight is missing. Is it a reward model"):
+        load_reward_model(str(folder), packed=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "cause"),
+    [
+        (Qwen3NextConfig(**SMALL, num_experts=2, num_experts_per_tok=2, moe_intermediate_size=16), "differ by up to"),
+        (Gemma2Config(**SMALL, head_dim=16), "does not compute softcap"),
+        (StableLmConfig(**SMALL), "takes no attention but its own"),
+    ],
+)
+def test_an_architecture_that_would_mix_texts_up_is_refused(folder, config, cause):
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    load_reward_model(str(folder), packed=False)
+    with pytest.raises(DataError, match=f"{folder}: .*{cause}"):
         load_reward_model(str(folder), packed=True)
 
 
