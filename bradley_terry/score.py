@@ -223,6 +223,10 @@ def main() -> None:
         if done < total:
             try:
                 score_parts(plans, size, shape, options, done)
+            except ray.exceptions.RayError as error:
+                raise ClusterError(
+                    f"{error}\nA worker failed. Started again, the command scores what is left."
+                ) from error
             finally:
                 disconnect()
         kinds = list_bad_rows(plans, size, options.output)
