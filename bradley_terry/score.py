@@ -65,6 +65,8 @@ def read_texts(row: dict, shape: tuple[str, ...]) -> list[Conversation | str]:
         dialogue, responses = read_candidates(row, least=1)
     elif shape == ("query", "response"):
         dialogue, responses = read_dialogue(row["query"], "query"), [row["response"]]
+        if not isinstance(row["response"], str):
+            raise BadRow("response", "expected text", row["response"])
     else:
         return [read_conversation(column, row[column]) for column in shape]
     answers = [{"role": "assistant", "content": response} for response in responses]
@@ -179,7 +181,9 @@ def list_bad_rows(plans: list[FilePlan], size: int, output: Path) -> Counter:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Rewards for all rows of Parquet files.")
-    parser.add_argument("--model", default="outputs/checkpoint", help="checkpoint folder or hub id")
+    parser.add_argument(
+        "--model", default="outputs/checkpoint", help="checkpoint folder or hub id; default: %(default)s"
+    )
     parser.add_argument("--input", required=True, help="Parquet: a path, a folder, or a pattern in quotes")
     parser.add_argument("--output", required=True, type=Path, help="folder for the scored parts")
     parser.add_argument("--workers", type=int, help="models at once; default: one per GPU, or one per core")
@@ -241,3 +245,5 @@ if __name__ == "__main__":
         main()
     except (DataError, ClusterError, CheckpointError) as error:
         raise SystemExit(f"score.py: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("\nscore.py: stopped; the same command scores what is left") from None

@@ -54,9 +54,12 @@ def claim_folder(folder: Path):
     """Keep other runs out of a folder until the returned file is closed or this process ends, however it ends.
 
     Raises:
-        CheckpointError: another run has it.
+        CheckpointError: another run has it, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no folder can be made there ({error}). Choose another one.") from error
     claim = open(folder / ".claimed", "w")  # noqa: SIM115  (open for as long as the run lasts)
     try:
         fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -119,7 +119,9 @@ def _report_bad_rows(total: int, faults: list[tuple[str, BadRow]], kinds: Counte
     ]
     more = [f"  … and {len(faults) - BAD_ROWS_SHOWN} more"] if len(faults) > BAD_ROWS_SHOWN else []
     lines = [f"{len(faults)} of {total} rows cannot be used:", *shown, *more, f"In all: {_list_counts(kinds)}."]
-    return "\n".join(lines + ["Mend these rows, or drop them with data.on_bad_row=drop (--on-bad-row drop)."])
+    return "\n".join(
+        lines + ["Mend these rows, or drop them with data.on_bad_row=drop (--on-bad-row drop, on_bad_row='drop')."]
+    )
 
 
 def _fate_of(dropped: Counter) -> str:

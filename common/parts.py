@@ -72,11 +72,20 @@ def check_same_run(output: Path, run: dict) -> None:
     if not note.exists() and (parts := sorted(output.glob("*.parquet"))):
         raise DataError(f"{output} holds {parts[0].name}, which no such run left there. Choose another --output.")
     earlier = json.loads(note.read_text(encoding="utf-8")) if note.exists() else run
-    if changed := [name for name in run if earlier.get(name) != run[name]]:
-        raise DataError(f"{output} holds another run, different in {', '.join(changed)}. Choose another --output.")
+    if changed := [_difference(name, earlier.get(name), run[name]) for name in run if earlier.get(name) != run[name]]:
+        raise DataError(f"{output} holds another run, different in {'; '.join(changed)}. Choose another --output.")
     write_text(note, json.dumps(run, indent=1))
     for begun in output.glob(".part-*.partial"):
         begun.unlink()
+
+
+def _difference(name: str, there: object, here: object) -> str:
+    """Say what differs; of lists, what is in one of them alone."""
+    if isinstance(there, list) and isinstance(here, list):
+        there, here = [entry for entry in there if entry not in here], [entry for entry in here if entry not in there]
+        if not there and not here:
+            return f"{name}: in another order"
+    return f"{name}: {there} there, {here} here"
 
 
 def read_parts(plan: FilePlan, size: int) -> Iterator[tuple[int, pa.Table]]:

@@ -96,7 +96,9 @@ def main() -> None:
     rows, left_out, answers = judge(options, rows)
     labels, votes = [row["label"] for row in rows], [[parse(text) for text in given] for given in answers]
     verdicts = [decide(cast) for cast in votes]
-    metrics = judge_metrics(labels, verdicts) | evidence_metrics([row["evidence"] for row in rows], answers)
+    metrics = judge_metrics(labels, verdicts)
+    if not options.hidden_reasoning:
+        metrics |= evidence_metrics([row["evidence"] for row in rows], answers)
     metrics["clipped"] = clipped_share(answers)
     more, bins = vote_metrics(labels, votes, verdicts) if options.votes > 1 else ({}, [])
     tables = {"label (row), verdict (column)": confusion(labels, verdicts, VERDICTS)}

@@ -232,7 +232,7 @@ def test_killed_in_the_middle_and_started_again_every_row_is_there_once(tmp_path
         model.score.weight.mul_(2)
     model.save_pretrained(other_model)
     AutoTokenizer.from_pretrained(reward_checkpoint).save_pretrained(other_model)
-    assert_refused("holds another run, different in model. Choose another --output", other_model, many_rows, output)
+    assert_refused("holds another run, different in model: ", other_model, many_rows, output)
     pq.write_table(pq.read_table(many_rows).slice(1), other_rows)
-    assert_refused("holds another run, different in files.", reward_checkpoint, other_rows, output)
+    assert_refused("holds another run, different in files: [['rows.parquet', '", reward_checkpoint, other_rows, output)
     assert {path: path.stat().st_mtime_ns for path in parts_of(output)} == finished

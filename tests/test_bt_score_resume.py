@@ -61,7 +61,7 @@ def test_a_missing_part_alone_is_made_again_and_is_what_it_was(command, tmp_path
 )
 def test_options_that_change_rewards_are_refused(command, options, name):
     command()
-    with pytest.raises(DataError, match=f"different in {name}. Choose another --output"):
+    with pytest.raises(DataError, match=f"different in {name}: .* there, .* here. Choose another --output"):
         command(*options)
 
 

@@ -129,7 +129,7 @@ def test_bad_rows_are_shown_by_file_row_column_and_value_then_counted(tmp_path):
         "  train.parquet row 1, column 'text': empty text",
         "  train.parquet row 3, column 'text': the last turn is not the assistant's (found \"role 'user'\")",
         "In all: 1 x column 'text': empty text; 1 x column 'text': the last turn is not the assistant's.",
-        "Mend these rows, or drop them with data.on_bad_row=drop (--on-bad-row drop).",
+        "Mend these rows, or drop them with data.on_bad_row=drop (--on-bad-row drop, on_bad_row='drop').",
     ]
 
 

@@ -161,6 +161,9 @@ def test_evidence_is_counted_where_rows_carry_it(run, loaded):
     loaded([*RIGHT[:3], write_score(LABELS[3], "no idea"), *RIGHT[4:]])
     metrics, _, _ = run(rows=rows)
     assert (metrics["evidence"], metrics["evidence_rows"]) == (3 / 4, 4)
+    with serve(lambda *_: "<score>3</score>") as (url, _):
+        hidden, _, _ = run("--endpoint", url, "--hidden-reasoning", rows=rows, model="judge")
+    assert hidden["parse_rate"] == 1 and "evidence" not in hidden
 
 
 def test_rendered_rows_are_judged_as_labelled_ones(run, loaded):
