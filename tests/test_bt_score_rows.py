@@ -62,7 +62,7 @@ def test_what_a_row_wants_scored(row, shape, expected):
         ({"messages": None}, ("messages",), "messages", "expected a list of messages"),
         ({"messages": [user("Hi"), {"role": "assistant", "content": None}]}, ("messages",), "messages", "without role"),
         ({"query": None, "response": "Ho"}, ("query", "response"), "query", "expected a list of messages"),
-        ({"query": "Hi", "response": None}, ("query", "response"), "response", "without role or content"),
+        ({"query": "Hi", "response": None}, ("query", "response"), "response", "expected text"),
         ({"query": "Hi", "response": " \n"}, ("query", "response"), "response", "empty response"),
         ({"query": "", "response": "Ho"}, ("query", "response"), "query", "empty text"),
         ({"input": "Hi", "output": []}, ("input", "output"), "output", "expected a list of 1 or more response"),
