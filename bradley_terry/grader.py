@@ -9,6 +9,7 @@ anything, P(A better than B) = σ(reward A - reward B). Served or not, the token
 rendered and tokenised here, never by the server. Only `common` is imported: this file works from any folder.
 """
 
+import gc
 import math
 from typing import Any
 
@@ -80,8 +81,12 @@ class BradleyTerryGrader(Grader):
             named = served_name or model_path
             self.reward_of = lambda ids: served.call(lambda client: classify(client, named, ids.tolist()))
         else:
-            model, _ = load_reward_model(model_path, True, dtype, trust_remote_code)
-            self.reward_of = Batcher(lambda texts: score(model, texts, max_tokens).tolist()).submit
+            batcher = Batcher(lambda texts: score(model, texts, max_tokens).tolist())
+            # by the thread that will score: each thread that computes has OpenMP threads of its own, and where these
+            # are more than the cores, all of them wait asleep, at half the speed for single calls
+            model, _ = batcher.thread.submit(load_reward_model, model_path, True, dtype, trust_remote_code).result()
+            gc.collect()  # now: half a second with all of torch in memory, else in the middle of the first calls
+            self.reward_of = batcher.submit
 
     async def grade(
         self,
