@@ -29,12 +29,11 @@ from tqdm import tqdm
 from common.checkpoint import CheckpointError, claim_folder
 from common.cluster import ClusterError, check_shared_folder, connect, disconnect
 from common.conversation import BadRow, Conversation, read_conversation
-from common.files import content_digest, write_text
-from common.labelled import read_candidates, read_dialogue
+from common.files import content_digest, tails_digest, write_text
+from common.labelled import read_candidates, read_dialogue, read_response
 from common.parquet import DataError, column_names
 from common.parts import FilePlan, check_same_run, part_path, part_size, plan_parts, read_parts, write_part
 from common.reward_model import encode, load_reward_model, load_reward_tokenizer, score
-from common.tokenizer import tails_digest
 
 # what a row may hold, and the columns of its rewards; "rewards" is a list, one for each response
 SHAPES = {
@@ -64,9 +63,7 @@ def read_texts(row: dict, shape: tuple[str, ...]) -> list[Conversation | str]:
     if shape == ("input", "output"):
         dialogue, responses = read_candidates(row, least=1)
     elif shape == ("query", "response"):
-        dialogue, responses = read_dialogue(row["query"], "query"), [row["response"]]
-        if not isinstance(row["response"], str):
-            raise BadRow("response", "expected text", row["response"])
+        dialogue, responses = read_dialogue(row["query"], "query"), [read_response(row["response"])]
     else:
         return [read_conversation(column, row[column]) for column in shape]
     answers = [{"role": "assistant", "content": response} for response in responses]

@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 from openai import AsyncOpenAI
 
-from common.conversation import BadRow, Conversation, DataError, check_unicode, read_json
+from common.conversation import BadRow, Conversation, DataError, read_json
 from common.endpoint import EndpointError, connect
-from common.labelled import read_dialogue
+from common.labelled import read_dialogue, read_response
 
 try:
     from openjudge.evaluation_strategy import BaseEvaluationStrategy  # noqa: F401
@@ -57,13 +57,6 @@ class Grader(BaseGrader):
 def read_query(query: str | Conversation) -> Conversation:
     """Return what is asked, a query or a whole conversation (messages, or JSON text of them), as messages."""
     return read_dialogue(query, "query")
-
-
-def read_response(response: str, column: str = "response") -> str:
-    """Return a response; raise `BadRow` where it is no text."""
-    if not isinstance(response, str):
-        raise BadRow(column, "expected text", response)
-    return check_unicode(column, response)
 
 
 def read_responses(responses: list[str]) -> list[str]:

@@ -129,6 +129,13 @@ def read_dialogue(value: object, column: str = "input") -> Conversation:
     return [{"role": "user", "content": dialogue}] if isinstance(dialogue, str) else dialogue
 
 
+def read_response(response: str, column: str = "response") -> str:
+    """Return a response; raise `BadRow` where it is no text."""
+    if not isinstance(response, str):
+        raise BadRow(column, "expected text", response)
+    return check_unicode(column, response)
+
+
 def _read_responses(value: object, count: int, or_more: bool = False) -> list[str]:
     answers = read_json("output", value)
     if not isinstance(answers, list) or len(answers) < count or (len(answers) > count and not or_more):

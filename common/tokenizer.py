@@ -1,14 +1,13 @@
 """A model's tokenizer, with a pad token of its own, and an early word if the model cannot be used."""
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from common.files import tails_digest
 from common.parquet import DataError
 
 # in the order of preference, from the vocabularies of Llama 3, Qwen (whose base models also end with <|endoftext|>), …
@@ -52,16 +51,6 @@ def cannot_load(name: str, error: Exception, remedy: str) -> DataError:
 
 def _weights_digest(folder: Path) -> str:
     return f"weights {tails_digest([*folder.glob('*.safetensors'), *folder.glob('*.bin')])}"
-
-
-def tails_digest(files: Iterable[Path]) -> str:
-    """Hash the size and the last megabyte of each file: enough to tell models or tables apart, cheap if large."""
-    total = hashlib.sha256()
-    for file in sorted(files):
-        with file.open("rb") as content:
-            content.seek(max(0, file.stat().st_size - 2**20))
-            total.update(file.stat().st_size.to_bytes(8, "little") + content.read())
-    return total.hexdigest()[:12]
 
 
 def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict) -> None:

@@ -3,6 +3,8 @@
 import importlib
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -205,3 +207,19 @@ def small_pair_run(tiny_model, tmp_path_factory) -> dict[str, str]:
         files[split] = str(write_rows(folder / f"{split}.parquet", rows))
     judge = warm_start(tiny_model, conversations, folder / "judge")
     return {"TRAIN_FILES": files["train"], "VAL_FILES": files["val"], "MODEL_PATH": judge}
+
+
+class AtOnce:
+    """Counts, in a server's threads, how many requests are being answered at the same time, at most."""
+
+    def __init__(self):
+        self.running, self.most, self.lock = 0, 0, threading.Lock()
+
+    def take(self, seconds: float) -> None:
+        """Be busy with a request."""
+        with self.lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        time.sleep(seconds)
+        with self.lock:
+            self.running -= 1

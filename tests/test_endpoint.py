@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import AtOnce
 
 from common.endpoint import EndpointError, ask, connect, one
 from common.judge import parse_score, write_score
@@ -88,21 +89,16 @@ def test_greedy_questions_hold_what_was_asked_and_no_seed(monkeypatch):
 
 
 def test_answers_keep_the_order_of_the_questions_and_no_more_run_at_once_than_allowed():
-    running, most, lock = 0, 0, threading.Lock()
+    at_once = AtOnce()
 
     def reply(request, number):
-        nonlocal running, most
-        with lock:
-            running, most = running + 1, max(most, running + 1)
-        time.sleep(0.05 if number % 2 else 0.01)
-        with lock:
-            running -= 1
+        at_once.take(0.05 if number % 2 else 0.01)
         return f"{request['messages'][0]['content']}, {request['seed']}"
 
     with serve(reply) as (url, _):
         given = ask(url, "judge", [user(str(n)) for n in range(6)], 8, temperature=1.0, votes=2, seed=5, concurrency=3)
     assert given == [[f"{number}, 10", f"{number}, 11"] for number in range(6)]  # each vote with a seed of its own
-    assert most == 3
+    assert at_once.most == 3
 
 
 def test_a_single_question_can_be_awaited():

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from conftest import method_modules
+from conftest import AtOnce, method_modules
 from openjudge.runner.grading_runner import GradingRunner
 from test_endpoint import completion, serve
 
@@ -55,15 +55,10 @@ def test_the_prompt_goes_out_as_a_users_turn_and_the_verdict_comes_back(tiny_mod
 
 
 def test_one_grader_serves_event_loops_one_after_another_and_asks_no_more_at_once_than_allowed():
-    running, most, lock = 0, 0, threading.Lock()
+    at_once = AtOnce()
 
     def reply(request, _):
-        nonlocal running, most
-        with lock:
-            running, most = running + 1, max(most, running + 1)
-        time.sleep(0.02)
-        with lock:
-            running -= 1
+        at_once.take(0.02)
         return write_score(int(response_in(request)))
 
     with serve(reply) as (url, _):
@@ -73,7 +68,7 @@ def test_one_grader_serves_event_loops_one_after_another_and_asks_no_more_at_onc
             connection.join(5)
             assert not connection.is_alive(), "left open by an event loop that has ended"
     assert given == [[0, 1, 2, 3, 4, 3, 4, 0]] * 3
-    assert most == 3
+    assert at_once.most == 3
 
 
 # ---- what passes, and what does not
