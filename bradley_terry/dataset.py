@@ -14,6 +14,8 @@ ids result when the finished model scores the same text, which is what makes the
 """
 
 import hashlib
+import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 
@@ -23,8 +25,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from common.conversation import BadRow, Conversation, read_conversation
-from common.parquet import DataError, check_rows, read_rows
+from common.conversation import BadRow, Conversation, DataError, read_conversation
+from common.parquet import check_rows, read_rows
 
 TRUNCATIONS = ("error", "drop", "left")
 TOKENIZE_AT_ONCE = 512  # rows per call of the tokenizer, which spreads a call over all cores
@@ -37,7 +39,7 @@ class Pair:
     prompt: np.ndarray  # (p,) int32; chosen: (c,), rejected: (r,)
     chosen: np.ndarray
     rejected: np.ndarray
-    margin: float  # by how much chosen is better, 0 where the data does not say
+    margin: float  # by how much chosen is better, 0 if the data does not say
     source: str
 
     @property
@@ -52,7 +54,7 @@ class Pair:
 
 
 def check_pair(row: dict) -> dict:
-    """Read one row's `chosen`, `rejected` and optional `margin`; raise `BadRow` where it is no preference."""
+    """Read one row's `chosen`, `rejected` and optional `margin`; raise `BadRow` if it is not a preference."""
     chosen, rejected = (read_conversation(column, row[column]) for column in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise BadRow("rejected", "one side is plain text and the other a conversation")
@@ -75,6 +77,15 @@ def _holds_prompt(conversation: Conversation | str, prompt: object) -> bool:
     if isinstance(conversation, str):
         return isinstance(prompt, str) and conversation.startswith(prompt)
     return len(conversation) > 1
+
+
+def prompt_of(row: dict) -> str:
+    """Return what both sides of a checked row answer, as text: rows of the same text stay together in a split."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if not isinstance(chosen, str):
+        return json.dumps(chosen[:-1], sort_keys=True)
+    shared = os.path.commonprefix([chosen, rejected])  # of plain text: up to its last line, or else its last word
+    return shared.rpartition("\n")[0] or shared.rpartition(" ")[0] or chosen + rejected
 
 
 def load_pairs(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
@@ -121,26 +132,9 @@ def encode_pairs(
     """
     if truncation not in TRUNCATIONS:
         raise DataError(f"data.truncation={truncation!r}: expected one of {', '.join(TRUNCATIONS)}")
-    conversations = any(not isinstance(row["chosen"], str) for row in rows)
-    if conversations and any(isinstance(row["chosen"], str) for row in rows):
-        raise DataError(
-            "plain text and conversations in one set: only plain text gets the tokenizer's special tokens, "
-            "so keep them in sets of their own"
-        )
-    if conversations and not tokenizer.chat_template:
-        raise DataError(
-            f"{tokenizer.name_or_path}: the tokenizer has no chat template, but the rows are conversations. Put a "
-            "chat_template.jinja beside the model, or use plain-text columns."
-        )
+    special_tokens = takes_special_tokens(rows, tokenizer)
     rows, counts = check_rows(rows, lambda row: render(row, tokenizer), on_bad_row)
-    with tqdm(total=len(rows), desc="tokenise", unit="pair", delay=1) as progress:
-        for start in range(0, len(rows), TOKENIZE_AT_ONCE):
-            chunk = rows[start : start + TOKENIZE_AT_ONCE]
-            texts = [text for row in chunk for text in row["texts"]]
-            ids = tokenizer(texts, add_special_tokens=not conversations)["input_ids"]
-            for row, chosen, rejected in zip(chunk, ids[::2], ids[1::2]):
-                row["ids"] = [np.asarray(side, dtype=np.int32) for side in (chosen, rejected)]
-            progress.update(len(chunk))
+    tokenise(rows, tokenizer, special_tokens)
     rows, equal = check_rows(rows, lambda row: {"pair": make_pair(row, tokenizer)}, on_bad_row)
     counts += equal
     pairs = [row["pair"] for row in rows if row["pair"].longest <= max_length]
@@ -157,6 +151,38 @@ def encode_pairs(
     if not pairs:
         raise DataError(f"no usable pair: all {len(rows)} are longer than data.max_length={max_length} tokens")
     return pairs, counts
+
+
+def takes_special_tokens(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer adds its special tokens: to plain text; a chat template writes them itself.
+
+    Raises:
+        DataError: plain text and conversations in one set; conversations, and no chat template.
+    """
+    plain = [isinstance(row["chosen"], str) for row in rows]
+    if any(plain) and not all(plain):
+        raise DataError(
+            "plain text and conversations in one set: only plain text gets the tokenizer's special tokens, "
+            "so keep them in sets of their own"
+        )
+    if not all(plain) and not tokenizer.chat_template:
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template, but the rows are conversations. Put a "
+            "chat_template.jinja beside the model, or use plain-text columns."
+        )
+    return all(plain)
+
+
+def tokenise(rows: list[dict], tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> None:
+    """Add to each rendered row the token ids of both sides, under "ids"."""
+    with tqdm(total=len(rows), desc="tokenise", unit="pair", delay=1) as progress:
+        for start in range(0, len(rows), TOKENIZE_AT_ONCE):
+            chunk = rows[start : start + TOKENIZE_AT_ONCE]
+            texts = [text for row in chunk for text in row["texts"]]
+            ids = tokenizer(texts, add_special_tokens=special_tokens)["input_ids"]
+            for row, chosen, rejected in zip(chunk, ids[::2], ids[1::2]):
+                row["ids"] = [np.asarray(side, dtype=np.int32) for side in (chosen, rejected)]
+            progress.update(len(chunk))
 
 
 def make_pair(row: dict, tokenizer: PreTrainedTokenizerBase) -> Pair:
@@ -206,7 +232,7 @@ def collate(pairs: list[Pair]) -> dict[str, torch.Tensor]:
     }
 
 
-def digest(pairs: list[Pair]) -> str:
+def digest_pairs(pairs: list[Pair]) -> str:
     """Return a short hash of all tokens and margins, to tell whether two runs train on the same pairs."""
     total = hashlib.sha256()
     for pair in pairs:

@@ -15,13 +15,13 @@ from verl.workers.engine import EngineRegistry
 
 from common.attention import Segments
 from common.checkpoint import export_model
-from common.engine import PackedEngine, PackedWorker
-from common.reward_model import score_ends
+from common.fsdp import PackedEngine, PackedWorker
 
-from loss import batch_sums, pair_losses
+from .loss import batch_sums, pair_losses
+from .reward_model import score_ends
 
 
-def pack(branch_lengths: torch.Tensor, device: torch.device) -> tuple[Segments, torch.Tensor]:
+def cut_pairs(branch_lengths: torch.Tensor, device: torch.device) -> tuple[Segments, torch.Tensor]:
     """Cut a packed row of pairs into attention segments.
 
     Args:
@@ -81,7 +81,7 @@ class PairEngine(PackedEngine):
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
         ids = micro_batch["input_ids"].values()
-        segments, ends = pack(micro_batch["branch_lengths"], ids.device)
+        segments, ends = cut_pairs(micro_batch["branch_lengths"], ids.device)
         positions = micro_batch["position_ids"].values()
         return {"input_ids": ids[None], "position_ids": positions[None], "segments": segments, "ends": ends}, {}
 

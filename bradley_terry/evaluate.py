@@ -1,6 +1,6 @@
 """How good is a reward model on held-out pairs? And is it better than counting characters?
 
-    python evaluate.py --model outputs/checkpoint --data test.parquet
+    python -m bradley_terry.evaluate --model outputs/checkpoint --data test.parquet
 
 Loads the checkpoint with transformers alone and pads like everyone else, so its figures are what a user of the
 checkpoint gets, not what the trainer's own engine reports. The metrics are pure functions, and training calls the same.
@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.conversation import DataError
 from common.files import write_text
-from common.parquet import DataError, write_rows
-from common.report import draw, format_value
-from common.reward_model import load_reward_model
+from common.parquet import write_rows
+from common.report import Histogram, draw, format_value
 
-from dataset import Pair, encode_pairs, load_pairs
+from .dataset import Pair, encode_pairs, load_pairs
+from .reward_model import batches_of, load_reward_model
 
 CALIBRATION_BINS = 10
 
@@ -95,19 +96,14 @@ def score_pairs(model, pairs: list[Pair], pad_token_id: int, max_tokens: int) ->
     """
     model.config.get_text_config().pad_token_id = pad_token_id  # transformers scores the last token that is not this
     sequences = [np.concatenate([pair.prompt, branch]) for pair in pairs for branch in (pair.chosen, pair.rejected)]
-    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     rewards = np.empty(len(sequences), dtype=np.float32)
     with tqdm(total=len(sequences), desc="score", unit="text") as progress:
-        while order:
-            batch = order[: max(1, max_tokens // len(sequences[order[0]]))]
-            while len(batch) > 1 and len(batch) * len(sequences[batch[-1]]) > max_tokens:
-                batch.pop()
-            order = order[len(batch) :]
-            width = len(sequences[batch[-1]])
-            ids = torch.full((len(batch), width), pad_token_id)
+        for batch in batches_of([len(sequence) for sequence in sequences], max_tokens):
+            lengths = torch.tensor([len(sequences[index]) for index in batch])
+            ids = torch.full((len(batch), int(lengths.max())), pad_token_id)
             for line, index in enumerate(batch):
-                ids[line, : len(sequences[index])] = torch.from_numpy(sequences[index])
-            mask = torch.arange(width) < torch.tensor([len(sequences[index]) for index in batch])[:, None]
+                ids[line, : lengths[line]] = torch.from_numpy(sequences[index])
+            mask = torch.arange(ids.shape[1]) < lengths[:, None]
             logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
             rewards[batch] = logits[:, 0].float().cpu().numpy()
             progress.update(len(batch))
@@ -150,7 +146,8 @@ def main() -> None:
     save_rewards(output / f"evaluation_{name}.parquet", pairs, rewards)
     sides = {"chosen": rewards[:, 0].tolist(), "rejected": rewards[:, 1].tolist()}
     margins = {"margin": (rewards[:, 0] - rewards[:, 1]).tolist()}
-    draw(output / f"evaluation_{name}.png", {}, {"reward": sides, "chosen - rejected": margins})
+    panels = [Histogram("reward", sides, "answers"), Histogram("chosen - rejected", margins, "pairs")]
+    draw(output / f"evaluation_{name}.png", panels)
     print(f"written: {output}/evaluation_{name}.json, .parquet and .png")
 
 

@@ -1,12 +1,12 @@
 """The reward model as OpenJudge's grader: `await grader.aevaluate(query=..., response=...)` gives the reward.
 
-    from grader import BradleyTerryGrader
+    from bradley_terry.grader import BradleyTerryGrader
     grader = BradleyTerryGrader("outputs/checkpoint")                                  # in this process
     grader = BradleyTerryGrader("outputs/checkpoint", "http://localhost:8000")         # served by vLLM or SGLang
 
-A reward is no mark out of ten: it has no scale of its own, and only the difference between responses to one query means
-anything, P(A better than B) = σ(reward A - reward B). Served or not, the tokens are those of training: the text is
-rendered and tokenised here, never by the server. Only `common` is imported: this file works from any folder.
+A reward is not a mark out of ten. It has no scale of its own, and only the difference between responses to one query
+means anything, P(A better than B) = σ(reward A - reward B). Served or not, the tokens are those of training: the text
+is rendered and tokenised here, never by the server.
 """
 
 import gc
@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.conversation import BadRow, Conversation, DataError
-from common.endpoint import classify
-from common.grading import (
+from common.conversation import BadRow, Conversation, DataError, read_dialogue, read_response
+from common.grading.contract import (
     Batcher,
     Endpoint,
     Grader,
@@ -28,11 +27,11 @@ from common.grading import (
     NoVerdict,
     all_or_none,
     rank_by,
-    read_query,
-    read_response,
-    read_responses,
+    read_several,
 )
-from common.reward_model import encode, load_reward_model, load_reward_tokenizer, score
+from common.grading.endpoint import classify
+
+from .reward_model import encode, load_reward_model, load_reward_tokenizer, score
 
 
 class BradleyTerryGrader(Grader):
@@ -60,12 +59,12 @@ class BradleyTerryGrader(Grader):
             model_path: checkpoint folder or hub id; with an endpoint its tokenizer and config alone are read.
             endpoint: `http://host:8000` of a server that knows `/classify`; the key is OPENAI_API_KEY's.
             served_name: what the server calls the model, if not `model_path`.
-            max_tokens: of a batch, for a model in this process; see `common.reward_model.score`.
+            max_tokens: of a batch, for a model in this process; see `score` in reward_model.py.
             dtype: of a model in this process; in bf16 close rewards round to a tie.
             concurrency, timeout, retries: requests at once, seconds for one, and how often it is repeated.
 
         Raises:
-            DataError: it cannot be loaded, is no reward model, or has no chat template to ask through.
+            DataError: it cannot be loaded, is not a reward model, or has no chat template to ask through.
         """
         super().__init__(
             name or type(self).__name__, mode, description, strategy, model_path=model_path, endpoint=endpoint
@@ -76,17 +75,27 @@ class BradleyTerryGrader(Grader):
                 f"{model_path}: the tokenizer has no chat template, so how query and response make a text is unknown. "
                 "Whole texts are scored by score.py, in the columns chosen and rejected."
             )
+        self.max_tokens = max_tokens
         if endpoint:
-            served = Endpoint(endpoint.rstrip("/").removesuffix("/v1"), concurrency, timeout=timeout, retries=retries)
-            named = served_name or model_path
-            self.reward_of = lambda ids: served.call(lambda client: classify(client, named, ids.tolist()))
+            self.served_name = served_name or model_path
+            self.endpoint = Endpoint(
+                endpoint.rstrip("/").removesuffix("/v1"), concurrency, timeout=timeout, retries=retries
+            )
+            self.reward_of = self._ask_endpoint
         else:
-            batcher = Batcher(lambda texts: score(model, texts, max_tokens).tolist())
-            # by the thread that will score: each thread that computes has OpenMP threads of its own, and where these
-            # are more than the cores, all of them wait asleep, at half the speed for single calls
-            model, _ = batcher.thread.submit(load_reward_model, model_path, True, dtype, trust_remote_code).result()
-            gc.collect()  # now: half a second with all of torch in memory, else in the middle of the first calls
-            self.reward_of = batcher.submit
+            self.batcher = Batcher(self._score_batch)
+            # The thread that will score also loads. Each thread that computes has OpenMP threads of its own. If these
+            # are more than the cores, all of them sleep while they wait, and single calls run at half the speed.
+            loading = self.batcher.thread.submit(load_reward_model, model_path, True, dtype, trust_remote_code)
+            self.model, _ = loading.result()
+            gc.collect()  # takes half a second with all of torch in memory: now, not in the middle of the first calls
+            self.reward_of = self.batcher.submit
+
+    async def _ask_endpoint(self, ids: np.ndarray) -> float:
+        return await self.endpoint.call(lambda client: classify(client, self.served_name, ids.tolist()))
+
+    def _score_batch(self, texts: list[np.ndarray]) -> list[float]:
+        return score(self.model, texts, self.max_tokens).tolist()
 
     async def grade(
         self,
@@ -105,9 +114,9 @@ class BradleyTerryGrader(Grader):
         Raises:
             BadRow, EndpointError: which `aevaluate` returns as `GraderError`.
         """
-        dialogue = read_query(query)
+        dialogue = read_dialogue(query, "query")
         if self.mode == GraderMode.LISTWISE:
-            texts = read_responses(responses)
+            texts = read_several(responses)
             encoded = {text: self._encode(dialogue, text, "responses") for text in texts}
             known = dict(zip(encoded, await all_or_none(map(self._reward, encoded.values()))))
             rewards = [known[text] for text in texts]  # equal texts, one reward: noise would put them in an order
@@ -120,7 +129,7 @@ class BradleyTerryGrader(Grader):
     async def _reward(self, ids: np.ndarray) -> float:
         reward = await self.reward_of(ids)
         if not math.isfinite(reward):
-            raise NoVerdict(f"the model's reward is {reward}, no finite number")
+            raise NoVerdict(f"the model's reward is {reward}, not a finite number")
         return reward
 
     def _encode(self, dialogue: Conversation, response: str, column: str) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Turn public preference sets, or the embedded demo, into the Parquet that train.py reads.
 
-    python prepare_data.py --source demo        --output data
-    python prepare_data.py --source helpsteer3  --output data                       # from the Hugging Face hub
-    python prepare_data.py --source ultrafeedback --path train_prefs.parquet --output data    # a local file
+    python -m bradley_terry.prepare_data --source demo        --output data
+    python -m bradley_terry.prepare_data --source helpsteer3  --output data                                     # the hub
+    python -m bradley_terry.prepare_data --source ultrafeedback --path train_prefs.parquet --output data  # a file
 
-Every source is one small function from its row to `Preference`, or to None where the annotators saw no difference: a
+Every source is one small function from its row to `Preference`, or to None if the annotators saw no difference: a
 tie says nothing about which answer is better, so it is counted and left out, never written as a pair. Prompts are never
 on two sides of a split. Printed at the end is what a trainer should know about the data: how many rows, ties and
 duplicates, and how often simply the longer answer is the better one.
@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from common.conversation import BadRow, Conversation, read_marked_turns, read_transcript
-from common.demo import preference_pairs
-from common.parquet import DataError, check_rows, split_by_prompt, write_rows
+from common.conversation import BadRow, Conversation, DataError, read_marked_turns, read_transcript
+from common.demo.world import preference_pairs
+from common.parquet import check_rows, split_by_prompt, write_rows
 from common.sources import load_source
 
-from dataset import check_pair
+from .dataset import check_pair, prompt_of
 
 
 class Preference(NamedTuple):
@@ -86,8 +86,8 @@ SOURCES = {
 }
 
 
-def convert_rows(rows: Iterable[dict], convert: Callable[[dict], Preference | None]) -> tuple[list[dict], Counter]:
-    """Convert a source's rows and count what is left out: ties, repeated pairs, rows that are no preference."""
+def convert_pairs(rows: Iterable[dict], convert: Callable[[dict], Preference | None]) -> tuple[list[dict], Counter]:
+    """Convert a source's rows and count what is left out: ties, repeated pairs, rows that are not a preference."""
     pairs, left_out, seen = [], Counter(), set()
     for number, row in enumerate(tqdm(rows, desc="convert", unit="row")):
         try:
@@ -121,7 +121,7 @@ def main() -> None:
         description="Write train.parquet, val.parquet and test.parquet of preference pairs."
     )
     parser.add_argument("--source", required=True, choices=["demo", *SOURCES])
-    parser.add_argument("--path", help="hub id or local file, where it is not the source's usual one")
+    parser.add_argument("--path", help="hub id or local file, if it is not the source's usual one")
     parser.add_argument("--output", required=True, help="folder to write into")
     parser.add_argument("--val-share", type=float, default=0.05, help="share of the rows for validation, and for test")
     parser.add_argument("--seed", type=int, default=0)
@@ -134,11 +134,12 @@ def main() -> None:
         left_out = Counter()
     else:
         source = SOURCES[options.source]
-        rows, left_out = convert_rows(
+        rows, left_out = convert_pairs(
             load_source(options.path or source.hub, source.split, **source.options), source.convert
         )
         share = options.val_share
-        splits = split_by_prompt(rows, {"train": 1 - 2 * share, "val": share, "test": share}, options.seed)
+        ratio = {"train": 1 - 2 * share, "val": share, "test": share}
+        splits = split_by_prompt(rows, ratio, options.seed, prompt_of)
     for split, rows in splits.items():
         path = write_rows(Path(options.output) / f"{split}.parquet", rows)
         print(f"{path}: {len(rows)} pairs, the longer answer is the better one in {longer_wins(rows):.1%}")

@@ -3,6 +3,7 @@
 # trains on them on the CPU in a few minutes. The same script trains an 8B model on a cluster.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+RUN=(python -m common.launch "$HERE") # runs a Python file of this folder, wherever it lies and whatever it is called
 
 # ---- yours to set -------------------------------------------------------------------------------------------------
 MODEL_PATH=${MODEL_PATH:-}              # a language model to start from: folder or hub id; empty: the tiny demo model
@@ -17,13 +18,13 @@ SEED=${SEED:-0}
 # -------------------------------------------------------------------------------------------------------------------
 
 if [[ -z "$TRAIN_FILES" ]]; then
-    python "$HERE/prepare_data.py" --source demo --seed "$SEED" --output "$OUTPUT/data"
+    "${RUN[@]}" prepare_data --source demo --seed "$SEED" --output "$OUTPUT/data"
     TRAIN_FILES=$OUTPUT/data/train.parquet VAL_FILES=$OUTPUT/data/val.parquet TEST_FILES=$OUTPUT/data/test.parquet
 fi
 if [[ -z "$MODEL_PATH" ]]; then
     # from scratch: 0.4 M parameters learn the demo in one pass of small batches at a high rate, after a long warm-up
     MODEL_PATH=$OUTPUT/model
-    python -m common.tiny_model --seed "$SEED" --output "$MODEL_PATH"
+    python -m common.demo.tiny_model --seed "$SEED" --output "$MODEL_PATH"
     BATCH=16 LR=1e-3 WARMUP=0.16
 else
     # pretrained: large batches at a low rate
@@ -65,4 +66,4 @@ TRAINER=(
     trainer.n_gpus_per_node="$N_GPUS_PER_NODE"
 )
 
-python "$HERE/train.py" "${DATA[@]}" "${MODEL[@]}" "${OPTIM[@]}" "${LOSS[@]}" "${TRAINER[@]}" "$@"
+"${RUN[@]}" train "${DATA[@]}" "${MODEL[@]}" "${OPTIM[@]}" "${LOSS[@]}" "${TRAINER[@]}" "$@"

@@ -1,13 +1,13 @@
 """Score any number of rows with a trained reward model: Parquet in, the same rows with their rewards out.
 
-    python score.py --model outputs/checkpoint --input 'rows/*.parquet' --output scored
-    RAY_ADDRESS=head:6379 python score.py …         # the same on a cluster, all paths in a shared folder
+    python -m bradley_terry.score --model outputs/checkpoint --input 'rows/*.parquet' --output scored
+    RAY_ADDRESS=head:6379 python -m bradley_terry.score …         # the same on a cluster, all paths in a shared folder
 
 Ray Data reads the files in parts, a pool of model actors scores them, and every part appears whole, as
 `scored/part-000000.parquet`: all columns kept, the rewards beside them. Started again after a crash, the command scores
-what is left, and every row is there exactly once, in its order. Texts are batched by how they start, a prompt that
-several responses share being computed once, and else by length, so that hardly anything is padding. A row that cannot
-be scored keeps its place, without a reward, and is listed with the reason in `scored/_bad_rows.jsonl`.
+what is left, and every row is there exactly once, in its order. Texts that start alike share a batch, and the prompt of
+several responses is computed once; the others are batched by length, so that hardly anything is padding. A row that
+cannot be scored keeps its place, without a reward, and is listed with the reason in `scored/_bad_rows.jsonl`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -28,12 +29,20 @@ from tqdm import tqdm
 
 from common.checkpoint import CheckpointError, claim_folder
 from common.cluster import ClusterError, check_shared_folder, connect, disconnect
-from common.conversation import BadRow, Conversation, read_conversation
+from common.conversation import (
+    BadRow,
+    Conversation,
+    DataError,
+    read_conversation,
+    read_dialogue,
+    read_response,
+    read_responses,
+)
 from common.files import content_digest, tails_digest, write_text
-from common.labelled import read_candidates, read_dialogue, read_response
-from common.parquet import DataError, column_names
-from common.parts import FilePlan, check_same_run, part_path, part_size, plan_parts, read_parts, write_part
-from common.reward_model import encode, load_reward_model, load_reward_tokenizer, score
+from common.parquet import column_names
+
+from .parts import FilePlan, check_same_run, part_path, part_size, plan_parts, read_parts, write_part
+from .reward_model import encode, load_reward_model, load_reward_tokenizer, score
 
 # what a row may hold, and the columns of its rewards; "rewards" is a list, one for each response
 SHAPES = {
@@ -47,7 +56,7 @@ MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py
 
 
 def shape_of(file: str) -> tuple[str, ...]:
-    """Return which columns of a file hold what is to be scored; raise `DataError` where none do."""
+    """Return which columns of a file hold what is to be scored; raise `DataError` if none do."""
     names = column_names(Path(file))
     shape = next((shape for shape in SHAPES if set(shape) <= set(names)), None)
     if shape is None:
@@ -61,7 +70,7 @@ def shape_of(file: str) -> tuple[str, ...]:
 def read_texts(row: dict, shape: tuple[str, ...]) -> list[Conversation | str]:
     """Return the whole conversations, or plain texts, that a row wants rewards for; raise `BadRow` if it holds none."""
     if shape == ("input", "output"):
-        dialogue, responses = read_candidates(row, least=1)
+        dialogue, responses = read_dialogue(row["input"]), read_responses(row["output"], 1)
     elif shape == ("query", "response"):
         dialogue, responses = read_dialogue(row["query"], "query"), [read_response(row["response"])]
     else:
@@ -97,30 +106,39 @@ class Scorer:
         return {"rows": [table.num_rows]}
 
     def score_part(self, table: pa.Table) -> pa.Table:
-        """Return rows with their rewards, and with the reason where there is none."""
-        encoded, errors = [], []
+        """Return rows with their rewards, or with the reason why there are none."""
+        encoded, errors = [], []  # of each row: the token ids of its texts, and what is wrong with it
         for row in table.select(self.shape).to_pylist():
             try:
-                texts = read_texts(row, self.shape)
-                limit = self.options.max_length
-                encoded.append([encode(text, self.tokenizer, limit, self.shape[-1]) for text in texts])
+                encoded.append(self.encode_row(row))
                 errors.append(None)
             except BadRow as fault:
                 encoded.append([])
                 errors.append(f"column '{fault.column}': {fault.kind}{fault.found}")
-        flat = [sequence for sequences in encoded for sequence in sequences]
-        rewards = iter(score(self.model, flat, self.options.max_tokens).tolist())
-        found = [[next(rewards) for _ in sequences] or None for sequences in encoded]
-        for row, given in enumerate(found):
-            if given and not all(map(math.isfinite, given)):
-                found[row], errors[row] = None, f"the model gives no finite reward (found {given})"
-        for place, name in enumerate(SHAPES[self.shape]):
-            if name == "rewards":
-                values = pa.array(found, pa.list_(pa.float32()))
-            else:
-                values = pa.array([given and given[place] for given in found], pa.float32())
-            table = table.append_column(name, values)
+        texts = [ids for of_row in encoded for ids in of_row]
+        rewards = iter(score(self.model, texts, self.options.max_tokens).tolist())
+        rewards_of = [[next(rewards) for _ in of_row] for of_row in encoded]
+        for number, of_row in enumerate(rewards_of):
+            if not all(map(math.isfinite, of_row)):
+                rewards_of[number], errors[number] = [], f"the model gives no finite reward (found {of_row})"
+        for name, column in self.reward_columns(rewards_of).items():
+            table = table.append_column(name, column)
         return table.append_column(ERROR, pa.array(errors, pa.string()))
+
+    def encode_row(self, row: dict) -> list[np.ndarray]:
+        """Return the token ids of each text of a row; raise `BadRow` if one cannot be scored."""
+        limit, column = self.options.max_length, self.shape[-1]
+        return [encode(text, self.tokenizer, limit, column) for text in read_texts(row, self.shape)]
+
+    def reward_columns(self, rewards_of: list[list[float]]) -> dict[str, pa.Array]:
+        """Return the columns of the rewards, null for a row without."""
+        names = SHAPES[self.shape]
+        if names == ("rewards",):
+            return {"rewards": pa.array([of_row or None for of_row in rewards_of], pa.list_(pa.float32()))}
+        return {
+            name: pa.array([of_row[place] if of_row else None for of_row in rewards_of], pa.float32())
+            for place, name in enumerate(names)
+        }
 
 
 def score_parts(
@@ -146,20 +164,26 @@ def score_parts(
 
 
 def start_ray(workers: int | None) -> tuple[str, int]:
-    """Return the device, and how many models there will be: by default one per GPU, or per core where there is none."""
+    """Return the device, and how many models there will be: by default one per GPU, or per core if there is no GPU."""
     if os.environ.get("RAY_ADDRESS"):
-        device, _ = connect(Path(__file__).parent, 1, 1, cores_beside=1)
-        free = ray.available_resources()
-        there = int(free["CPU"]) - 1  # for what reads
-        there = min(there, int(free["GPU"])) if device == "cuda" else there
-        if workers and workers > there:
-            raise ClusterError(f"--workers {workers}: the cluster has room for {there}")
-        return device, workers or there
-    there = torch.cuda.device_count() or os.cpu_count()
-    if workers and workers > there:
-        raise ClusterError(f"--workers {workers}: this machine has room for {there}")
+        device, _ = connect(__package__, 1, 1, cores_beside=1)
+        room = workers_of_cluster(device)
+    else:
+        room = torch.cuda.device_count() or os.cpu_count()
+    if workers and workers > room:
+        where = "the cluster" if os.environ.get("RAY_ADDRESS") else "this machine"
+        raise ClusterError(f"--workers {workers}: {where} has room for {room}")
+    if os.environ.get("RAY_ADDRESS"):
+        return device, workers or room
     cores = None if torch.cuda.is_available() else torch.get_num_threads()
-    return connect(Path(__file__).parent, 1, workers or cores, cores_beside=1)
+    return connect(__package__, 1, workers or cores, cores_beside=1)
+
+
+def workers_of_cluster(device: str) -> int:
+    """Return how many models the cluster has room for, beside the process that reads."""
+    free = ray.available_resources()
+    cores = int(free["CPU"]) - 1
+    return min(cores, int(free["GPU"])) if device == "cuda" else cores
 
 
 def list_bad_rows(plans: list[FilePlan], size: int, output: Path) -> Counter:
@@ -194,30 +218,44 @@ def read_options() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    options = read_options()
-    pattern = f"{options.input}/*.parquet" if os.path.isdir(options.input) else options.input
-    files = sorted(map(os.path.abspath, glob.glob(pattern, recursive=True)))
+def find_files(pattern: str) -> tuple[list[str], tuple[str, ...]]:
+    """Return the input files and the columns in them that hold what is to be scored.
+
+    Raises:
+        DataError: no file, or files of several kinds.
+    """
+    pattern_or_folder = f"{pattern}/*.parquet" if os.path.isdir(pattern) else pattern
+    files = sorted(map(os.path.abspath, glob.glob(pattern_or_folder, recursive=True)))
     if not files:
-        raise DataError(f"--input {options.input}: no such file (looked in {Path.cwd()})")
+        raise DataError(f"--input {pattern}: no such file (looked in {Path.cwd()})")
     shapes = {shape_of(file): Path(file).name for file in files}
     if len(shapes) > 1:
         found = "; ".join(f"{name} has {' and '.join(shape)}" for shape, name in shapes.items())
-        raise DataError(f"--input {options.input}: files of several kinds: {found}. Score each kind by itself.")
+        raise DataError(f"--input {pattern}: files of several kinds: {found}. Score each kind by itself.")
+    return files, *shapes
+
+
+def identity(options: argparse.Namespace, files: list[str]) -> dict:
+    """What must be equal for a run to go on with what an earlier one left in its folder."""
+    model = options.model
+    if os.path.isdir(model):  # wherever it lies now, with its tokenizer and chat template
+        model = tails_digest(path for path in Path(model).iterdir() if path.suffix in MODEL_FILES)
+    known_files = [[Path(file).name, content_digest(Path(file))] for file in files]
+    return {"max_length": options.max_length, "dtype": options.dtype, "model": model, "files": known_files}
+
+
+def main() -> None:
+    options = read_options()
+    files, shape = find_files(options.input)
     _, longest = load_reward_tokenizer(options.model, options.trust_remote_code)
     options.max_length = min(longest, options.max_length or longest)
     options.output = options.output.absolute()
-    local = os.path.isdir(options.model)
-    options.model = os.path.abspath(options.model) if local else options.model
+    if os.path.isdir(options.model):
+        options.model = os.path.abspath(options.model)  # workers run elsewhere
     with claim_folder(options.output):
-        run = {"max_length": options.max_length, "dtype": options.dtype}
-        run["model"] = options.model
-        if local:  # wherever it lies now, with its tokenizer and chat template
-            run["model"] = tails_digest(path for path in Path(options.model).iterdir() if path.suffix in MODEL_FILES)
-        run["files"] = [[Path(file).name, content_digest(Path(file))] for file in files]
-        check_same_run(options.output, run)
+        check_same_run(options.output, identity(options, files))
         total = sum(pq.read_metadata(file).num_rows for file in files)
-        size, (shape,) = part_size(total), shapes
+        size = part_size(total)
         plans = plan_parts(files, size, options.output)
         done = total - sum(plan.left(size) for plan in plans)
         print(f"{total} rows in {len(files)} files, {done} of them scored already")

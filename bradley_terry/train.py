@@ -1,6 +1,6 @@
 """Train a reward model on preference pairs. Read it top to bottom: this is all that happens.
 
-    bash run_bt.sh                       # sets every number, then calls: python train.py key=value …
+    bash run_bt.sh                       # sets every number, then starts this file with key=value …
 
 One process, this one, owns the data, the loop, the progress bar, the metrics and the files. The workers, one per GPU or
 share of the CPU, hold the sharded model and answer: train_batch, infer_batch, save and load, export. There is no
@@ -28,13 +28,22 @@ from common.checkpoint import (
     export_checkpoint,
     save_checkpoint,
 )
-from common.parquet import DataError, report_leak
-from common.report import draw, format_value, read_history, start_tracking, write_model_card
+from common.conversation import DataError
+from common.parquet import report_leak
+from common.report import (
+    Histogram,
+    draw,
+    format_value,
+    read_history,
+    start_tracking,
+    training_curves,
+    write_model_card,
+)
 from common.tokenizer import load_tokenizer
 
-from dataset import Pair, collate, describe, digest, encode_pairs, load_pairs, report_pairs
-from evaluate import pair_metrics, save_rewards
-from loss import batch_metrics
+from .dataset import Pair, collate, describe, digest_pairs, encode_pairs, load_pairs, prompt_of, report_pairs
+from .evaluate import pair_metrics, save_rewards
+from .loss import batch_metrics
 
 GO_ON = "the same command goes on from the last checkpoint, if there is one"
 PRECISION = {"cuda": "bf16", "cpu": "fp32"}
@@ -72,10 +81,10 @@ def train(config: DictConfig) -> None:
     rows_of, set_aside = read_data(config, tokenizer)
     train_rows, val_rows = rows_of["train"], rows_of["val"]
     print(f"\nThe first training pair, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
-    check_sizes(config, rows_of)
+    check_pair_sizes(config, rows_of)
 
     # 2. Start the cluster and the workers
-    device, per_node = cluster.connect(Path(__file__).resolve().parent, trainer.nnodes, trainer.n_gpus_per_node)
+    device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
     workers = per_node * trainer.nnodes
     if data.train_batch_size % workers:
         raise DataError(f"data.train_batch_size={data.train_batch_size} cannot be shared equally by {workers} workers")
@@ -91,7 +100,7 @@ def train(config: DictConfig) -> None:
     # verl takes seconds to import, so bad input is reported before
     from verl.utils.checkpoint import CheckpointHandler, OrchestrationMode
 
-    from engine import PairWorker, pair_loss
+    from .engine import PairWorker, pair_loss
 
     loss = partial(pair_loss, **config.loss)
     worker_group = training.start_workers(PairWorker, "reward_model", loss, config, device, per_node)
@@ -140,7 +149,7 @@ def train(config: DictConfig) -> None:
     tracking.finish()
     about = {"base model": model_name, "training pairs": len(train_rows), "steps": step, "set aside": dict(set_aside)}
     write_report(config, output, rewards_of["val"], figures, about)
-    claim.close()
+    claim.release()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     lines = lines or ["nothing was held out: set VAL_FILES or TEST_FILES to measure the model"]
     print("\n".join(["", *lines, "", f"reward model, its card and picture: {checkpoint}"]))
@@ -156,11 +165,11 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Pair]], Cou
         set_aside[name] = bad + cut
         report_pairs(name, rows_of[name], set_aside[name])
         if name != "train" and files:
-            report_leak(read_of["train"], name, read_of[name], "pairs")
+            report_leak(read_of["train"], name, read_of[name], "pairs", prompt_of)
     return rows_of, set_aside["train"]
 
 
-def check_sizes(config: DictConfig, rows_of: dict[str, list[Pair]]) -> None:
+def check_pair_sizes(config: DictConfig, rows_of: dict[str, list[Pair]]) -> None:
     data, count = config.data, len(rows_of["train"])
     if count < data.train_batch_size:
         raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {count} pairs; lower it")
@@ -180,7 +189,7 @@ def identity(config: DictConfig, model_name: str, rows: list[Pair], workers: int
     """What must be equal for a resumed run to be the same run."""
     return {
         "model": model_name,
-        "training pairs": f"{len(rows)}, digest {digest(rows)}",
+        "training pairs": f"{len(rows)}, digest {digest_pairs(rows)}",
         "workers": workers,
         "data.train_batch_size": config.data.train_batch_size,
         "trainer.total_epochs": config.trainer.total_epochs,
@@ -228,9 +237,11 @@ def write_report(config: DictConfig, output: Path, val_rewards: np.ndarray, figu
         "pair accuracy": ("train/accuracy", "val/accuracy"),
         "mean margin": ("train/margin_mean", "val/margin_mean"),
     }
-    curves = {title: {name: history[name] for name in names if name in history} for title, names in panels.items()}
-    margins = {"chosen - rejected": (val_rewards[:, 0] - val_rewards[:, 1]).tolist()}
-    draw(output / "checkpoint" / "run.png", curves, {"val margins": margins} if len(val_rewards) else {})
+    drawn = training_curves(history, panels)
+    if len(val_rewards):
+        margins = (val_rewards[:, 0] - val_rewards[:, 1]).tolist()
+        drawn.append(Histogram("val margins", {"chosen - rejected": margins}, "pairs"))
+    draw(output / "checkpoint" / "run.png", drawn)
     for section in ("data", "model", "optim", "loss"):
         about |= {f"{section}.{name}": value for name, value in config[section].items() if not name.startswith("_")}
     write_model_card(

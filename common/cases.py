@@ -1,30 +1,89 @@
-"""Evaluation cases as training data: one query, its responses, and what people said of them, for all four methods.
+"""Evaluation cases as training data: one query, its responses, and what people said of them.
 
-    bradley_terry          every two responses of which one is better: chosen, rejected, margin
-    sft                    a judge's conversations about each scored response, and about each two in both orders
+    bradley_terry          every two responses if one of them is better: chosen, rejected, margin
     generative_pointwise   every scored response: input, output, label
     generative_pairwise    every two responses, ties too: input, output, metadata
 
-Where a case has scores, every two responses of it are compared by them; a stated preference must agree.
+If a case has scores, every two of its responses are compared by their scores; a stated preference must agree with them.
+The judges' prepare_data.py makes conversations for `sft` from the last two.
 """
 
+import json
+from collections.abc import Iterable
 from itertools import combinations
+from pathlib import Path
 
-from common.conversation import BadRow, read_conversation
-from common.judge import PREFERENCES, SCORES, Preference
-from common.labelled import (
-    pairwise_transcripts,
-    pointwise_transcript,
-    read_comparison,
-    read_dialogue,
-)
+from common.conversation import BadRow, read_conversation, read_dialogue
+from common.parquet import DataError, check_rows, fate_of, split_by_prompt, write_rows
 
-METHODS = ("bradley_terry", "sft", "generative_pointwise", "generative_pairwise")
+KINDS = ("bradley_terry", "generative_pointwise", "generative_pairwise")  # named by the folder that reads them
 COLUMNS = ("query", "responses", "scores", "preference")
+PREFERENCES = ("A", "B", "tie")
+FORMATS = ("parquet", "jsonl", "json")
+SPLIT_RATIO = {"train": 0.8, "test": 0.2}
+
+
+def export_cases(
+    eval_cases: list[dict],
+    output_dir: str | Path,
+    formats: Iterable[str] = ("parquet",),
+    split_ratio: dict[str, float] | None = None,
+    seed: int = 0,
+    on_bad_row: str = "error",
+) -> dict[str, dict[str, list[Path]]]:
+    """Write evaluation cases as training data of every kind that they can make.
+
+    A case is `{"query": …, "responses": [text, …]}` with `"scores"`, a whole number for each response, or for two
+    responses with `"preference"`: "A", "B" or "tie". The query is text or a whole dialogue. Cases are split before they
+    become rows, so a query is on the same side of the split for every kind.
+
+    Args:
+        formats: of parquet, jsonl and json.
+        split_ratio: split name -> share of the cases; by default {"train": 0.8, "test": 0.2}.
+
+    Returns:
+        The written paths, `output_dir/<kind>/<split>.<format>`, by kind and split. A kind for which the cases say
+        nothing (no score, no preference) is left out. The same cases and seed give the same files.
+
+    Raises:
+        DataError: broken cases, all of them in one message; a split without a row of a kind; a folder that holds files
+            of another export.
+    """
+    formats = (formats,) if isinstance(formats, str) else tuple(formats)
+    if unknown := sorted(set(formats) - set(FORMATS)):
+        raise DataError(f"formats: found {', '.join(unknown)}, expected some of parquet, jsonl, json")
+    numbered = [{"case": case, "source": f"eval_cases row {number}"} for number, case in enumerate(eval_cases)]
+    cases, dropped = check_rows(numbered, read_case, on_bad_row)
+    for kind, count in dropped.items():
+        print(f"dropped: {count} x {kind}")
+    if not cases:
+        raise DataError(f"eval_cases: no usable case{fate_of(dropped)}")
+    splits = split_by_prompt(cases, split_ratio or SPLIT_RATIO, seed, prompt_of=lambda case: case["prompt"])
+    rows_of = {name: rows_by_kind(part) for name, part in splits.items()}
+
+    kinds = [kind for kind in KINDS if any(rows[kind] for rows in rows_of.values())]
+    if empty := [f"{kind} in {split}" for kind in kinds for split in rows_of if not rows_of[split][kind]]:
+        raise DataError(f"no row of {', '.join(empty)}: give more cases, other shares, or another seed")
+    for kind in set(KINDS) - set(kinds):
+        _check_no_other_export(Path(output_dir) / kind, list(splits))
+    return {
+        kind: {
+            split: [write_rows(Path(output_dir) / kind / f"{split}.{form}", rows[kind]) for form in formats]
+            for split, rows in rows_of.items()
+        }
+        for kind in kinds
+    }
+
+
+def _check_no_other_export(folder: Path, splits: list[str]) -> None:
+    for split in splits:
+        for form in FORMATS:
+            if (path := folder / f"{split}.{form}").exists():
+                raise DataError(f"{path} is of another export, and may hold what is held out here. Use another folder.")
 
 
 def read_case(row: dict) -> dict:
-    """Return a row's "case" checked, its query as `input`; raise `BadRow` where it is none."""
+    """Return a row's "case" checked, its query as `input`. Raise `BadRow` if it is not a case."""
     case = row["case"]
     if not isinstance(case, dict):
         raise BadRow("case", f"expected a case of {', '.join(COLUMNS)}", case)
@@ -48,68 +107,53 @@ def read_case(row: dict) -> dict:
             raise BadRow("preference", f"expected one of {', '.join(PREFERENCES)}, for two responses", preference)
         if scores is not None and preference != _better(*scores):
             raise BadRow("preference", "contradicts the scores", f"{preference} with {scores}")
-    read = {"input": dialogue, "responses": responses, "scores": scores, "preference": preference}
-    for row in _comparisons(read):
-        read_comparison(row)
-    return read
-
-
-def method_rows(cases: list[dict]) -> dict[str, list[dict]]:
-    """Return the rows of each method, from checked cases."""
-    rows: dict[str, list[dict]] = {method: [] for method in METHODS}
-    for case in cases:
-        scored = [
-            {"input": case["input"], "output": [_answer(response)], "label": score}
-            for response, score in zip(case["responses"], case["scores"] or [])
-        ]
-        compared = _comparisons(case)
-        rows["generative_pointwise"] += scored
-        rows["generative_pairwise"] += compared
-        rows["sft"] += [{"messages": pointwise_transcript(row)} for row in scored]
-        rows["sft"] += [{"messages": messages} for row in compared for messages in pairwise_transcripts(row)]
-        rows["bradley_terry"] += [pair for row in compared if (pair := _pair(row))]
-    return rows
-
-
-def _comparisons(case: dict) -> list[dict]:
-    scores = case["scores"]
-    if scores is None:
-        verdicts = [((0, 1), case["preference"], None)]
-    else:
-        places = combinations(range(len(scores)), 2)
-        verdicts = [((a, b), _better(scores[a], scores[b]), abs(scores[a] - scores[b]) or None) for a, b in places]
-    return [
-        {
-            "input": case["input"],
-            "output": [_answer(case["responses"][place]) for place in pair],
-            "metadata": {"preferred": preferred, "preference_strength": strength},
-        }
-        for pair, preferred, strength in verdicts
-    ]
-
-
-def _pair(row: dict) -> dict | None:
-    comparison = read_comparison(row)
-    if comparison.preferred == "tie":
-        return None
-    better = comparison if comparison.preferred == "A" else comparison.swap()
-    chosen, rejected = ([*better.dialogue, _turn(text)] for text in (better.response_a, better.response_b))
-    return {"chosen": chosen, "rejected": rejected, "margin": float(row["metadata"]["preference_strength"] or 0)}
-
-
-def _better(score_a: int, score_b: int) -> Preference:
-    return "tie" if score_a == score_b else "A" if score_a > score_b else "B"
+    checked = {"input": dialogue, "responses": responses, "scores": scores, "preference": preference}
+    for a, b, preferred, _ in _comparisons(checked):
+        if a == b and preferred != "tie":
+            raise BadRow("responses", "equal responses, one of them preferred", a)
+    return checked | {"prompt": json.dumps(dialogue, sort_keys=True)}
 
 
 def _check_scores(scores: object, responses: int) -> None:
-    whole = isinstance(scores, list) and all(type(score) is int and score in SCORES for score in scores)
-    if not whole or len(scores) != responses:
-        raise BadRow("scores", f"expected a whole number of 0 to {SCORES[-1]} for each response", scores)
+    if not isinstance(scores, list) or len(scores) != responses or not all(type(score) is int for score in scores):
+        raise BadRow("scores", "expected a whole number for each response", scores)
+
+
+def rows_by_kind(cases: list[dict]) -> dict[str, list[dict]]:
+    """Return the rows of each kind, from checked cases."""
+    rows: dict[str, list[dict]] = {kind: [] for kind in KINDS}
+    for case in cases:
+        for response, score in zip(case["responses"], case["scores"] or []):
+            scored = {"input": case["input"], "output": [{"answer": _turn(response)}], "label": score}
+            rows["generative_pointwise"].append(scored)
+        for a, b, preferred, strength in _comparisons(case):
+            output = [{"answer": _turn(response)} for response in (a, b)]
+            metadata = {"preferred": preferred, "preference_strength": strength}
+            rows["generative_pairwise"].append({"input": case["input"], "output": output, "metadata": metadata})
+            if preferred != "tie":
+                better, worse = (a, b) if preferred == "A" else (b, a)
+                chosen, rejected = ([*case["input"], _turn(response)] for response in (better, worse))
+                margin = float(strength or 0)
+                rows["bradley_terry"].append({"chosen": chosen, "rejected": rejected, "margin": margin})
+    return rows
+
+
+def _comparisons(case: dict) -> list[tuple[str, str, str, int | None]]:
+    """Return every two responses of a case as (A, B, which is better, by how much if that is known)."""
+    if case["scores"] is None:
+        return [(*case["responses"], case["preference"], None)]
+    scored = zip(case["responses"], case["scores"])
+    return [
+        (a, b, _better(score_a, score_b), abs(score_a - score_b) or None)
+        for (a, score_a), (b, score_b) in combinations(scored, 2)
+    ]
+
+
+def _better(score_a: int, score_b: int) -> str:
+    if score_a == score_b:
+        return "tie"
+    return "A" if score_a > score_b else "B"
 
 
 def _turn(response: str) -> dict[str, str]:
     return {"role": "assistant", "content": response}
-
-
-def _answer(response: str) -> dict:
-    return {"answer": _turn(response)}

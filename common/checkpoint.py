@@ -6,7 +6,6 @@
 - What others load is written beside its place and moved there whole: safetensors, config, tokenizer, chat template.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from ray.exceptions import RayTaskError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import Sampler
@@ -50,8 +50,8 @@ class EpochShuffle(Sampler):
             yield from torch.randperm(self.rows, generator=generator)[: self.kept].tolist()
 
 
-def claim_folder(folder: Path):
-    """Keep other runs out of a folder until the returned file is closed or this process ends, however it ends.
+def claim_folder(folder: Path) -> BaseFileLock:
+    """Keep other runs out of a folder until the returned lock is released, or this process ends in any way.
 
     Raises:
         CheckpointError: another run has it, or it cannot be made.
@@ -59,11 +59,11 @@ def claim_folder(folder: Path):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{folder}: no folder can be made there ({error}). Choose another one.") from error
-    claim = open(folder / ".claimed", "w")  # noqa: SIM115  (open for as long as the run lasts)
+        raise CheckpointError(f"{folder}: this folder cannot be made ({error}). Choose another one.") from error
+    claim = FileLock(folder / ".claimed")
     try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        claim.acquire(blocking=False)
+    except Timeout:
         raise CheckpointError(f"another run is writing to {folder}. Wait for it, or choose another OUTPUT.") from None
     return claim
 
@@ -121,7 +121,7 @@ def export_checkpoint(worker_group, folder: Path, name: str, *arguments) -> Path
     """Have the workers write the model for others to load, as `folder/name`, and return that path.
 
     Args:
-        arguments: what the method's engine wants to know beside the path.
+        arguments: what the method's engine needs beside the path.
 
     Raises:
         CheckpointError: it could not be written; the resumable checkpoint is untouched.
@@ -129,17 +129,17 @@ def export_checkpoint(worker_group, folder: Path, name: str, *arguments) -> Path
     try:
         worker_group.export(str(folder / name), *arguments)
     except (RayTaskError, OSError) as error:
-        raise CheckpointError(_report_failed_write("the model", folder / name, error)) from error
+        raise CheckpointError(_report_failed_write(f"the model {name}", folder, error)) from error
     return folder / name
 
 
-def _report_failed_write(what: str, place: Path, error: Exception) -> str:
-    tracker = next(parent for parent in (place, place.parent) if parent.is_dir()) / TRACKER
+def _report_failed_write(what: str, folder: Path, error: Exception) -> str:
+    tracker = folder / TRACKER
     last = f"The checkpoint of step {tracker.read_text()} is intact" if tracker.exists() else "There is no earlier one"
-    free = shutil.disk_usage(tracker.parent).free / 2**30
+    free = shutil.disk_usage(folder).free / 2**30
     return (
-        f"{what} could not be written to {place}: {getattr(error, 'cause', None) or error}. {free:.1f} GiB are free "
-        f"there. {last}. Once the cause is mended, the same command goes on from what is intact."
+        f"{what} could not be written to {folder}: {getattr(error, 'cause', None) or error}. {free:.1f} GiB are free "
+        f"there. {last}. Remove the cause, then give the same command again: it goes on from what is intact."
     )
 
 
@@ -157,7 +157,7 @@ def export_model(
     Args:
         module: the trained FSDP2 module, with or without LoRA.
         auto_class: what loads it, AutoModelForSequenceClassification or AutoModelForCausalLM.
-        config_changes: what config.json shall say beside what the base model's says.
+        config_changes: what config.json shall say that the base model's does not.
         folder: the checkpoint's folder, replaced whole. With LoRA it holds the merged model, and `<folder>_adapter`
             the adapter, which peft loads on top of the base model.
         generation_config: how the model generates, for models that do.
@@ -169,31 +169,42 @@ def export_model(
     config = type(base.config).from_dict(base.config.to_dict())  # without the attention that training used
     for name, value in (config_changes | {"pad_token_id": tokenizer.pad_token_id}).items():
         setattr(config, name, value)
+    with torch.device("meta"):  # only the shape; the weights are in `state`
+        model = auto_class.from_config(config, dtype=torch.float32)
     target = Path(folder)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if hasattr(module, "peft_config"):
-        from peft import get_peft_model
-
-        adapter = module.peft_config["default"]
+    if adapter := getattr(module, "peft_config", {}).get("default"):
         adapter.base_model_name_or_path = base.config.name_or_path
-        with torch.device("meta"):
-            model = get_peft_model(auto_class.from_config(config, dtype=torch.float32), adapter)
-        model.load_state_dict(state, assign=True)
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        _replace(partial, target.with_name(f"{target.name}_adapter"))
-        model = model.merge_and_unload()
+        with_adapter = _load_into_adapter(model, adapter, state)
+        _write_folder(target.with_name(f"{target.name}_adapter"), with_adapter, tokenizer)
+        model = with_adapter.merge_and_unload()
         state = model.state_dict()
-    else:
-        with torch.device("meta"):
-            model = auto_class.from_config(config, dtype=torch.float32)
     model.generation_config = generation_config
     # gathered from several workers, a tied weight comes once for each of its names
     state = {name: weight for name, weight in state.items() if name not in model.all_tied_weights_keys}
-    model.save_pretrained(partial, state_dict=state)
+    _write_folder(target, model, tokenizer, state_dict=state)
+
+
+def _load_into_adapter(model: PreTrainedModel, adapter, state: dict[str, torch.Tensor]):
+    from peft import get_peft_model
+
+    with torch.device("meta"):
+        with_adapter = get_peft_model(model, adapter)
+    with_adapter.load_state_dict(state, assign=True)
+    return with_adapter
+
+
+def _write_folder(target: Path, model, tokenizer: PreTrainedTokenizerBase, **weights) -> None:
+    """Write model and tokenizer beside `target`, then put them in its place."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial, **weights)
     tokenizer.save_pretrained(partial)
-    _replace(partial, target)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)  # the old one stays until the new one is there
+    os.rename(partial, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def export_language_model(
@@ -220,13 +231,3 @@ def export_language_model(
 def unwrap(module: torch.nn.Module) -> PreTrainedModel:
     """Return the transformers model, LoRA or not."""
     return module.get_base_model() if hasattr(module, "peft_config") else module
-
-
-def _replace(new: Path, target: Path) -> None:
-    """Put a finished folder in its place; the old one stays beside it until the new one is there."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.rename(target, old)
-    os.rename(new, target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,26 +1,26 @@
-"""Conversations in a table's cell: read, checked, and keyed by their prompt.
+"""Conversations and responses in a table's cells: read and checked.
 
-A cell may hold native list<struct<role, content>>, JSON text of the same, or plain text; all become plain Python. A
-broken message is named, never repaired: a role guessed or a content emptied would be trained on.
+A cell may hold a native list<struct<role, content>>, JSON text of the same, or plain text. All become plain Python. A
+broken message is reported, never repaired: training would use a guessed role or an emptied content as if it were true.
 """
 
 import json
-import os
 import re
 
 ROLES = ("system", "user", "assistant", "tool")
-# a list of objects, or one object that looks like a message: JSON, and an error if it does not hold a conversation
+# a list of objects, or one object that looks like a message: JSON, and an error if it is not a conversation
 JSON_CONVERSATION = re.compile(r'\s*(\[\s*\{|\{\s*"(role|content|from|messages)")')
+RESPONSE_FORM = '{"answer": {"role": "assistant", "content": text}}'
 
 Conversation = list[dict[str, str]]
 
 
 class DataError(ValueError):
-    """Input that cannot be trained on. Its text is for the user: what was found where, what is expected, what to do."""
+    """Input that cannot be used. Its text is for the user: what was found where, what is expected, what to do."""
 
 
 class BadRow(ValueError):
-    """One row's fault. `kind` groups equal faults for the count, `found` shows the offending value, None too."""
+    """The fault of one row. `kind` groups equal faults for the count, `found` shows the wrong value, also None."""
 
     def __init__(self, column: str, kind: str, *found: object):
         super().__init__(kind)
@@ -31,11 +31,6 @@ class BadRow(ValueError):
 def _shorten(value: object, limit: int = 80) -> str:
     text = repr(value)
     return text if len(text) <= limit else text[:limit] + "…"
-
-
-def _is_json(value: object) -> bool:
-    """Tell a conversation as JSON text from plain text."""
-    return isinstance(value, str) and bool(JSON_CONVERSATION.match(value))
 
 
 def read_conversation(column: str, value: object) -> Conversation | str:
@@ -54,27 +49,26 @@ def read_conversation(column: str, value: object) -> Conversation | str:
 
 
 def check_last_turn(column: str, messages: Conversation) -> None:
-    """Raise `BadRow` where the assistant has not the last word."""
+    """Raise `BadRow` if the conversation does not end with the assistant."""
     if messages[-1]["role"] != "assistant":
         raise BadRow(column, "the last turn is not the assistant's", f"role {messages[-1]['role']!r}")
 
 
 def read_messages(column: str, value: object) -> Conversation | str:
-    """Return a cell as messages with `role` and `content` only, whoever has the last word, or as plain text.
+    """Return a cell as messages with `role` and `content` only, whoever speaks last, or as plain text.
 
     Raises:
-        BadRow: not text, JSON or messages; JSON that does not parse; a message without role or content; an unknown
+        BadRow: not text, JSON or messages; JSON that cannot be parsed; a message without role or content; an unknown
             role; content that is not text.
     """
-    if isinstance(value, str):
-        if not _is_json(value):
-            if not value.strip():
-                raise BadRow(column, "empty text")
-            return check_unicode(column, value)
-        value = read_json(column, value)
-    if not isinstance(value, list) or not value:
-        raise BadRow(column, "expected a list of messages, JSON text of one, or plain text", value)
-    return [_read_message(column, position, message) for position, message in enumerate(value)]
+    if isinstance(value, str) and not JSON_CONVERSATION.match(value):
+        if not value.strip():
+            raise BadRow(column, "empty text")
+        return check_unicode(column, value)
+    messages = read_json(column, value)
+    if not isinstance(messages, list) or not messages:
+        raise BadRow(column, "expected a list of messages, JSON text of one, or plain text", messages)
+    return [_read_message(column, position, message) for position, message in enumerate(messages)]
 
 
 def read_json(column: str, value: object) -> object:
@@ -84,7 +78,7 @@ def read_json(column: str, value: object) -> object:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and deep nesting
-        raise BadRow(column, "JSON that does not parse", f"{error}: {value}") from error
+        raise BadRow(column, "JSON that cannot be parsed", f"{error}: {value}") from error
 
 
 def _read_message(column: str, position: int, message: object) -> dict[str, str]:
@@ -99,8 +93,49 @@ def _read_message(column: str, position: int, message: object) -> dict[str, str]
             kind = f"a message with {key}; write it into the content, between <think> and </think>"
             raise BadRow(column, kind, message[key])
     if message.get("tool_calls"):
-        raise BadRow(column, "a message with tool calls, which only text can stand for", message["tool_calls"])
+        raise BadRow(column, "a message with tool calls; write them into the content as text", message["tool_calls"])
     return {"role": message["role"], "content": check_unicode(column, message["content"])}
+
+
+def check_unicode(column: str, text: str) -> str:
+    """Return the text. Raise `BadRow` if it holds half of an emoji: JSON can escape that, but no tokenizer takes it."""
+    if re.search("[\ud800-\udfff]", text):
+        raise BadRow(column, "text that is not Unicode, half of a surrogate pair", text)
+    return text
+
+
+def read_dialogue(value: object, column: str = "input") -> Conversation:
+    """Return what is answered, a dialogue or a query, as messages; plain text is the user's."""
+    dialogue = read_messages(column, value)
+    return [{"role": "user", "content": dialogue}] if isinstance(dialogue, str) else dialogue
+
+
+def read_response(response: object, column: str = "response") -> str:
+    """Return a response, which may be empty: an empty response is a bad one. Raise `BadRow` if it is not text."""
+    if not isinstance(response, str):
+        raise BadRow(column, "expected text", response)
+    return check_unicode(column, response)
+
+
+def read_responses(value: object, least: int, most: int | None = None, column: str = "output") -> list[str]:
+    """Return the texts of a cell of responses, each as `RESPONSE_FORM`; the cell may be JSON text.
+
+    Raises:
+        BadRow: fewer than `least` or more than `most` responses (None: no limit), or another form.
+    """
+    answers = read_json(column, value)
+    if not isinstance(answers, list) or len(answers) < least or len(answers) > (most or len(answers)):
+        number = f"{least} or more responses" if most is None else f"{least} response{'s' * (least > 1)}"
+        raise BadRow(column, f"expected a list of {number}, each {RESPONSE_FORM}", value)
+    return [_read_answer(answer, column) for answer in answers]
+
+
+def _read_answer(answer: object, column: str) -> str:
+    message = answer.get("answer") if isinstance(answer, dict) else None
+    text = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(text, str) or message.get("role") not in (None, "assistant"):
+        raise BadRow(column, f"expected each response as {RESPONSE_FORM}", answer)
+    return check_unicode(column, text)
 
 
 def read_marked_turns(text: str) -> Conversation:
@@ -118,24 +153,3 @@ def read_transcript(column: str, text: str) -> Conversation:
     parts = re.split(r"\n\n(Human|Assistant):", text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     return [{"role": roles[name], "content": turn.strip()} for name, turn in zip(parts[::2], parts[1::2])]
-
-
-def check_unicode(column: str, text: str) -> str:
-    """Return the text, if it is one: JSON can escape half an emoji, which no tokenizer and no file takes."""
-    if re.search("[\ud800-\udfff]", text):
-        raise BadRow(column, "text that is not Unicode, half of a surrogate pair", text)
-    return text
-
-
-def prompt_of(row: dict) -> str:
-    """Return what a row's answers answer: the key by which rows stay together in a split."""
-    columns = {name: row[name] for name in ("input", "messages", "chosen", "rejected") if name in row}
-    row = {name: json.loads(value) if _is_json(value) else value for name, value in columns.items()}
-    if "input" in row:
-        return json.dumps(row["input"], sort_keys=True)
-    if "messages" in row:
-        return json.dumps(row["messages"][:-1], sort_keys=True)
-    if isinstance(row["chosen"], str):  # plain text: what both sides share, up to its last line or else word
-        shared = os.path.commonprefix([row["chosen"], row["rejected"]])
-        return shared.rpartition("\n")[0] or shared.rpartition(" ")[0] or row["chosen"] + row["rejected"]
-    return json.dumps(row["chosen"][:-1], sort_keys=True)

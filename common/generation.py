@@ -7,6 +7,7 @@
 - Greedy is greedy: a model's own settings (repetition penalty, beams, …) do not bend the choice.
 """
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -24,8 +25,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from common.parquet import DataError
+from common.conversation import DataError
 from common.tokenizer import cannot_load
+
+BEGUN = re.compile(r"(<think>\s*(</think>\s*)?)?\Z")
 
 
 class Answer(str):
@@ -46,6 +49,15 @@ def batches_of(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
         size = max(1, max_tokens // max(1, lengths[order[0]]))
         yield order[:size]
         order = order[size:]
+
+
+def begun_answer(prompt: str) -> str:
+    """Return what the chat template wrote of the answer at the end of a rendered prompt: `<think>`, a think block, "".
+
+    It belongs in front of what the model writes before that is parsed. Else the answer to a prompt that ends with a
+    closed think block could never hold a verdict.
+    """
+    return BEGUN.search(prompt)[0]
 
 
 def load_answering(path: str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -157,7 +169,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: list[int
     return tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in ends else tokens)
 
 
-def answer(
+def answer_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],

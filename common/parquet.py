@@ -1,28 +1,26 @@
-"""Labelled rows in and out of Parquet: read, check every row, split by prompt, export.
+"""Labelled rows in and out of Parquet: read, check every row, split by prompt, write.
 
-- Rows are checked before Ray or a model starts. All bad rows are reported in one message: the first few by file and
-  row number, then a count of each kind. `on_bad_row="drop"` drops them and says how many.
-- Files are read by pyarrow into plain Python: pandas would turn a native list into a numpy array, which
-  `isinstance(value, list)` denies, and such rows then train on empty text.
-- A split is made by prompt, never by row: two answers to one prompt on both sides of a split leak the test.
-- Files are written beside their place and moved over it, so a reader never sees half of one.
+- Rows are checked before Ray or a model starts. One message reports all bad rows: the first few by file and row number,
+  then a count of each kind. `on_bad_row="drop"` drops them and says how many.
+- Files are read by pyarrow into plain Python. pandas would turn a native list into a numpy array, for which
+  `isinstance(value, list)` is false, and a reader that asks so then trains on empty text.
+- A split is made by prompt, never by row. Two answers to one prompt on two sides of a split leak the test.
+- A file is written beside its place and then moved there, so a reader never sees half of one.
 """
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.cases import METHODS, method_rows, read_case
-from common.conversation import BadRow, DataError, prompt_of
+from common.conversation import BadRow, DataError
 from common.files import write_text, written_whole
 
 BAD_ROWS_SHOWN = 5
-FORMATS = ("parquet", "jsonl", "json")
 ROW_GROUP = 10_000  # rows; nested columns of more than 2 GB in one group cannot be read
 
 
@@ -60,7 +58,7 @@ def read_rows(
     ]
     rows, dropped = check_rows(rows, check, on_bad_row)
     if not rows:
-        raise DataError(f"{', '.join(map(str, paths))}: no usable row{_fate_of(dropped)}")
+        raise DataError(f"{', '.join(map(str, paths))}: no usable row{fate_of(dropped)}")
     return rows, dropped
 
 
@@ -87,10 +85,10 @@ def _as_list(files) -> list:
 
 
 def column_names(path: Path) -> list[str]:
-    """Return the names of a Parquet file's columns; raise `DataError` where it is none."""
+    """Return the names of a Parquet file's columns; raise `DataError` if it is not one."""
     if not path.is_file():
         raise DataError(
-            f"{path}: no such file (looked in {Path.cwd()}). Make one with prepare_data.py or mend the path."
+            f"{path}: no such file (looked in {Path.cwd()}). Make one with prepare_data.py, or correct the path."
         )
     try:
         return pq.read_schema(path).names
@@ -110,7 +108,7 @@ def _read_columns(path: Path, required, optional: tuple[str, ...]) -> list[dict]
     try:
         return pq.read_table(path, columns=[name for name in (*required, *optional) if name in names]).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file that can be read to its end ({error}). Write it anew.") from error
+        raise DataError(f"{path}: not a Parquet file that can be read to its end ({error}). Write it again.") from error
 
 
 def _report_bad_rows(total: int, faults: list[tuple[str, BadRow]], kinds: Counter) -> str:
@@ -118,24 +116,28 @@ def _report_bad_rows(total: int, faults: list[tuple[str, BadRow]], kinds: Counte
         f"  {source}, column '{fault.column}': {fault.kind}{fault.found}" for source, fault in faults[:BAD_ROWS_SHOWN]
     ]
     more = [f"  … and {len(faults) - BAD_ROWS_SHOWN} more"] if len(faults) > BAD_ROWS_SHOWN else []
-    lines = [f"{len(faults)} of {total} rows cannot be used:", *shown, *more, f"In all: {_list_counts(kinds)}."]
-    return "\n".join(
-        lines + ["Mend these rows, or drop them with data.on_bad_row=drop (--on-bad-row drop, on_bad_row='drop')."]
-    )
+    head, counts = f"{len(faults)} of {total} rows cannot be used:", f"In all: {list_counts(kinds)}."
+    remedy = "Fix these rows, or drop them with data.on_bad_row=drop (--on-bad-row drop, on_bad_row='drop')."
+    return "\n".join([head, *shown, *more, counts, remedy])
 
 
-def _fate_of(dropped: Counter) -> str:
-    return f": all were dropped ({_list_counts(dropped)})" if dropped else " in it"
+def fate_of(dropped: Counter) -> str:
+    """Return how a message ends that no row is left: what was dropped, if anything."""
+    return f": all were dropped ({list_counts(dropped)})" if dropped else " in it"
 
 
-def _list_counts(kinds: Counter) -> str:
+def list_counts(kinds: Counter) -> str:
+    """Return counts as text, the largest first: "3 x ties; 1 x empty response"."""
     return "; ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
 
 
-def split_by_prompt(rows: list[dict], split_ratio: dict[str, float], seed: int) -> dict[str, list[dict]]:
-    """Divide rows so that no prompt is in two splits; sizes follow `split_ratio` as nearly as whole prompts allow.
+def split_by_prompt(
+    rows: list[dict], split_ratio: dict[str, float], seed: int, prompt_of: Callable[[dict], str]
+) -> dict[str, list[dict]]:
+    """Divide rows so that no prompt is in two splits. Sizes follow `split_ratio` as nearly as whole prompts allow.
 
-    The order of prompts is a hash of (seed, prompt), so the result depends on neither the rows' order nor the run.
+    Args:
+        prompt_of: what a row answers, as text; rows of the same text stay together.
 
     Raises:
         DataError: ratios that do not sum to 1, or fewer prompts than splits.
@@ -147,21 +149,30 @@ def split_by_prompt(rows: list[dict], split_ratio: dict[str, float], seed: int) 
         groups.setdefault(prompt_of(row), []).append(row)
     if len(groups) < len(split_ratio):
         raise DataError(f"{len(groups)} different prompts cannot fill {len(split_ratio)} splits")
-    order = sorted(groups, key=lambda prompt: hashlib.sha256(f"{seed}:{prompt}".encode()).digest())
-    splits: dict[str, list[dict]] = {}
-    filled, goal = 0, 0.0
-    for left, (name, share) in zip(range(len(split_ratio) - 1, -1, -1), split_ratio.items()):
-        goal += share * len(rows)
-        splits[name] = []
-        while len(order) > left and (filled + len(groups[order[0]]) / 2 < goal or not splits[name] or not left):
-            group = groups[order.pop(0)]
-            splits[name] += group
-            filled += len(group)
+
+    # 1. Shuffle the prompts. A hash is the same in every run, whatever the order of the rows.
+    waiting = deque(sorted(groups, key=lambda prompt: hashlib.sha256(f"{seed}:{prompt}".encode()).digest()))
+
+    # 2. Fill one split after another.
+    splits: dict[str, list[dict]] = {name: [] for name in split_ratio}
+    placed, wanted, splits_after = 0, 0.0, len(split_ratio)
+    for name, share in split_ratio.items():
+        wanted += share * len(rows)
+        splits_after -= 1
+        while len(waiting) > splits_after:  # each later split gets one prompt at least
+            group = groups[waiting[0]]
+            is_full = placed + len(group) / 2 >= wanted  # half of the next group or more would be too much
+            if is_full and splits[name] and splits_after:
+                break
+            splits[name] += groups[waiting.popleft()]
+            placed += len(group)
     return splits
 
 
-def report_leak(train_rows: list[dict], name: str, rows: list[dict], unit: str) -> None:
-    """Warn if a held-out prompt is also a training prompt; `unit` is what the method calls a row."""
+def report_leak(
+    train_rows: list[dict], name: str, rows: list[dict], unit: str, prompt_of: Callable[[dict], str]
+) -> None:
+    """Print a warning if a held-out prompt is also a training prompt; `unit` is what the method calls a row."""
     seen = {prompt_of(row) for row in train_rows}
     leaked = sum(prompt_of(row) in seen for row in rows)
     if leaked:
@@ -205,46 +216,7 @@ def export_data(
     seed: int = 0,
     on_bad_row: str = "error",
 ) -> dict[str, dict[str, list[Path]]]:
-    """Write evaluation cases as training data of every method that they can feed.
+    """Write evaluation cases as training data of every kind that they can make. See `common.cases.export_cases`."""
+    from common.cases import export_cases  # only here: who reads rows does not need it
 
-    A case is `{"query": …, "responses": [text, …]}` with `"scores"`, a whole number of 0 to 4 for each response, or for
-    two responses with `"preference"`: "A", "B" or "tie". The query is text or a whole dialogue. Cases are split before
-    they become rows, so a query is on the same side for every method.
-
-    Args:
-        formats: of parquet, jsonl and json.
-        split_ratio: split name -> share of the cases; by default {"train": 0.8, "test": 0.2}.
-
-    Returns:
-        The written paths, `output_dir/<method>/<split>.<format>`, by method and split. A method that no case can feed
-        (no score, no preference) is left out. Same cases and seed, same files.
-
-    Raises:
-        DataError: cases that are none, all of them in one message; a split without a row for a method; a folder with
-            files of another export.
-    """
-    formats = (formats,) if isinstance(formats, str) else tuple(formats)
-    cases = [{"case": case, "source": f"eval_cases row {number}"} for number, case in enumerate(eval_cases)]
-    cases, dropped = check_rows(cases, read_case, on_bad_row)
-    for kind, count in dropped.items():
-        print(f"dropped: {count} x {kind}")
-    if not cases:
-        raise DataError(f"eval_cases: no usable case{_fate_of(dropped)}")
-    splits = split_by_prompt(cases, split_ratio or {"train": 0.8, "test": 0.2}, seed)
-    rows_of = {name: method_rows(part) for name, part in splits.items()}
-    if unknown := sorted(set(formats) - set(FORMATS)):
-        raise DataError(f"formats: found {', '.join(unknown)}, expected some of parquet, jsonl, json")
-    fed = [method for method in METHODS if any(methods[method] for methods in rows_of.values())]
-    if empty := [f"{method} in {split}" for method in fed for split in rows_of if not rows_of[split][method]]:
-        raise DataError(f"no row of {', '.join(empty)}: give more cases, other shares, or another seed")
-    folders = {method: Path(output_dir) / method for method in METHODS}
-    earlier = [place for method in METHODS if method not in fed for place in folders[method].glob("*.*")]
-    if earlier := [place for place in earlier if place.stem in splits and place.suffix[1:] in FORMATS]:
-        raise DataError(f"{earlier[0]} is of another export, and may hold what is held out here. Take another folder.")
-    return {
-        method: {
-            split: [write_rows(folders[method] / f"{split}.{form}", rows[method]) for form in formats]
-            for split, rows in rows_of.items()
-        }
-        for method in fed
-    }
+    return export_cases(eval_cases, output_dir, formats, split_ratio, seed, on_bad_row)

@@ -6,6 +6,7 @@ opens, so every start of a run gets a file of its own, named by the step it star
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -45,53 +46,81 @@ def read_history(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return history
 
 
-def draw(
-    path: Path,
-    curves: dict[str, dict[str, list]],
-    histograms: dict[str, dict[str, list[float]]],
-    tables: dict[str, tuple[list[str], list[str], list[list[int]]]] | None = None,
-) -> None:
-    """Draw one panel per title: curves of (step, value) by label, histograms of values by label, tables of counts.
+@dataclass
+class Curves:
+    """A panel of values by step; `series` has the (step, value) points of each label."""
 
-    Args:
-        tables: names of the rows, names of the columns, and the counts row by row.
-    """
+    title: str
+    series: dict[str, list[tuple[int, float]]]
+
+    def draw_on(self, axis) -> None:
+        for label, points in self.series.items():
+            axis.plot(*zip(*points), label=label, marker="o" if len(points) < 20 else None)
+        axis.set(title=self.title, xlabel="step")
+        if self.title.startswith("loss"):  # or all that comes after the first steps looks flat
+            axis.set_yscale("log")
+        axis.legend()
+        axis.grid(alpha=0.3)
+
+
+@dataclass
+class Histogram:
+    """A panel of how often values occur; `series` has the values of each label, `unit` says what is counted."""
+
+    title: str
+    series: dict[str, list[float]]
+    unit: str
+
+    def draw_on(self, axis) -> None:
+        for label, values in self.series.items():
+            axis.hist(values, bins=40, alpha=0.6, label=label)
+        axis.set(title=self.title, ylabel=self.unit)
+        axis.legend()
+        axis.grid(alpha=0.3)
+
+
+@dataclass
+class Table:
+    """A panel of counts: one list for each row, one number for each column."""
+
+    title: str
+    rows: list[str]
+    columns: list[str]
+    counts: list[list[int]]
+
+    def draw_on(self, axis) -> None:
+        axis.imshow(self.counts, cmap="Blues")
+        axis.set(title=self.title, xticks=range(len(self.columns)), yticks=range(len(self.rows)))
+        axis.set_xticklabels(self.columns)
+        axis.set_yticklabels(self.rows)
+        largest = max(map(max, self.counts))
+        for row, line in enumerate(self.counts):
+            for column, count in enumerate(line):
+                color = "white" if count > largest / 2 else "black"
+                axis.text(column, row, count, ha="center", va="center", color=color)
+
+
+def draw(path: Path, panels: list[Curves | Histogram | Table]) -> None:
+    """Draw panels side by side into a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display is needed to write a file
     from matplotlib import pyplot
 
-    tables = tables or {}
-    panels = len(curves) + len(histograms) + len(tables)
-    figure, axes = pyplot.subplots(1, panels, figsize=(5 * panels, 4), squeeze=False)
-    axes = axes[0]
-    for axis, (title, series) in zip(axes, curves.items()):
-        for label, points in series.items():
-            axis.plot(*zip(*points), label=label, marker="o" if len(points) < 20 else None)
-        axis.set(title=title, xlabel="step")
-        if title.startswith("loss"):  # or all that comes after the first steps looks flat
-            axis.set_yscale("log")
-    for axis, (title, series) in zip(axes[len(curves) :], histograms.items()):
-        for label, values in series.items():
-            axis.hist(values, bins=40, alpha=0.6, label=label)
-        axis.set(title=title, ylabel="pairs")
-    for axis, (title, (rows, columns, counts)) in zip(axes[len(curves) + len(histograms) :], tables.items()):
-        axis.imshow(counts, cmap="Blues")
-        axis.set(title=title, xticks=range(len(columns)), yticks=range(len(rows)))
-        axis.set_xticklabels(columns)
-        axis.set_yticklabels(rows)
-        largest = max(map(max, counts))
-        for row, line in enumerate(counts):
-            for column, count in enumerate(line):
-                color = "white" if count > largest / 2 else "black"
-                axis.text(column, row, count, ha="center", va="center", color=color)
-    for axis in axes[: len(curves) + len(histograms)]:
-        axis.legend()
-        axis.grid(alpha=0.3)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
+    for axis, panel in zip(axes[0], panels):
+        panel.draw_on(axis)
     figure.tight_layout()
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=100)
     pyplot.close(figure)
+
+
+def training_curves(history: dict[str, list[tuple[int, float]]], panels: dict[str, tuple[str, ...]]) -> list[Curves]:
+    """Return a panel for each title, with those of the named metrics that the run has."""
+    return [
+        Curves(title, {name: history[name] for name in names if name in history}) for title, names in panels.items()
+    ]
 
 
 def write_model_card(
@@ -106,8 +135,8 @@ def write_model_card(
     """Write the checkpoint's README.md.
 
     Args:
-        figures: measured results, shown as a table.
-        settings: what produced them, shown as a table.
+        figures: what was measured, shown as a table.
+        settings: how it was made, shown as a table.
         metadata: Hugging Face front matter: pipeline_tag, tags, base_model, …
     """
     front = ModelCardData(library_name="transformers", **metadata).to_yaml()

@@ -1,4 +1,4 @@
-"""A model's tokenizer, with a pad token of its own, and an early word if the model cannot be used."""
+"""A model's tokenizer, with a pad token of its own, and an early error if the model cannot be used."""
 
 import json
 import os
@@ -7,10 +7,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from common.conversation import DataError
 from common.files import tails_digest
-from common.parquet import DataError
 
-# in the order of preference, from the vocabularies of Llama 3, Qwen (whose base models also end with <|endoftext|>), …
+# in order of preference: from the vocabularies of Llama 3, of Qwen, whose base models also end with <|endoftext|>, …
 PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|fim_pad|>", "<pad>", "[PAD]", "<unk>")
 
 
@@ -35,7 +35,7 @@ def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:
         raise DataError(f"model.path={model.path}: cannot be loaded{where}: {error}") from error
     architecture = (config.architectures or ["unknown"])[0]
     if not hasattr(config, "num_hidden_layers"):
-        raise DataError(f"model.path={model.path}: {architecture} is no plain text model; choose a text-only one")
+        raise DataError(f"model.path={model.path}: {architecture} is not a plain text model; choose a text-only one")
     if architecture.endswith("ForSequenceClassification") and config.num_labels != 1:
         raise DataError(f"model.path={model.path}: a classifier with {config.num_labels} labels; a reward has one")
     ensure_pad_token(tokenizer)
@@ -45,8 +45,8 @@ def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:
 
 def cannot_load(name: str, error: Exception, remedy: str) -> DataError:
     """Return the error for a model or tokenizer that cannot be loaded: its cause, and what to do."""
-    kind = "no folder of that name here, so a hub id was assumed" * (not Path(name).is_dir())
-    return DataError(f"{name}: cannot be loaded ({kind or error}). {remedy}")
+    cause = error if Path(name).is_dir() else "there is no folder of that name, so a hub id was assumed"
+    return DataError(f"{name}: cannot be loaded ({cause}). {remedy}")
 
 
 def _weights_digest(folder: Path) -> str:
@@ -54,7 +54,7 @@ def _weights_digest(folder: Path) -> str:
 
 
 def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict) -> None:
-    """Write the chat template's own switches into the template, so that whoever loads the model uses them too."""
+    """Write the chat template's own switches into the template, so that everyone who loads the model uses them too."""
     if "strftime_now" in str(tokenizer.chat_template) and "date_string" not in options:
         print("the chat template writes today's date, so a run that is resumed tomorrow would be another run. If it")
         print("has a date_string (Llama 3), fix that: 'data.template_options={date_string: 26 Jul 2024}'")

@@ -1,11 +1,11 @@
-"""Rows for the judge: read, checked and rendered before anything heavy starts, then handed to verl.
+"""Rows for the judge: read, checked and written as prompts before anything heavy starts, then handed to verl.
 
-verl's own dataset reads what is written here, and needs no subclass. Left alone it would train on what it finds: a row
-that its chat template refuses is skipped with a printed traceback, a missing label is rewarded with something, and
-nobody is told how many prompts were too long.
+verl's own dataset reads what is written here, and needs no subclass. Alone it would train on whatever it finds: it
+skips a row that the chat template refuses and prints a traceback, it pays something for a missing label, and it does
+not say how many prompts were too long.
 
-A file holds either labelled rows (`input`, `output`, `metadata`: see prompt.py), rendered here with the rubric there,
-or rows that prepare_data.py has rendered with a rubric of its own. A row is a pair in both orders, and becomes two
+A file holds either labelled rows (`input`, `output`, `metadata`: see `read_row` in prompt.py), or rows for which
+prepare_data.py has already written the prompts, by a rubric of its own. A row is a pair in both orders, and becomes two
 prompts: no file, filter or split holds one order alone. (verl draws prompts, not pairs, into its batches, and leaves
 out what does not fill one: other prompts each epoch.)
 
@@ -13,61 +13,67 @@ out what does not fill one: other prompts each epoch.)
     prompt_swapped  the same with the responses in the other order
     label           A, B or tie, of `prompt`
     data_source     (optional) a name; validation metrics are kept apart by it
+    input           (optional) the dialogue; a split keeps together what answers it
+    rubric          (optional) what the prompt says to judge by; goes into the checkpoint, for graders
     strength        (optional) how much better the better one is, above 0; reward.py can weigh by it
     longer          (optional) A, B or tie, of `prompt`: the longer response, for evaluate.py's baseline
-    input           (optional) the dialogue; a split keeps together what answers it
 """
 
+import json
 from collections import Counter
 from pathlib import Path
 
-from common.conversation import BadRow, read_messages
-from common.judge import SWAPPED
-from common.labelled import check_strength, longer_response, read_dialogue, read_strength
+from common.conversation import BadRow, read_dialogue, read_messages
 from common.parquet import read_rows, write_rows
 
-from prompt import COLUMNS, VERDICTS, render
+from .prompt import COLUMNS, RUBRIC, SWAPPED, VERDICTS, Judged, ask, read_row, read_strength
 
-RENDERED = ("prompt", "prompt_swapped", "label")
+WRITTEN = ("prompt", "prompt_swapped", "label")
+OPTIONAL = ("data_source", "input", "rubric", "strength", "longer")
 
 
 def load_rows(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
-    """Read labelled or rendered rows; return them rendered, each with its origin under "source", and what was dropped.
+    """Read rows, labelled or with their prompts; return all with prompts, and how many were dropped, by fault.
 
     Each gives two rows, one below the other: as given, then with the responses swapped. `input` is what a split keeps
-    together: the dialogue, or where that is not known the whole prompt of either order.
+    together: the dialogue, or the whole prompt of either order if that is not known.
 
     Raises:
         DataError: see `common.parquet.read_rows`.
     """
-    columns = ("data_source", "strength", "longer", "input")
-    pairs, dropped = read_rows(files, required_columns, columns, check_row, on_bad_row)
+    pairs, dropped = read_rows(files, required_columns, OPTIONAL, check_row, on_bad_row)
     return [row for pair in pairs for row in both_orders(pair)], dropped
 
 
 def required_columns(names: list[str]) -> tuple[str, ...]:
-    return RENDERED if "prompt" in names else COLUMNS
+    return WRITTEN if "prompt" in names else COLUMNS
 
 
 def check_row(row: dict) -> dict:
-    """Return a labelled or rendered row as a rendered one; raise `BadRow` where it is neither."""
-    rendered = check_rendered(row) if "prompt" in row else render_row(row)
+    """Return a row with its prompts; raise `BadRow` if it is neither labelled nor has them."""
+    checked = check_prompts(row) if "prompt" in row else write_prompts(read_row(row))
     data_source = row.get("data_source") or "judge"
     if not isinstance(data_source, str):
         raise BadRow("data_source", "expected text", data_source)
-    return {**rendered, "data_source": data_source}
+    return {**checked, "data_source": data_source}
 
 
-def render_row(row: dict) -> dict:
-    """Turn a labelled row into a rendered one."""
-    (prompt, label), (prompt_swapped, _) = render(row)
-    more = {"strength": read_strength(row), "longer": longer_response(row)}
-    dialogue = read_dialogue(row["input"])
-    return {"input": dialogue, "prompt": prompt, "prompt_swapped": prompt_swapped, "label": label, **more}
+def write_prompts(judged: Judged, rubric: str = RUBRIC) -> dict:
+    """Return a labelled row with its prompts, in both orders."""
+    swapped = judged.swap()
+    return {
+        "input": judged.dialogue,
+        "prompt": ask(judged.dialogue, judged.response_a, judged.response_b, rubric),
+        "prompt_swapped": ask(judged.dialogue, swapped.response_a, swapped.response_b, rubric),
+        "label": judged.label,
+        "rubric": rubric,
+        "strength": judged.strength,
+        "longer": judged.longer,
+    }
 
 
-def check_rendered(row: dict) -> dict:
-    """Return a rendered row checked; raise `BadRow` where it is none."""
+def check_prompts(row: dict) -> dict:
+    """Return a row that has its prompts, checked; raise `BadRow` if they cannot be used."""
     prompts = {}
     for column in ("prompt", "prompt_swapped"):
         prompts[column] = read_messages(column, row[column])
@@ -77,24 +83,37 @@ def check_rendered(row: dict) -> dict:
         raise BadRow("label", f"expected one of {', '.join(VERDICTS)}", row["label"])
     if prompts["prompt"] == prompts["prompt_swapped"] and row["label"] != "tie":
         raise BadRow("prompt_swapped", "the same as `prompt`, and one response preferred", row["label"])
-    if row.get("longer") not in (*VERDICTS, None):
-        raise BadRow("longer", f"expected one of {', '.join(VERDICTS)}, or nothing", row["longer"])
-    more = {"strength": check_strength("strength", row.get("strength"), row["label"]), "longer": row.get("longer")}
+    rubric, longer = row.get("rubric"), row.get("longer")
+    if rubric is not None and not isinstance(rubric, str):
+        raise BadRow("rubric", "expected text", rubric)
+    if longer not in ("A", "B", "tie", None):
+        raise BadRow("longer", "expected one of A, B, tie, or nothing", longer)
     either_order = min(prompts.values(), key=str)
-    dialogue = either_order if row.get("input") is None else read_dialogue(row["input"])
-    return {"input": dialogue, **prompts, "label": row["label"], **more}
+    return {
+        "input": either_order if row.get("input") is None else read_dialogue(row["input"]),
+        **prompts,
+        "label": row["label"],
+        "rubric": rubric,
+        "strength": read_strength("strength", row.get("strength"), row["label"]),
+        "longer": longer,
+    }
 
 
 def turn_round(pair: dict) -> dict:
-    """Return a rendered pair with the responses in the other order."""
+    """Return a pair that has its prompts with the responses in the other order."""
     prompts = {"prompt": pair["prompt_swapped"], "prompt_swapped": pair["prompt"]}
     return {**pair, **prompts, "label": SWAPPED[pair["label"]], "longer": SWAPPED.get(pair["longer"])}
 
 
 def both_orders(pair: dict) -> list[dict]:
-    """Return a rendered pair as two rows of one prompt each: as given, and swapped."""
+    """Return a pair that has its prompts as two rows of one prompt each: as given, and swapped."""
     rows = [{**pair, "order": "as given"}, {**turn_round(pair), "order": "swapped"}]
     return [{name: value for name, value in row.items() if name != "prompt_swapped"} for row in rows]
+
+
+def prompt_of(row: dict) -> str:
+    """Return what a row's responses answer, as text: rows of the same text stay together in a split."""
+    return json.dumps(row["input"], sort_keys=True)
 
 
 def write_for_verl(rows: list[dict], path: Path) -> Path:

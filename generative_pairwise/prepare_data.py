@@ -1,15 +1,18 @@
 """Turn compared responses, or the embedded demo, into the Parquet that train.py reads.
 
-    python prepare_data.py --source demo       --output data
-    python prepare_data.py --source pairwise   --path pairs.parquet --output data      # input, output, metadata
-    python prepare_data.py --source helpsteer3 --output data                           # from the Hugging Face hub
-    python prepare_data.py --source ultrafeedback --path prefs.jsonl --output data     # a local file
+    python -m generative_pairwise.prepare_data --source demo       --output data
+    python -m generative_pairwise.prepare_data --source pairwise   --path pairs.parquet --output data
+    python -m generative_pairwise.prepare_data --source helpsteer3 --output data                        # from the hub
+    python -m generative_pairwise.prepare_data --source ultrafeedback --path prefs.jsonl --output data  # a local file
 
-Every source is one small function from its row to a labelled row, which prompt.py then renders in both orders: all that
-the judge is shown stands in the file, and can be measured. Equal responses as their source sees them are ties, and
-stay; a missing or unknown label is a fault, never a tie. Dialogues are never on two sides of a split: it is made by
-them, not by row. Printed at the end is what a trainer should know: how the labels are spread, what a judge gets that
-always says the same, how far mere length tells the label, what was left out.
+Every source is one small function from its row to a labelled row, for which prompt.py then writes the prompt in both
+orders. All that the judge is shown stands in the file, and can be measured. Responses that a source finds equal are
+ties, and stay; a missing or unknown label is a fault, never a tie. Dialogues are never on two sides of a split: it is
+made by them, not by row. Printed at the end is what a trainer should know: how the labels are spread, what a judge gets
+that always says the same, how far mere length tells the label, what was left out.
+
+`--transcripts` also writes the same rows, in the same splits, as conversations for `sft`: the prompt and the right
+answer. A judge has to learn the form of its answer there before GRPO can improve it here.
 """
 
 import argparse
@@ -22,24 +25,31 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from common.conversation import BadRow, Conversation, check_last_turn, read_marked_turns, read_messages, read_transcript
-from common.demo import PREFERENCE_RUBRIC, pairwise_rows
-from common.judge import SWAPPED
-from common.labelled import longer_response, pairwise_transcripts, read_dialogue, read_rubric, read_strength
-from common.parquet import DataError, check_rows, split_by_prompt, write_rows
+from common.conversation import (
+    BadRow,
+    Conversation,
+    DataError,
+    check_last_turn,
+    read_marked_turns,
+    read_messages,
+    read_transcript,
+)
+from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
+from common.judging.prompts import read_rubric
+from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
 from common.sources import load_source
 
-from dataset import turn_round
-from prompt import RUBRIC, VERDICTS, render
+from .dataset import prompt_of, turn_round, write_prompts
+from .prompt import RUBRIC, SWAPPED, VERDICTS, read_row, transcripts
 
-COLUMNS = ("input", "prompt", "prompt_swapped", "label", "strength", "longer", "data_source")
+WRITTEN = ("input", "prompt", "prompt_swapped", "label", "rubric", "strength", "longer", "data_source")
 POSITION_BIAS = 0.65  # of the demo's warm start: ties are called "A", what stands first, more often than not
 
 
 def compared(
     dialogue: Conversation, response_a: str, response_b: str, preferred: str, strength: float | None = None
 ) -> dict:
-    """Return two responses and which is better, by how much, as a labelled row (see `common/labelled.py`)."""
+    """Return two responses and which is better, by how much, as a labelled row."""
     output = [{"answer": {"role": "assistant", "content": response}} for response in (response_a, response_b)]
     return {"input": dialogue, "output": output, "metadata": {"preferred": preferred, "preference_strength": strength}}
 
@@ -75,13 +85,14 @@ def from_demo(row: dict) -> dict:
 
 def from_pairwise(row: dict) -> dict:
     """Labelled rows as they are, cells of JSON text too."""
-    return {name: row[name] for name in ("input", "output", "metadata")}
+    kept = {name: row[name] for name in ("input", "output", "metadata")}
+    return kept | ({"reasoning": row["reasoning"]} if "reasoning" in row else {})
 
 
 def from_helpsteer2(row: dict) -> dict:
     """`preference_strength`, -3 to 3, is positive where response 2 is better. `prompt` marks its later turns.
 
-    The column `split` is not heeded: rows are split anew.
+    The column `split` is not used: rows are split again.
     """
     dialogue = read_marked_turns(row["prompt"])
     preference = signed("preference_strength", row["preference_strength"], largest=3)
@@ -126,40 +137,41 @@ SOURCES = {
 }
 
 
-def convert_rows(rows: Iterable[dict], name: str, rubric: str | None, on_bad_row: str) -> tuple[list[dict], Counter]:
-    """Convert and render a source's rows, by `rubric` or else its own; count what is bad or repeated."""
+def convert_comparisons(
+    rows: Iterable[dict], name: str, rubric: str | None, on_bad_row: str
+) -> tuple[list[dict], Counter]:
+    """Convert a source's rows and write their prompts, by `rubric` or else the source's own.
+
+    Returns:
+        The rows with their prompts, what each was made of under "judged"; and how many were bad or repeated.
+    """
     source = SOURCES[name]
 
-    def render_row(numbered: dict) -> dict:
-        row = numbered["row"]
+    def convert(numbered: dict) -> dict:
+        row, place = numbered["row"], numbered["source"]
         try:
             labelled = source.convert(row)
         except KeyError as missing:
-            raise DataError(
-                f"{numbered['source']} has no column {missing}; it has {sorted(row)}. Is --source right?"
-            ) from None
-        labelled = {"rubric": RUBRIC, **labelled}
-        (prompt, label), (prompt_swapped, _) = render(labelled, rubric or labelled["rubric"])
-        shown = {"prompt": prompt, "prompt_swapped": prompt_swapped, "label": label}
-        more = {"strength": read_strength(labelled), "longer": longer_response(labelled), "data_source": name}
-        return {"input": read_dialogue(labelled["input"]), **shown, **more}
+            raise DataError(f"{place} has no column {missing}; it has {sorted(row)}. Is --source right?") from None
+        judged = read_row(labelled)
+        return write_prompts(judged, rubric or labelled.get("rubric", RUBRIC)) | {"data_source": name, "judged": judged}
 
     numbered = [{"row": row, "source": f"row {number}"} for number, row in enumerate(rows)]
-    rendered, left_out = check_rows(tqdm(numbered, desc="convert", unit="row", delay=1), render_row, on_bad_row)
+    converted, left_out = check_rows(tqdm(numbered, desc="convert", unit="row", delay=1), convert, on_bad_row)
     unique = {}
-    for row in rendered:
-        unique.setdefault(identity(row), row)
-    left_out += Counter({"repeated pairs with the same label": len(rendered) - len(unique)})
+    for row in converted:
+        unique.setdefault(pair_key(row), row)
+    left_out += Counter({"repeated pairs with the same label": len(converted) - len(unique)})
     if not unique:
-        raise DataError(f"no usable row: {'; '.join(f'{count} x {kind}' for kind, count in left_out.items())}")
+        raise DataError(f"no usable row: {list_counts(left_out)}")
     pairs = list(unique.values())
     if source.chosen_first:
-        pairs[1::2] = map(turn_round, pairs[1::2])
+        pairs[1::2] = [turn_round(pair) | {"judged": pair["judged"].swap()} for pair in pairs[1::2]]
     return pairs, left_out
 
 
-def identity(row: dict) -> tuple[str, str]:
-    """Return what a rendered pair has in common with itself in the other order."""
+def pair_key(row: dict) -> tuple[str, str]:
+    """Return what a pair has in common with itself in the other order."""
     as_given = row["prompt"][0]["content"], row["label"]
     return min(as_given, (row["prompt_swapped"][0]["content"], SWAPPED[row["label"]]))
 
@@ -167,7 +179,7 @@ def identity(row: dict) -> tuple[str, str]:
 def write_warm_start(path: Path, size: int, seed: int, rubric: str) -> None:
     """Write a biased annotator's judgements of the demo, for SFT, and say how often it is wrong."""
     biased, right = (pairwise_rows("train", size, seed, bias) for bias in (POSITION_BIAS, 0.0))
-    write_rows(path, [{"messages": messages} for row in biased for messages in pairwise_transcripts(row, rubric)])
+    write_rows(path, [{"messages": messages} for row in biased for messages in transcripts(read_row(row), rubric)])
     ties = [judged["metadata"] != row["metadata"] for judged, row in zip(biased, right) if is_tie(row)]
     print(f"{path}: {size} conversations of a biased annotator; {sum(ties)} of {len(ties)} ties are called A")
 
@@ -178,12 +190,11 @@ def is_tie(row: dict) -> bool:
 
 def describe(rows: list[dict]) -> str:
     """Say how the labels are spread, what always saying one of them gets, and how far mere length tells them."""
-    counts, prompts = Counter(row["label"] for row in rows), Counter(identity(row)[0] for row in rows)
-    lines = [
-        f"{len(rows)} pairs, each in both orders; labels {', '.join(f'{label}: {counts[label]}' for label in VERDICTS)}"
-    ]
-    lines.append(f"always tie: {counts['tie'] / len(rows):.1%} right in both orders")
+    counts, prompts = Counter(row["label"] for row in rows), Counter(pair_key(row)[0] for row in rows)
+    spread = ", ".join(f"{label}: {counts[label]}" for label in VERDICTS)
     longer = mean(row["longer"] == row["label"] for row in rows)
+    lines = [f"{len(rows)} pairs, each in both orders; labels {spread}"]
+    lines.append(f"always tie: {counts['tie'] / len(rows):.1%} right in both orders")
     lines.append(f"always the longer response: {longer:.1%} right in both orders")
     if disputed := sum(count > 1 for count in prompts.values()):
         lines.append(f"annotators disagree on {disputed} of the pairs: each of their labels is a row")
@@ -196,9 +207,10 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--source", required=True, choices=SOURCES)
-    parser.add_argument("--path", help="local file or hub id, where it is not the source's own; not for the demo")
+    parser.add_argument("--path", help="local file or hub id, if it is not the source's own; not for the demo")
     parser.add_argument("--split", help="of a hub set; default: the source's own for training")
     parser.add_argument("--output", required=True, help="folder to write into")
+    parser.add_argument("--transcripts", action="store_true", help="also write transcripts/*.parquet for sft")
     parser.add_argument("--rubric", type=Path, help="text file: what to judge by; default: the source's own rubric")
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
     parser.add_argument("--val-share", type=float, default=0.05, help="share of the rows for validation, and for test")
@@ -211,13 +223,12 @@ def main() -> None:
     rubric = read_rubric(options.rubric)
     if options.biased_transcripts and options.source != "demo":
         raise DataError("--biased-transcripts can be made of --source demo alone")
-
     output, left_out = Path(options.output), Counter()
     if options.source == "demo":
         splits = {}
         for split, size in {"train": options.demo_rows, "val": 100, "test": 200}.items():
             rows = pairwise_rows(split, size, options.seed)
-            splits[split], repeated = convert_rows(rows, options.source, rubric, options.on_bad_row)
+            splits[split], repeated = convert_comparisons(rows, options.source, rubric, options.on_bad_row)
             left_out += repeated
         if size := options.biased_transcripts:  # of another seed, so that GRPO's rows are not those that SFT has seen
             write_warm_start(output / "warm_start.parquet", size, options.seed + 1, rubric or PREFERENCE_RUBRIC)
@@ -225,13 +236,17 @@ def main() -> None:
         raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
     else:
         rows = load_source(options.path or source.hub, options.split or source.split, **source.options)
-        rows, left_out = convert_rows(rows, options.source, rubric, options.on_bad_row)
+        rows, left_out = convert_comparisons(rows, options.source, rubric, options.on_bad_row)
         share = options.val_share
-        splits = split_by_prompt(rows, {"train": 1 - 2 * share, "val": share, "test": share}, options.seed)
+        ratio = {"train": 1 - 2 * share, "val": share, "test": share}
+        splits = split_by_prompt(rows, ratio, options.seed, prompt_of)
     for split, rows in splits.items():
-        written = [{column: row[column] for column in COLUMNS} for row in rows]
+        written = [{column: row[column] for column in WRITTEN} for row in rows]
         path = write_rows(output / f"{split}.parquet", written)
         print(f"{path}: {describe(rows)}")
+        if options.transcripts:
+            shown = [{"messages": one} for row in rows for one in transcripts(row["judged"], row["rubric"])]
+            write_rows(output / "transcripts" / f"{split}.parquet", shown)
     for kind, count in left_out.items():
         print(f"left out: {count} x {kind}")
 

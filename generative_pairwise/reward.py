@@ -2,28 +2,30 @@
 
 - An answer without a well-formed verdict gets less than any verdict can, whatever the label. In a judge's text a parser
   that guesses finds an A in any garbage, and garbage then is the policy's best answer to rows labelled so.
-- Only the outcome is rewarded. What stands in the reasoning is free, as long as it ends where it should.
+- Only the outcome is rewarded. The reasoning may say anything, as long as it ends where it should.
 - A tie is a verdict like the others, and every pair is judged in both orders: favouring a place never pays in both.
 - Training and evaluation call the same parser.
 """
 
-from prompt import VERDICTS, parse
+from .prompt import VERDICTS, parse
 
 MALFORMED = -0.5  # below 0, the reward of the wrongest verdict; the distance is how much the form matters
 
 
 def preference_reward(verdict: str | None, label: str | None, tie_credit: float = 0.0) -> float:
-    """Return 1 for the label itself, 0 for another verdict, `tie_credit` where one of the two is a tie.
+    """Return 1 for the label itself, `tie_credit` if one of the two is a tie, else 0.
 
     A draw is half a win where ratings are computed (Chatbot Arena, arXiv:2403.04132). As a reward, 0.5 makes "tie" the
-    best answer of a judge that is not sure, and it will say so ever more often: hence 0. A label of None (verl may hand
-    over anything) tells nothing: every verdict gets 0.
+    best answer of a judge that is not sure, and it will say so ever more often: hence 0. If the label is None (verl may
+    pass anything), every verdict gets 0.
     """
     if verdict is None:
         return MALFORMED
     if label is None:
         return 0.0
-    return 1.0 if verdict == label else tie_credit if "tie" in (verdict, label) else 0.0
+    if verdict == label:
+        return 1.0
+    return tie_credit if "tie" in (verdict, label) else 0.0
 
 
 def weigh(reward: float, strength: float | None) -> float:
@@ -49,20 +51,20 @@ def compute_score(
     Args:
         solution_str: what the model wrote.
         ground_truth: the label: A, B or tie.
-        extra_info: `begun` is what the chat template had already written of the answer, `<think>` mostly; `strength`
+        extra_info: `begun` is what the chat template had already written of the answer, mostly `<think>`; `strength`
             how much better the better response is.
         tie_credit, by_strength: see `preference_reward` and `weigh`.
 
     Returns:
-        score: the reward. acc: 1 where the verdict is right, else 0. first, tie: 1 where it is "A", whatever stands
-        first, or "tie". parsed: 1 where there is a verdict.
+        score: the reward. acc: 1 if the verdict is right, else 0. first, tie: 1 if it is "A", the response shown first,
+        or "tie". parsed: 1 if there is a verdict.
 
     Raises:
-        ValueError: a credit that is not from 0 up to, but not with, 1; `by_strength` neither True nor False.
+        ValueError: tie_credit is less than 0, or 1 or more; `by_strength` is neither True nor False.
     """
     if not isinstance(tie_credit, int | float) or not 0 <= tie_credit < 1:
         raise ValueError(
-            f"tie_credit is {tie_credit!r}; expected at least 0 and less than 1, what the label itself gets"
+            f"tie_credit is {tie_credit!r}; expected at least 0 and less than 1, which is what the label itself gets"
         )
     if not isinstance(by_strength, bool):
         raise ValueError(f"by_strength is {by_strength!r}; expected True or False")

@@ -1,73 +1,84 @@
-"""Rows for the judge: read, checked and rendered before anything heavy starts, then handed to verl.
+"""Rows for the judge: read, checked and written as prompts before anything heavy starts, then handed to verl.
 
-verl's own dataset reads what is written here, and needs no subclass. Left alone it would train on what it finds: a row
-that its chat template refuses is skipped with a printed traceback, a missing label is rewarded with something, and
-nobody is told how many prompts were too long.
+verl's own dataset reads what is written here, and needs no subclass. Alone it would train on whatever it finds: it
+skips a row that the chat template refuses and prints a traceback, it pays something for a missing label, and it does
+not say how many prompts were too long.
 
-A file holds either labelled rows (`input`, `output`, `label`: see prompt.py), rendered here with the rubric there, or
-rows that prepare_data.py has rendered with a rubric of its own:
+A file holds either labelled rows (`input`, `output`, `label`: see `read_row` in prompt.py), or rows for which
+prepare_data.py has already written the prompt, by a rubric of its own:
 
     prompt       [{"role": "user", "content": …}]: all that the judge is shown
     label        0 to 4
     data_source  (optional) a name; validation metrics are kept apart by it
     input        (optional) the dialogue; a split keeps together what answers it
+    rubric       (optional) what the prompt says to judge by; goes into the checkpoint, for graders
     evidence     (optional) texts that a right reasoning holds; evaluate.py counts them
 """
 
+import json
 from collections import Counter
 from pathlib import Path
 
-from common.conversation import BadRow, read_messages
-from common.labelled import read_dialogue
+from common.conversation import BadRow, read_dialogue, read_messages
 from common.parquet import read_rows, write_rows
 
-from prompt import COLUMNS, VERDICTS, render
+from .prompt import COLUMNS, RUBRIC, VERDICTS, Judged, ask, read_label, read_row
 
-RENDERED = ("prompt", "label")
+WRITTEN = ("prompt", "label")
+OPTIONAL = ("data_source", "input", "rubric", "evidence")
 
 
 def load_rows(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
-    """Read labelled or rendered rows; return them rendered, each with its origin under "source", and what was dropped.
+    """Read rows, labelled or with their prompts; return all with prompts, and how many were dropped, by fault.
 
-    `input` is what a split keeps together: the dialogue, or where that is not known the whole prompt.
+    `input` is what a split keeps together: the dialogue, or the whole prompt if that is not known.
 
     Raises:
         DataError: see `common.parquet.read_rows`.
     """
-    columns = ("data_source", "evidence", "input")
-    return read_rows(files, required_columns, columns, check_row, on_bad_row)
+    return read_rows(files, required_columns, OPTIONAL, check_row, on_bad_row)
 
 
 def required_columns(names: list[str]) -> tuple[str, ...]:
-    return RENDERED if "prompt" in names else COLUMNS
+    return WRITTEN if "prompt" in names else COLUMNS
 
 
 def check_row(row: dict) -> dict:
-    """Return a labelled or rendered row as a rendered one; raise `BadRow` where it is neither."""
-    rendered = check_rendered(row) if "prompt" in row else render_row(row)
+    """Return a row with its prompt; raise `BadRow` if it is neither labelled nor has one."""
+    checked = check_prompt(row) if "prompt" in row else write_prompt(read_row(row))
     data_source, evidence = row.get("data_source") or "judge", row.get("evidence") or []
     if not isinstance(data_source, str):
         raise BadRow("data_source", "expected text", data_source)
     if not isinstance(evidence, list) or not all(isinstance(text, str) for text in evidence):
         raise BadRow("evidence", "expected a list of texts", evidence)
-    return {**rendered, "data_source": data_source, "evidence": evidence}
+    return {**checked, "data_source": data_source, "evidence": evidence}
 
 
-def render_row(row: dict) -> dict:
-    """Turn a labelled row into a rendered one."""
-    prompt, label = render(row)
-    return {"input": read_dialogue(row["input"]), "prompt": prompt, "label": label}
+def write_prompt(judged: Judged, rubric: str = RUBRIC) -> dict:
+    """Return a labelled row with its prompt."""
+    return {
+        "input": judged.dialogue,
+        "prompt": ask(judged.dialogue, judged.response, rubric),
+        "label": judged.label,
+        "rubric": rubric,
+    }
 
 
-def check_rendered(row: dict) -> dict:
-    """Return a rendered row checked; raise `BadRow` where it is none."""
+def check_prompt(row: dict) -> dict:
+    """Return a row that has its prompt, checked; raise `BadRow` if that cannot be used."""
     prompt = read_messages("prompt", row["prompt"])
     if isinstance(prompt, str) or prompt[-1]["role"] != "user":
         raise BadRow("prompt", "expected messages that end with the user's", row["prompt"])
-    if row["label"] not in VERDICTS or isinstance(row["label"], bool):
-        raise BadRow("label", f"expected one of {', '.join(map(str, VERDICTS))}", row["label"])
+    rubric = row.get("rubric")
+    if rubric is not None and not isinstance(rubric, str):
+        raise BadRow("rubric", "expected text", rubric)
     dialogue = prompt if row.get("input") is None else read_dialogue(row["input"])
-    return {"input": dialogue, "prompt": prompt, "label": VERDICTS[VERDICTS.index(row["label"])]}
+    return {"input": dialogue, "prompt": prompt, "label": read_label(row["label"]), "rubric": rubric}
+
+
+def prompt_of(row: dict) -> str:
+    """Return what a row's response answers, as text: rows of the same text stay together in a split."""
+    return json.dumps(row["input"], sort_keys=True)
 
 
 def write_for_verl(rows: list[dict], path: Path) -> Path:

@@ -1,11 +1,11 @@
 """How good is a judge on held-out rows? And is it better than one that always gives the same score?
 
-    python evaluate.py --model outputs/checkpoint --data test.parquet
-    python evaluate.py --endpoint http://host:8000/v1 --model name --data test.parquet
+    python -m generative_pointwise.evaluate --model outputs/checkpoint --data test.parquet
+    python -m generative_pointwise.evaluate --endpoint http://host:8000/v1 --model name --data test.parquet
 
-A checkpoint and a served model are asked alike (`common/asking.py`). Answers are greedy; with `--votes K` every row is
-judged K times by sampling, and `decide` gives the verdict. An answer without a verdict is wrong and is counted, never
-guessed at.
+A checkpoint and a served model are asked alike (`common/judging/asking.py`). Answers are greedy; with `--votes K` every
+row is judged K times by sampling, and `decide` gives the verdict. An answer without a verdict is wrong and is counted,
+never guessed at.
 """
 
 import logging
@@ -14,20 +14,18 @@ from collections import Counter
 from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score
 
-from common.asking import clipped_share, judge, read_options, report
-from common.endpoint import EndpointError
-from common.parquet import DataError
-from common.prompts import digest
-from common.verdicts import confusion, vote_metrics, vote_table
+from common.conversation import DataError
+from common.grading.endpoint import EndpointError
+from common.judging.asking import add_comparison, ask_judge, make_parser, read_options, report
 
-from dataset import load_rows
-from prompt import VERDICTS, parse
+from .dataset import load_rows
+from .prompt import VERDICTS, parse
 
 
 def decide(votes: list[int | None]) -> int | None:
     """Return the verdict of several votes on one row: the most frequent score among those that parsed.
 
-    Of equally frequent scores the one nearest to the votes' mean counts, then the lower. None where fewer than half of
+    Of equally frequent scores the one nearest to the votes' mean counts, then the lower. None if fewer than half of
     the votes parsed: what is left would be the verdict of a few.
     """
     parsed = [vote for vote in votes if vote is not None]
@@ -38,14 +36,14 @@ def decide(votes: list[int | None]) -> int | None:
     return min(frequent, key=lambda score: (abs(len(parsed) * score - sum(parsed)), score))
 
 
-def judge_metrics(labels: list[int], verdicts: list[int | None]) -> dict[str, float]:
-    """Return how near a judge's verdicts, None where it gave none, are to the labels.
+def score_metrics(labels: list[int], verdicts: list[int | None]) -> dict[str, float]:
+    """Return how near a judge's verdicts, None if it gave none, are to the labels.
 
     Returns:
         rows; parse_rate: share with a verdict. Over all rows, a missing verdict being wrong: accuracy, within_one.
         Over the rows with a verdict, so to be read beside parse_rate: mae, the mean of |verdict - label|; spearman,
-        absent where labels or verdicts are all equal; kappa, Cohen's with quadratic weights, absent where there is but
-        one value in all.
+        absent if labels or verdicts are all equal; kappa, Cohen's with quadratic weights, absent if there is only one
+        value in all.
         What a judge that reads nothing reaches, over all rows: majority_accuracy and majority_mae of always giving the
         most frequent label (of several, the one with the smallest error); mean_mae of always giving the mean of the
         labels; constant_within_one of always giving the score that suits it best.
@@ -91,25 +89,15 @@ def evidence_metrics(evidence: list[list[str]], answers: list[list[str]]) -> dic
 
 
 def main() -> None:
-    options = read_options("A judge's scores beside the labels.", "input, output and label, or prompt and label")
+    parser = make_parser("A judge's scores beside the labels.", "input, output and label, or prompt and label")
+    add_comparison(parser)
+    options = read_options(parser)
     rows, bad = load_rows(options.data, options.on_bad_row)
-    rows, left_out, answers = judge(options, rows)
-    labels, votes = [row["label"] for row in rows], [[parse(text) for text in given] for given in answers]
-    verdicts = [decide(cast) for cast in votes]
-    metrics = judge_metrics(labels, verdicts)
+    judged = ask_judge(options, rows, parse, decide)
+    metrics = score_metrics(judged.labels, judged.verdicts)
     if not options.hidden_reasoning:
-        metrics |= evidence_metrics([row["evidence"] for row in rows], answers)
-    metrics["clipped"] = clipped_share(answers)
-    more, bins = vote_metrics(labels, votes, verdicts) if options.votes > 1 else ({}, [])
-    tables = {"label (row), verdict (column)": confusion(labels, verdicts, VERDICTS)}
-    if bins:
-        names, _, counts = tables["votes for the verdict (row)"] = vote_table(bins, options.votes)
-        for name, (right, wrong) in zip(names, counts):
-            print(f"{name + ' votes agree':28} {right} of {right + wrong} verdicts right")
-    columns = [{key: row[key] for key in ("source", "data_source", "prompt", "label")} for row in rows]
-    answered = zip(columns, verdicts, votes, answers)
-    kept = [{**row, "verdict": verdict, "votes": cast, "answers": given} for row, verdict, cast, given in answered]
-    report(options, metrics | more, tables, bad + left_out, kept, {"calibration": bins, "rows_digest": digest(rows)})
+        metrics |= evidence_metrics([row["evidence"] for row in judged.rows], judged.answers)
+    report(options, judged, metrics, VERDICTS, bad)
 
 
 if __name__ == "__main__":

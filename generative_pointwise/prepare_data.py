@@ -1,15 +1,18 @@
 """Turn scored responses, or the embedded demo, into the Parquet that train.py reads.
 
-    python prepare_data.py --source demo       --output data
-    python prepare_data.py --source pointwise  --path scores.parquet --output data     # input, output, label 0 to 4
-    python prepare_data.py --source helpsteer2 --attribute correctness --output data   # from the Hugging Face hub
-    python prepare_data.py --source ultrafeedback --path flan.jsonl --output data      # a local file
+    python -m generative_pointwise.prepare_data --source demo       --output data
+    python -m generative_pointwise.prepare_data --source pointwise  --path scores.parquet --output data
+    python -m generative_pointwise.prepare_data --source helpsteer2 --attribute correctness --output data  # the hub
+    python -m generative_pointwise.prepare_data --source ultrafeedback --path flan.jsonl --output data  # a local file
 
-Every source is one small function from its row to labelled rows, which prompt.py then renders: all that the judge is
-shown stands in the file, and can be measured. Ratings from 1 to 5 become 0 to 4; any other score out of range is a
-fault, never moved to fit. Dialogues are never on two sides of a split: it is made by them, not by row. Printed at the
-end is what a trainer should know: how the labels are spread, what a judge gets that always says the same, how far mere
-length tells the label, what was left out.
+Every source is one small function from its row to labelled rows, for which prompt.py then writes the prompt. All that
+the judge is shown stands in the file, and can be measured. Ratings from 1 to 5 become 0 to 4; any other score off the
+scale is a fault, never moved to fit. Dialogues are never on two sides of a split: it is made by them, not by row.
+Printed at the end is what a trainer should know: how the labels are spread, what a judge gets that always says the
+same, how far mere length tells the label, what was left out.
+
+`--transcripts` also writes the same rows, in the same splits, as conversations for `sft`: the prompt and the right
+answer. A judge has to learn the form of its answer there before GRPO can improve it here.
 """
 
 import argparse
@@ -22,16 +25,17 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from common.conversation import BadRow, Conversation, read_marked_turns
-from common.demo import SCORE_RUBRIC, pointwise_rows
-from common.judge import quote
-from common.labelled import pointwise_transcript, read_rubric, read_scored
-from common.parquet import DataError, check_rows, split_by_prompt, write_rows
+from common.conversation import BadRow, Conversation, DataError, read_marked_turns
+from common.demo.world import SCORE_RUBRIC, pointwise_rows
+from common.judging.prompts import read_rubric
+from common.judging.quoting import quote
+from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
 from common.sources import load_source
 
-from prompt import RUBRIC, RUBRICS, VERDICTS, render
+from .dataset import prompt_of, write_prompt
+from .prompt import RUBRIC, RUBRICS, VERDICTS, read_row, transcripts
 
-COLUMNS = ("input", "prompt", "label", "data_source", "evidence")
+WRITTEN = ("input", "prompt", "label", "rubric", "data_source", "evidence")
 LENIENCY = 0.65  # of the demo's warm start: two kinds of fault pass as met more often than not
 
 # What UltraFeedback's ratings meant to the model that gave them (arXiv:2310.01377), in fewer words and from 0. Its
@@ -69,7 +73,7 @@ Truthfulness: is the response free of what is made up or contradicts itself, the
 
 
 def scored(query: str | Conversation, response: str, score: object, **more: str) -> dict:
-    """Return a response and its score as a labelled row (see `common/labelled.py`)."""
+    """Return a response and its score as a labelled row."""
     dialogue = [{"role": "user", "content": query}] if isinstance(query, str) else query
     output = [{"answer": {"role": "assistant", "content": response}}]
     return {"input": dialogue, "output": output, "label": score, **more}
@@ -83,7 +87,8 @@ def from_demo(row: dict, attribute: str | None) -> list[dict]:
 
 def from_pointwise(row: dict, attribute: str | None) -> list[dict]:
     """Labelled rows as they are, cells of JSON text too."""
-    return [{name: row[name] for name in ("input", "output", "label")}]
+    kept = {name: row[name] for name in ("input", "output", "label")}
+    return [kept | ({"reasoning": row["reasoning"]} if "reasoning" in row else {})]
 
 
 def from_helpsteer2(row: dict, attribute: str) -> list[dict]:
@@ -92,7 +97,7 @@ def from_helpsteer2(row: dict, attribute: str) -> list[dict]:
 
 
 def from_ultrafeedback(row: dict, attribute: str) -> list[dict | None]:
-    """Four completions with GPT-4's ratings of four aspects, "1" to "5"; None where it found nothing to rate."""
+    """Four completions with GPT-4's ratings of four aspects, "1" to "5"; None if it found nothing to rate."""
     found = []
     for completion in row["completions"]:
         annotation = completion["annotations"][attribute]
@@ -131,13 +136,17 @@ def one_less(score: object) -> int:
     return int(float(score)) - 1
 
 
-def convert_rows(
+def convert_scores(
     rows: Iterable[dict], name: str, attribute: str | None, rubric: str | None, on_bad_row: str
 ) -> tuple[list[dict], Counter]:
-    """Convert and render a source's rows, by `rubric` or else its own; count what is bad, not rated or repeated."""
+    """Convert a source's rows and write their prompts, by `rubric` or else the source's own.
+
+    Returns:
+        The rows with their prompts, what each was made of under "judged"; and how many were bad, not rated or repeated.
+    """
     source = SOURCES[name]
 
-    def convert_row(numbered: dict) -> dict:
+    def convert(numbered: dict) -> dict:
         row, place = numbered["row"], numbered["source"]
         try:
             return {"responses": source.convert(row, attribute)}
@@ -147,7 +156,7 @@ def convert_rows(
             raise DataError(f"{place} has columns of another kind: {error}. Is --source right?") from error
 
     numbered = [{"row": row, "source": f"row {number}"} for number, row in enumerate(rows)]
-    converted, left_out = check_rows(tqdm(numbered, desc="convert", unit="row", delay=1), convert_row, on_bad_row)
+    converted, left_out = check_rows(tqdm(numbered, desc="convert", unit="row", delay=1), convert, on_bad_row)
     labelled = [{**response, "source": row["source"]} for row in converted for response in row["responses"] if response]
     left_out += Counter({"responses that were not rated": sum(row["responses"].count(None) for row in converted)})
     usual = {
@@ -155,31 +164,30 @@ def convert_rows(
         "data_source": f"{name}/{attribute}" if attribute else name,
     }
 
-    def render_row(row: dict) -> dict:
+    def add_prompt(row: dict) -> dict:
         row = {**usual, **row, "label": one_less(row["label"]) if source.from_one else row["label"]}
-        dialogue, response, _ = read_scored(row)
-        prompt, label = render(row, rubric or row["rubric"])
-        return {**row, "input": dialogue, "prompt": prompt, "label": label, "length": len(response)}
+        judged = read_row(row)
+        return row | write_prompt(judged, rubric or row["rubric"]) | {"judged": judged}
 
-    rendered, bad = check_rows(labelled, render_row, on_bad_row)
-    unique = {(row["prompt"][0]["content"], row["label"]): row for row in rendered}
-    left_out += bad + Counter({"repeated responses with the same label": len(rendered) - len(unique)})
+    with_prompts, bad = check_rows(labelled, add_prompt, on_bad_row)
+    unique = {(row["prompt"][0]["content"], row["label"]): row for row in with_prompts}
+    left_out += bad + Counter({"repeated responses with the same label": len(with_prompts) - len(unique)})
     if not unique:
-        raise DataError(f"no usable row: {'; '.join(f'{count} x {kind}' for kind, count in left_out.items())}")
+        raise DataError(f"no usable row: {list_counts(left_out)}")
     return list(unique.values()), left_out
 
 
 def write_warm_start(path: Path, size: int, seed: int, rubric: str) -> None:
     """Write a lenient annotator's judgements of the demo, for SFT, and say how often it is wrong."""
     lenient, right = (pointwise_rows("train", size, seed, leniency) for leniency in (LENIENCY, 0.0))
-    write_rows(path, [{"messages": pointwise_transcript(row, rubric)} for row in lenient])
+    write_rows(path, [{"messages": messages} for row in lenient for messages in transcripts(read_row(row), rubric)])
     wrong = mean(judged["label"] != row["label"] for judged, row in zip(lenient, right))
     print(f"{path}: {size} conversations of a lenient annotator; {wrong:.1%} of the scores are too high")
 
 
 def describe(rows: list[dict]) -> str:
     """Say how the labels are spread, what always saying one of them gets, and how far mere length tells them."""
-    labels, lengths = [row["label"] for row in rows], [row["length"] for row in rows]
+    labels, lengths = [row["label"] for row in rows], [len(row["judged"].response) for row in rows]
     counts, prompts = Counter(labels), Counter(row["prompt"][0]["content"] for row in rows)
     lines = [f"{len(rows)} rows; labels {', '.join(f'{label}: {counts[label]}' for label in VERDICTS)}"]
     for name, guess in (("most frequent label", counts.most_common(1)[0][0]), ("mean, rounded", round(mean(labels)))):
@@ -198,10 +206,11 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--source", required=True, choices=SOURCES)
-    parser.add_argument("--path", help="local file or hub id, where it is not the source's own; not for the demo")
+    parser.add_argument("--path", help="local file or hub id, if it is not the source's own; not for the demo")
     parser.add_argument("--split", default="train", help="of a hub set")
     parser.add_argument("--attribute", help="what helpsteer2 and ultrafeedback are scored by; default: helpfulness")
     parser.add_argument("--output", required=True, help="folder to write into")
+    parser.add_argument("--transcripts", action="store_true", help="also write transcripts/*.parquet for sft")
     parser.add_argument("--rubric", type=Path, help="text file: what to judge by; default: the source's own rubric")
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
     parser.add_argument("--val-share", type=float, default=0.05, help="share of the rows for validation, and for test")
@@ -222,7 +231,7 @@ def main() -> None:
         splits = {}
         for split, size in {"train": options.demo_rows, "val": 200, "test": 400}.items():
             rows = pointwise_rows(split, size, options.seed)
-            splits[split], repeated = convert_rows(rows, options.source, attribute, rubric, options.on_bad_row)
+            splits[split], repeated = convert_scores(rows, options.source, attribute, rubric, options.on_bad_row)
             left_out += repeated
         if size := options.lenient_transcripts:  # of another seed, so that GRPO's rows are not those that SFT has seen
             write_warm_start(output / "warm_start.parquet", size, options.seed + 1, rubric or SCORE_RUBRIC)
@@ -230,15 +239,19 @@ def main() -> None:
         raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
     else:
         rows = load_source(options.path or source.hub, options.split)
-        rows, left_out = convert_rows(rows, options.source, attribute, rubric, options.on_bad_row)
+        rows, left_out = convert_scores(rows, options.source, attribute, rubric, options.on_bad_row)
         share = options.val_share
-        splits = split_by_prompt(rows, {"train": 1 - 2 * share, "val": share, "test": share}, options.seed)
+        ratio = {"train": 1 - 2 * share, "val": share, "test": share}
+        splits = split_by_prompt(rows, ratio, options.seed, prompt_of)
     if source.from_one:
         print("scores of 1 to 5 are written as labels 0 to 4")
     for split, rows in splits.items():
-        written = [{column: row[column] for column in COLUMNS if column in row} for row in rows]
+        written = [{column: row[column] for column in WRITTEN if column in row} for row in rows]
         path = write_rows(output / f"{split}.parquet", written)
         print(f"{path}: {describe(rows)}")
+        if options.transcripts:
+            shown = [{"messages": one} for row in rows for one in transcripts(row["judged"], row["rubric"])]
+            write_rows(output / "transcripts" / f"{split}.parquet", shown)
     for kind, count in left_out.items():
         print(f"left out: {count} x {kind}")
 

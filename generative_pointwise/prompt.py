@@ -1,17 +1,31 @@
-"""What the judge is asked, and how its answer is read. **RUBRIC is the one thing to edit.**
+"""What the judge is asked, and how its answer is read: rubric, frame, scale, form of the verdict. **Edit it.**
 
-The prompt's frame and its parser are `common/judge.py`'s, so that a judge warm-started by SFT, trained here and served
-elsewhere reads one text: the whole dialogue (system message, every turn, also one that starts with the assistant), the
-response, and the form of the answer. Judged text cannot leave its place, whatever it contains.
+All other files of this folder take them from here: the data, the reward, the evaluation and the grader. So another
+rubric, a scale of 0 to 10 or a verdict as JSON is a change of a few lines on this page alone.
+
+- The judge sees the whole dialogue (system message, every turn, also one that starts with the assistant), the response,
+  and in which form to answer. Judged text is quoted: whatever it contains, it stays in its place.
+- `parse` is the inverse of `write`. It reads a verdict only where it stands alone behind the closed reasoning. Anything
+  else is None, never a score: a parser that searches for digits finds one in any garbage.
 """
 
-from common.conversation import Conversation
-from common.judge import HELPFULNESS, SCORES, parse_score, pointwise_prompt, write_score
-from common.labelled import POINTWISE_COLUMNS, read_scored
+import re
+from dataclasses import dataclass
+
+from common.conversation import BadRow, Conversation, check_unicode, read_dialogue, read_responses
+from common.judging.quoting import quote, quote_dialogue
+
+SCORES = range(5)  # the scale
 
 # What a score means, by the names of HelpSteer2's five attributes (arXiv:2406.08673), each 0 to 4.
 RUBRICS = {
-    "helpfulness": HELPFULNESS,
+    "helpfulness": """\
+Helpfulness: does the response do what the dialogue asks for?
+4: all of it, correctly, completely and clearly
+3: most of it; small gaps or flaws
+2: part of it; something important is missing or wrong
+1: little of it; mostly wrong, vague or beside the point
+0: none of it""",
     "correctness": """\
 Correctness: are the response's facts right, and does it cover all that was asked for?
 4: entirely correct and complete
@@ -43,12 +57,97 @@ Verbosity: how much detail is in the response, relative to what was asked? Quali
 }
 RUBRIC = RUBRICS["helpfulness"]
 
-COLUMNS = POINTWISE_COLUMNS  # of labelled rows: input, output, label
+VERDICT_FORM = f"write only the score, {SCORES[0]} to {SCORES[-1]}, between <score> and </score>."
+PROMPT = """\
+Score how well the response answers the dialogue.
+
+{rubric}
+
+<dialogue>
+{dialogue}
+</dialogue>
+<response>
+{response}
+</response>
+
+Reason between <think> and </think>. Then {verdict_form}"""
+
+COLUMNS = ("input", "output", "label")  # of labelled rows
 VERDICTS = tuple(SCORES)
-parse, write = parse_score, write_score  # each other's inverse
 
 
-def render(row: dict, rubric: str = RUBRIC) -> tuple[Conversation, int]:
-    """Return a labelled row's prompt, as messages, and its label; raise `BadRow` where it is none."""
-    dialogue, response, score = read_scored(row)
-    return [{"role": "user", "content": pointwise_prompt(dialogue, response, rubric)}], score
+@dataclass(frozen=True)
+class Judged:
+    """A labelled row, read: a response to a dialogue, and its score."""
+
+    dialogue: Conversation
+    response: str
+    label: int
+    reasoning: str = ""  # why, if the row says so: what a judge should write before its verdict
+
+
+def read_row(row: dict) -> Judged:
+    """Read a labelled row; raise `BadRow` if it is not one. Any cell may be JSON text.
+
+    `input` is the dialogue, or the query as text. `output` holds one response. `label` is a whole number of the scale,
+    also as text or float. `reasoning` is optional.
+    """
+    (response,) = read_responses(row["output"], 1, 1)
+    return Judged(read_dialogue(row["input"]), response, read_label(row["label"]), read_reasoning(row))
+
+
+def read_label(value: object) -> int:
+    """Return a label; raise `BadRow` if it is not a score of the scale. It is never moved to fit."""
+    text = str(value).strip()
+    if not re.fullmatch(r"-?[0-9]{1,6}(\.0{1,6})?", text) or (score := int(float(text))) not in SCORES:
+        raise BadRow("label", f"expected a whole number from {SCORES[0]} to {SCORES[-1]}", value)
+    return score
+
+
+def read_reasoning(row: dict) -> str:
+    """Return the row's reasoning, or "" if it has none."""
+    reasoning = row.get("reasoning")
+    if reasoning is not None and not isinstance(reasoning, str):
+        raise BadRow("reasoning", "expected text", reasoning)
+    return check_unicode("reasoning", reasoning or "")
+
+
+def ask(dialogue: Conversation, response: str, rubric: str = RUBRIC) -> Conversation:
+    """Return the prompt, one turn of the user. The rubric is trusted text; dialogue and response are not."""
+    text = PROMPT.format(
+        rubric=rubric,
+        dialogue=quote_dialogue(dialogue, PROMPT),
+        response=quote(response, PROMPT),
+        verdict_form=VERDICT_FORM,
+    )
+    return [{"role": "user", "content": text}]
+
+
+def write(score: int, reasoning: str = "") -> str:
+    """Return the answer that `parse` reads as `score`, whatever the reasoning holds."""
+    if score not in SCORES:
+        raise ValueError(f"score is {score!r}, expected {SCORES[0]} to {SCORES[-1]}")
+    # the line breaks are Qwen3's own: its chat template would put them there
+    return f"<think>\n{quote(reasoning, PROMPT).strip()}\n</think>\n\n<score>{score}</score>"
+
+
+def parse(text: str) -> int | None:
+    """Read the score from a judge's answer.
+
+    The answer is reasoning, closed by the one `</think>`, then `<score>N</score>` with N of the scale, then nothing.
+    The opening `<think>` may be absent: some chat templates put it into the prompt.
+
+    Returns:
+        The score, or None for anything else.
+    """
+    reasoning, closing, rest = text.partition("</think>")
+    if not closing or "<think>" in reasoning.lstrip().removeprefix("<think>"):
+        return None
+    verdict = re.fullmatch(rf"<score>({'|'.join(map(str, SCORES))})</score>", rest.strip())
+    return int(verdict[1]) if verdict else None
+
+
+def transcripts(judged: Judged, rubric: str = RUBRIC) -> list[Conversation]:
+    """Return a labelled row as conversations for `sft`: the prompt, and the answer that the judge should give."""
+    answer = {"role": "assistant", "content": write(judged.label, judged.reasoning)}
+    return [[*ask(judged.dialogue, judged.response, rubric), answer]]

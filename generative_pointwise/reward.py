@@ -2,11 +2,11 @@
 
 - An answer without a well-formed verdict gets less than any verdict can, whatever the label. In a judge's text a parser
   that guesses finds a number in any garbage, and garbage then is the policy's best answer to rows labelled so.
-- Only the outcome is rewarded. What stands in the reasoning is free, as long as it ends where it should.
+- Only the outcome is rewarded. The reasoning may say anything, as long as it ends where it should.
 - Training and evaluation call the same parser.
 """
 
-from prompt import VERDICTS, parse
+from .prompt import VERDICTS, parse
 
 LABELS = {str(form): verdict for verdict in VERDICTS for form in (verdict, float(verdict))}
 MALFORMED = -0.5  # below 0, the reward of the wrongest verdict; the distance is how much the form matters
@@ -15,8 +15,8 @@ MALFORMED = -0.5  # below 0, the reward of the wrongest verdict; the distance is
 def score_reward(score: int | None, label: int | None) -> float:
     """Return 1 for the label itself, less in proportion to the distance from it, 0 at the far end of the scale.
 
-    Symmetric: a judge should be as wrong upwards as downwards. A label of None (verl may hand over anything) tells
-    nothing: every verdict gets 0.
+    Symmetric: a judge should be as wrong upwards as downwards. If the label is None (verl may pass anything), every
+    verdict gets 0.
     """
     if score is None:
         return MALFORMED
@@ -32,12 +32,12 @@ def compute_score(
 
     Args:
         solution_str: what the model wrote.
-        ground_truth: the label, 0 to 4.
-        extra_info: `begun` is what the chat template had already written of the answer, `<think>` mostly.
+        ground_truth: the label, a score of the scale.
+        extra_info: `begun` is what the chat template had already written of the answer, mostly `<think>`.
 
     Returns:
-        score: the reward. acc, within_one: 1 where the verdict is right, or off by one at most, else 0. parsed: 1
-        where there is a verdict.
+        score: the reward. acc, within_one: 1 if the verdict is right, or off by one at most, else 0. parsed: 1 if
+        there is a verdict.
     """
     verdict = parse(((extra_info or {}).get("begun") or "") + solution_str)
     label = LABELS.get(str(ground_truth))

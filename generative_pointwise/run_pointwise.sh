@@ -4,6 +4,7 @@
 # minutes. The same script trains an 8B judge on a cluster.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+RUN=(python -m common.launch "$HERE") # runs a Python file of this folder, wherever it lies and whatever it is called
 
 # ---- yours to set -------------------------------------------------------------------------------------------------
 MODEL_PATH=${MODEL_PATH:-}              # a judge, or a chat model, to start from: folder or hub id; empty: the demo's warm start
@@ -36,7 +37,7 @@ fi
 if [[ -z "$TRAIN_FILES" || -z "$MODEL_PATH" ]]; then
     echo "=== the demo's data"
     # 640 rows: 20 steps of 32
-    python "$HERE/prepare_data.py" --source demo --seed "$SEED" --demo-rows 640 --lenient-transcripts 3000 \
+    "${RUN[@]}" prepare_data --source demo --seed "$SEED" --demo-rows 640 --lenient-transcripts 3000 \
         --output "$OUTPUT/data"
 fi
 if [[ -z "$TRAIN_FILES" ]]; then
@@ -117,13 +118,13 @@ TRAINER=(
 )
 
 echo "=== GRPO"
-python "$HERE/train.py" "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUTS[@]}" "${ALGORITHM[@]}" "${TRAINER[@]}" "$@"
+"${RUN[@]}" train "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUTS[@]}" "${ALGORITHM[@]}" "${TRAINER[@]}" "$@"
 
 # Where it started, then what became of it, on the same rows and with the run's own limits
 NAME=${TEST_FILES##*/}
-BEFORE=(python "$HERE/evaluate.py" --model "$MODEL_PATH" --tokenizer "$OUTPUT/tokenizer" --data "$TEST_FILES"
+BEFORE=("${RUN[@]}" evaluate --model "$MODEL_PATH" --tokenizer "$OUTPUT/tokenizer" --data "$TEST_FILES"
     --settings "$OUTPUT/settings.yaml" --output "$OUTPUT/before")
-AFTER=(python "$HERE/evaluate.py" --model "$OUTPUT/checkpoint" --data "$TEST_FILES" --settings "$OUTPUT/settings.yaml"
+AFTER=("${RUN[@]}" evaluate --model "$OUTPUT/checkpoint" --data "$TEST_FILES" --settings "$OUTPUT/settings.yaml"
     --output "$OUTPUT" --card --compare-to "$OUTPUT/before/evaluation_${NAME%.*}.json")
 if [[ -n "$TEST_FILES" && -z "${RAY_ADDRESS:-}" ]]; then
     printf '\n=== before training:\n'

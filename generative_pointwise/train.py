@@ -1,10 +1,10 @@
 """Train a judge by GRPO. Read it top to bottom: what verl's trainer is given, and what is made of its result.
 
-    bash run_pointwise.sh                # sets every number, then calls: python train.py key=value …
+    bash run_pointwise.sh                # sets every number, then starts this file with key=value …
 
-The loop is verl's own V1 trainer (`common/grpo.py` says what is added to it), the settings are verl's, the reward is in
-reward.py. One process, this one, owns the data, the loop and the files; the workers, one per GPU or share of the CPU,
-hold the sharded policy. All input is checked before Ray or a model starts.
+The loop is verl's own V1 trainer (`common/grpo/trainer.py` says what is added to it), the settings are verl's, the
+reward is in reward.py. One process, this one, owns the data, the loop and the files; the workers, one per GPU or share
+of the CPU, hold the sharded policy. All input is checked before Ray or a model starts.
 """
 
 import hashlib
@@ -20,22 +20,22 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from common import cluster
 from common.checkpoint import CheckpointError, check_resume, claim_folder
-from common.judge_run import check_reward, check_sizes, check_vocabulary
-from common.parquet import DataError, report_leak, split_by_prompt
-from common.prompts import digest, measure_rows, store_rubric
-from common.report import draw, format_value, read_history, write_model_card
+from common.conversation import DataError
+from common.grpo import preflight
+from common.judging.prompts import digest_prompts, measure_rows, store_rubric
+from common.parquet import report_leak, split_by_prompt
+from common.report import draw, format_value, read_history, training_curves, write_model_card
 from common.tokenizer import load_tokenizer, set_template_options
 
-from dataset import load_rows, report_rows, write_for_verl
-from prompt import VERDICTS, parse, write
-from reward import compute_score
+from .dataset import load_rows, prompt_of, report_rows, write_for_verl
+from .prompt import VERDICTS, parse, write
+from .reward import compute_score
 
 # found, but not imported: that takes seconds, and bad input is reported before
 os.environ["VERL_CONFIG"] = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
 HELD_OUT = 500  # rows for validation where there are none: enough to tell policies apart, few enough to answer often
 FEW = 50  # one answer more or less is two points of accuracy
 GO_ON = "the same command goes on from the last checkpoint, if there is one"
-PRECISION = {"cuda": "bf16", "cpu": "fp32"}
 USAGE = """
 from transformers import pipeline
 
@@ -62,83 +62,65 @@ def main(config: DictConfig) -> None:
 
 
 def train(config: DictConfig) -> None:
-    data, trainer, policy = config.data, config.trainer, config.actor_rollout_ref
-    output = Path(trainer.output).absolute()
-
     # 1. Check the input
-    model_name, tokenizer = load_tokenizer(policy.model)
-    set_template_options(tokenizer, OmegaConf.to_container(data.apply_chat_template_kwargs))
+    model_name, tokenizer = load_tokenizer(config.actor_rollout_ref.model)
+    set_template_options(tokenizer, OmegaConf.to_container(config.data.apply_chat_template_kwargs))
     right = write(VERDICTS[0], "because")
-    check_vocabulary(tokenizer, right, parse)
-    check_reward(config, compute_score, right, VERDICTS[0])
+    preflight.check_vocabulary(tokenizer, right, parse)
+    preflight.check_reward(config, compute_score, right, VERDICTS[0])
     rows_of, left_out = read_data(config, tokenizer)
-    first = rows_of["train"][0]
-    text = tokenizer.apply_chat_template(first["prompt"], tokenize=False, add_generation_prompt=True)
-    print(f"\nThe first prompt, as the judge sees it (label {first['label']}):\n{text}\n", flush=True)
-    check_sizes(config, len(rows_of["train"]))
+    train_rows = rows_of["train"]
+    show_first(train_rows[0], tokenizer)
+    preflight.check_settings(config, len(train_rows))
 
     # 2. Join or start Ray
-    in_process = policy.rollout.name == "hf"
-    queue = 1 + config.transfer_queue.backend.SimpleStorage.num_data_storage_units
-    servers = 0 if in_process else config.reward.num_workers + policy.rollout.agent.num_workers
-    folder = Path(__file__).resolve().parent
-    cores_per_worker = 1 if in_process else 3  # verl asks for three beside a server
-    cores = {"cores_per_worker": cores_per_worker, "cores_beside": queue + servers}
-    device, per_node = cluster.connect(folder, trainer.nnodes, trainer.n_gpus_per_node, **cores)
+    trainer, cores = config.trainer, preflight.cores_of(config)
+    device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node, **cores)
     workers = per_node * trainer.nnodes
-    if policy.actor.ppo_mini_batch_size % workers:
-        raise DataError(
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={policy.actor.ppo_mini_batch_size} prompts cannot be shared "
-            f"equally by {workers} workers"
-        )
+    preflight.check_workers(config, workers)
+    output = Path(trainer.output).absolute()
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
     check_resume(output, identity(config, model_name, tokenizer, rows_of, workers), trainer.resume_mode)
     OmegaConf.save(config, output / "settings.yaml")
 
-    # 3. What follows from the machine and the data
+    # 3. Hand over to verl
     tokenizer.save_pretrained(output / "tokenizer")
-    policy.model.tokenizer_path = str(output / "tokenizer")
-    precision = policy.actor.fsdp_config.mixed_precision or {"param_dtype": PRECISION[device]}
-    policy.actor.fsdp_config.mixed_precision = precision
-    trainer.device, trainer.n_gpus_per_node, trainer.default_local_dir = device, per_node, str(output)
-    for name, rows in rows_of.items():
-        data[f"{name}_files"] = str(write_for_verl(rows, output / "rows" / f"{name}.parquet"))
-    data.filter_overlong_prompts = False  # done
-    data.apply_chat_template_kwargs = {}  # in the template now
-    if in_process:
-        config.reward.num_workers = 0  # rewards are computed in this process
+    files = {name: write_for_verl(rows, output / "rows" / f"{name}.parquet") for name, rows in rows_of.items()}
+    config = preflight.fill_in(config, __package__, output, files, len(train_rows), device, per_node)
+    keep_groups = preflight.keeps_groups(config, max(row["tokens"] for row in train_rows))
     cluster.check_platform(device)
     from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
 
-    from common.grpo import BEST, CHECKPOINT, LAST, JudgeTrainer
+    from common.grpo.trainer import BEST, CHECKPOINT, LAST, JudgeTrainer
 
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)
 
     # 4. Train, or resume where an interrupted run of the same settings stopped
-    group = policy.rollout.n * (max(row["tokens"] for row in rows_of["train"]) + data.max_response_length)
-    keep_groups = group <= policy.actor.ppo_max_token_len_per_gpu
-    if not keep_groups:
-        print(f"all answers to the longest prompt may have {group} tokens, more than")
-        print("actor_rollout_ref.actor.ppo_max_token_len_per_gpu: prompts are computed anew for most answers")
     last = JudgeTrainer(config, keep_groups).train()
 
     # 5. Leave behind what people and servers use
     best = json.loads((output / BEST).read_text())
     figures = {"best step": best.pop("step"), **best}
     chosen = "the best on the validation rows" if figures["best step"] else "the one that training started from"
-    about = {"base model": model_name, "training prompts": len(rows_of["train"]), "left out": dict(left_out)}
+    about = {"base model": model_name, "training prompts": len(train_rows), "left out": dict(left_out)}
     write_report(config, output / CHECKPOINT, figures, about | {"policy": chosen})
     write_report(config, output / LAST, last, about | {"policy": "the last one"})
     for folder in (CHECKPOINT, LAST):
-        store_rubric(output / folder, rows_of["train"])
-    claim.close()
+        store_rubric(output / folder, train_rows)
+    claim.release()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     print("\n".join(["", *lines, "", f"the best judge on val, its card and picture: {output / CHECKPOINT}"]))
     if not figures["best step"]:
         print("  no step was better on val than the model that training started from: it is that model")
     print(f"the last one: {output / LAST}")
+
+
+def show_first(row: dict, tokenizer) -> None:
+    """Print a prompt as the judge sees it."""
+    text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    print(f"\nThe first prompt, as the judge sees it (label {row['label']}):\n{text}\n", flush=True)
 
 
 def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[dict]], Counter]:
@@ -151,13 +133,13 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[dict]], Cou
         left_out[name] = bad + cut
     if not data.val_files:
         share = min(0.1, HELD_OUT / len(rows_of["train"]))
-        rows_of = split_by_prompt(rows_of["train"], {"train": 1 - share, "val": share}, config.trainer.seed)
+        rows_of = split_by_prompt(rows_of["train"], {"train": 1 - share, "val": share}, config.trainer.seed, prompt_of)
         print(f"no VAL_FILES: {len(rows_of['val'])} training prompts are held out, to choose the best policy")
     if len(rows_of["val"]) < FEW:
         print(f"warning: {len(rows_of['val'])} validation prompts hardly tell one policy from another")
     for name, rows in rows_of.items():
         report_rows(name, rows, left_out[name])
-    report_leak(rows_of["train"], "val", rows_of["val"], "rows")
+    report_leak(rows_of["train"], "val", rows_of["val"], "rows", prompt_of)
     return rows_of, left_out["train"]
 
 
@@ -166,13 +148,13 @@ def identity(config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, 
     policy, data = config.actor_rollout_ref, config.data
     losses = ("clip_ratio_low", "clip_ratio_high", "use_kl_loss", "kl_loss_coef", "kl_loss_type", "entropy_coeff")
     losses += ("loss_agg_mode", "grad_clip", "ppo_epochs", "ppo_mini_batch_size")
-    reward = Path(__file__).with_name("reward.py").read_text(encoding="utf-8")
+    sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("prompt.py", "reward.py")]
     return {
         "model": model_name,
-        "chat template, reward.py": [
-            hashlib.sha256(text.encode()).hexdigest()[:8] for text in (str(tokenizer.chat_template), reward)
+        "chat template, prompt.py, reward.py": [
+            hashlib.sha256(text.encode()).hexdigest()[:8] for text in (str(tokenizer.chat_template), *sources)
         ],
-        **{f"{name} prompts": f"{len(rows)}, digest {digest(rows)}" for name, rows in rows_of.items()},
+        **{f"{name} prompts": f"{len(rows)}, digest {digest_prompts(rows)}" for name, rows in rows_of.items()},
         "reward": OmegaConf.to_container(config.reward.custom_reward_function),
         "workers": workers,
         **{f"data.{name}": data[name] for name in ("train_batch_size", "max_prompt_length", "max_response_length")},
@@ -196,8 +178,7 @@ def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dic
         "share with a verdict": ("train/parsed", "val/parsed"),
         "entropy, nats a token": ("train/entropy",),
     }
-    curves = {title: {name: history[name] for name in names if name in history} for title, names in panels.items()}
-    draw(checkpoint / "run.png", curves, {})
+    draw(checkpoint / "run.png", training_curves(history, panels))
     about = about | {f"data.{name}": config.data[name] for name in ("train_batch_size", "max_response_length")}
     about |= {f"rollout.{name}": policy.rollout[name] for name in ("name", "n", "temperature")}
     about |= {"lr": policy.actor.optim.lr, "epochs": config.trainer.total_epochs, "seed": config.trainer.seed}

@@ -9,6 +9,7 @@ cuts conversations in two to fill rows of equal length; here each stays whole, a
 """
 
 import hashlib
+import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from common.conversation import BadRow, Conversation, check_last_turn, read_messages
-from common.parquet import DataError, check_rows, read_rows
+from common.conversation import BadRow, Conversation, DataError, check_last_turn, read_messages
+from common.parquet import check_rows, list_counts, read_rows
 
-from turns import find_seam, find_turns, mask_turns, special_tokens
+from .turns import find_seam, find_turns, mask_turns, special_tokens
 
 TRUNCATIONS = ("error", "drop", "left")
 TURNS = ("all", "last")
@@ -51,7 +52,7 @@ class Example:
 
 
 def check_conversation(row: dict) -> dict:
-    """Read one row's `messages`; raise `BadRow` where there is nothing to learn from."""
+    """Read one row's `messages`; raise `BadRow` if there is nothing to learn from."""
     messages = read_messages("messages", row["messages"])
     if isinstance(messages, str):
         raise BadRow("messages", "expected a list of messages or JSON text of one, found plain text", messages)
@@ -64,12 +65,17 @@ def check_conversation(row: dict) -> dict:
     return {"messages": messages}
 
 
-def load_rows(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
+def load_conversations(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
     """Read and check conversations; see `common.parquet.read_rows` for arguments and errors."""
     return read_rows(files, ("messages",), (), check_conversation, on_bad_row)
 
 
-def encode_rows(
+def prompt_of(row: dict) -> str:
+    """Return what a checked row's last turn answers, as text: rows of the same text stay together in a split."""
+    return json.dumps(row["messages"][:-1], sort_keys=True)
+
+
+def encode_conversations(
     rows: list[dict],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -80,7 +86,7 @@ def encode_rows(
     """Render, tokenise, mask and cut all conversations.
 
     Args:
-        rows: from `load_rows`.
+        rows: from `load_conversations`.
         max_length: tokens allowed in a conversation.
         truncation: what happens to longer ones. "error"; "drop"; "left" cuts the start, trains on the assistant turns
             that are still whole, and drops a conversation that has none left.
@@ -100,18 +106,34 @@ def encode_rows(
         raise DataError(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template. Put a chat_template.jinja beside the model."
         )
+    rows, counts = find_all_turns(rows, tokenizer, turns, on_bad_row)
+    tokenise(rows, tokenizer)
+    end_ids = np.array(list(special_tokens(tokenizer).values()))
+    rows, endless = check_rows(rows, lambda row: {**row, "mask": mask_turns(row, end_ids)}, on_bad_row)
+    examples = [Example(row["ids"], row["mask"], row["source"]) for row in rows]
+    examples, shortened = shorten(examples, max_length, truncation, tokenizer.bos_token_id)
+    counts += endless + shortened
+    if not examples:
+        raise DataError(f"no usable conversation: {list_counts(counts)}")
+    return examples, counts
+
+
+def find_all_turns(
+    rows: list[dict], tokenizer: PreTrainedTokenizerBase, turns: str, on_bad_row: str
+) -> tuple[list[dict], Counter]:
+    """Add to each row its rendered "text" and the "spans" in it that are trained on; count what is left out."""
+    special = sorted(special_tokens(tokenizer).keys() - THINK_TAGS, key=len, reverse=True)
+    a_special_token = re.compile("|".join(map(re.escape, special)) or "(?!)")  # (?!) is found nowhere
+    unused = Counter()
 
     def render(messages: Conversation, **options) -> str:
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
-    special = special_tokens(tokenizer)
-    forbidden = sorted(special.keys() - THINK_TAGS, key=len, reverse=True)
-    in_content = re.compile("|".join(map(re.escape, forbidden)) or "(?!)")  # (?!) is found nowhere
     seam = find_seam(render)
 
-    def locate(row: dict) -> dict:
+    def find(row: dict) -> dict:
         for turn in row["messages"]:
-            if found := in_content.search(turn["content"]):
+            if found := a_special_token.search(turn["content"]):
                 raise BadRow("messages", f"a message holds the model's special token {found[0]!r}", turn["content"])
         text, spans = find_turns(row["messages"], render, *seam)
         answers = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
@@ -122,9 +144,12 @@ def encode_rows(
         unused[NOT_SHOWN] += sum(thought not in text for thought in thoughts)
         return {"text": text, "spans": spans}
 
-    unused = Counter()
-    rows, counts = check_rows(rows, locate, on_bad_row)
-    counts += unused
+    found, bad = check_rows(rows, find, on_bad_row)
+    return found, bad + unused
+
+
+def tokenise(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add to each rendered row its token "ids", and each token's place in the text, "offsets"."""
     with tqdm(total=len(rows), desc="tokenise", unit="row", delay=1) as progress:
         for start in range(0, len(rows), TOKENIZE_AT_ONCE):
             chunk = rows[start : start + TOKENIZE_AT_ONCE]
@@ -133,24 +158,26 @@ def encode_rows(
             for row, ids, offsets in zip(chunk, encoded["input_ids"], encoded["offset_mapping"]):
                 row["ids"], row["offsets"] = np.asarray(ids, np.int32), np.asarray(offsets, np.int32).reshape(-1, 2)
             progress.update(len(chunk))
-    end_ids = np.array(list(special.values()))
-    rows, endless = check_rows(rows, lambda row: {**row, "mask": mask_turns(row, end_ids)}, on_bad_row)
-    counts += endless
-    encoded = [Example(row["ids"], row["mask"], row["source"]) for row in rows]
-    examples = [example for example in encoded if example.tokens <= max_length]
-    too_long = [example for example in encoded if example.tokens > max_length]
+
+
+def shorten(
+    examples: list[Example], max_length: int, truncation: str, bos: int | None
+) -> tuple[list[Example], Counter]:
+    """Cut or drop the examples of more than `max_length` tokens, or raise `DataError`: see `encode_conversations`."""
+    too_long = [example for example in examples if example.tokens > max_length]
     if too_long and truncation == "error":
-        raise DataError(_report_too_long(len(rows), too_long, max_length))
+        raise DataError(_report_too_long(len(examples), too_long, max_length))
+    kept, counts = [example for example in examples if example.tokens <= max_length], Counter()
     for example in too_long:
-        excess = example.tokens - max_length
-        cut = cut_start(example, excess, tokenizer.bos_token_id) if truncation == "left" else None
-        fate = "start cut" if cut else "dropped"
-        fate += ", as no assistant turn would be left whole" * (truncation == "left" and not cut)
-        counts[f"longer than {max_length} tokens, {fate}"] += 1
-        examples += [cut] if cut else []
-    if not examples:
-        raise DataError(f"no usable conversation: {'; '.join(f'{n} x {kind}' for kind, n in counts.items())}")
-    return examples, counts
+        cut = cut_start(example, example.tokens - max_length, bos) if truncation == "left" else None
+        if cut:
+            kept.append(cut)
+            counts[f"longer than {max_length} tokens, start cut"] += 1
+        elif truncation == "left":
+            counts[f"longer than {max_length} tokens, dropped, as no assistant turn would be left whole"] += 1
+        else:
+            counts[f"longer than {max_length} tokens, dropped"] += 1
+    return kept, counts
 
 
 def cut_start(example: Example, excess: int, bos: int | None) -> Example | None:
@@ -199,7 +226,7 @@ def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
     }
 
 
-def digest(examples: list[Example]) -> str:
+def digest_examples(examples: list[Example]) -> str:
     """Return a short hash of all tokens and masks, to tell whether two runs train on the same conversations."""
     total = hashlib.sha256()
     for example in examples:

@@ -13,12 +13,12 @@ from verl.workers.engine import EngineRegistry
 
 from common.attention import Segments
 from common.checkpoint import export_language_model
-from common.engine import PackedEngine, PackedWorker
+from common.fsdp import PackedEngine, PackedWorker
 
-from loss import token_losses
+from .loss import token_losses
 
 
-def pack(offsets: torch.Tensor) -> Segments:
+def cut_conversations(offsets: torch.Tensor) -> Segments:
     """Cut a packed row of conversations into attention segments.
 
     Args:
@@ -48,7 +48,7 @@ class SFTEngine(PackedEngine):
         ids, positions = (micro_batch[name].values() for name in ("input_ids", "position_ids"))
         targets = micro_batch["loss_mask"].values().nonzero()[:, 0]
         row = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": None}
-        packed = {"segments": pack(micro_batch["input_ids"].offsets()), "logits_to_keep": targets - 1}
+        packed = {"segments": cut_conversations(micro_batch["input_ids"].offsets()), "logits_to_keep": targets - 1}
         return row | packed, {"targets": ids[targets]}
 
     def prepare_model_outputs(self, output, output_args: dict, micro_batch: TensorDict, logits_processor_func) -> dict:

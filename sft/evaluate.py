@@ -1,17 +1,21 @@
 """How well does a model continue held-out conversations? And if they are a judge's, how often is it right?
 
-    python evaluate.py --model outputs/checkpoint --data test.parquet
+    python -m sft.evaluate --model outputs/checkpoint --data test.parquet
 
 Loads the checkpoint with transformers alone, so its figures are what a user of the checkpoint gets, not what the
-trainer's own engine reports. Every conversation counts in the perplexity of the assistant's tokens. Where the last
-turn is a judge's answer with a verdict (`common/judge.py`), the model also judges for itself: greedily, from the same
-prompt. An answer without a verdict is wrong and is counted, never guessed at.
+trainer's own engine reports. Every conversation counts in the perplexity of the assistant's tokens.
+
+This file knows no judge's prompt and no scale. If the last turns reason and then end with one of a few verdicts
+(`<score>3</score>`, `<preference>tie</preference>`, `{"score": 7}`), the model also judges by itself: greedily, from
+the same prompt. An answer without one of these verdicts is wrong and is counted, never guessed at.
 """
 
 import argparse
 import json
 import logging
+import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +23,20 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from common.generation import answer, batches_of
-from common.judge import PREFERENCES, SCORES, begun_answer, parse_preference, parse_score
-from common.parquet import DataError, write_rows
-from common.report import draw, extend_model_card, format_value, write_text
+from common.conversation import DataError
+from common.files import write_text
+from common.generation import answer_prompts, batches_of, begun_answer
+from common.parquet import write_rows
+from common.report import Table, draw, extend_model_card, format_value
 from common.tokenizer import ensure_pad_token
-from common.verdicts import confusion
 
-from dataset import Example, encode_rows, load_rows
-from loss import token_losses
+from .dataset import Example, encode_conversations, load_conversations
+from .loss import token_losses
 
-PARSERS = {"score": parse_score, "preference": parse_preference}
-VERDICTS = {"score": tuple(SCORES), "preference": PREFERENCES}
+MOST_VERDICTS = 25  # different ones that a judge's data holds; answers to questions are many more
+LONGEST_VERDICT = 60  # characters
+# options that a run's settings set, unless the command does; else these values
+USUAL = {"max_length": None, "truncation": "error", "on_bad_row": "error", "turns": "all", "trust_remote_code": False}
 
 
 def token_metrics(measured: list[np.ndarray]) -> dict[str, float]:
@@ -50,33 +56,78 @@ def token_metrics(measured: list[np.ndarray]) -> dict[str, float]:
     }
 
 
-def judge_metrics(labels: list, verdicts: list) -> dict[str, float]:
+def split_answer(text: str) -> tuple[str, str] | None:
+    """Return what an answer ends with, behind its closed reasoning, as (kind, verdict); None if it has no such end.
+
+    `<score>3</score>` is ("score", "3"); an end without a tag is of the kind "verdict".
+    """
+    reasoning, closing, end = text.partition("</think>")
+    if not closing or "<think>" in reasoning.lstrip().removeprefix("<think>"):
+        return None
+    end = end.strip()
+    tagged = re.fullmatch(r"<(\w+)>([^<>]+)</\1>", end)
+    return (tagged[1], tagged[2]) if tagged else ("verdict", end)
+
+
+def find_judgements(rows: Iterable[dict]) -> dict[str, list[tuple[dict, str]]]:
+    """Return, by kind, the rows whose last turn ends with a verdict, each with that verdict.
+
+    Only if they are a judge's: the ends of a kind are short, and there are few different ones.
+    """
+    found: dict[str, list[tuple[dict, str]]] = {}
+    for row in rows:
+        if end := split_answer(row["messages"][-1]["content"]):
+            found.setdefault(end[0], []).append((row, end[1]))
+    return {kind: judgements for kind, judgements in found.items() if _are_verdicts(kind, judgements)}
+
+
+def _are_verdicts(kind: str, judgements: list[tuple[dict, str]]) -> bool:
+    different = {verdict for _, verdict in judgements}
+    if max(map(len, different)) > LONGEST_VERDICT or len(different) > MOST_VERDICTS:
+        return False
+    return kind != "verdict" or 2 * len(different) <= len(judgements)  # without a tag, they must come again
+
+
+def verdict_metrics(labels: list[str], verdicts: list[str | None]) -> dict[str, float]:
     """Return how often a judge's answers have a verdict, and how often it is the label.
 
     Args:
-        labels: the right verdicts, all scores or all preferences.
-        verdicts: the judge's, None where its answer has none.
+        labels: the right verdicts, all of one kind.
+        verdicts: the judge's, None if its answer has none.
 
     Returns:
         rows; parse_rate: share of answers with a verdict. accuracy: share of all rows with the right verdict, a missing
-        one being wrong. majority_accuracy: what always giving the most frequent label reaches. For scores also
-        within_one, over all rows, and mean_error, |score - label| over the rows with a verdict; for preferences
-        tie_recall, where there are ties.
+        one being wrong. majority_accuracy: what always giving the most frequent label reaches. For numbers also
+        within_one, over all rows, and mean_error, |verdict - label| over the rows with a verdict; for words recall_X,
+        over the rows with the label X.
     """
-    rows, pairs = len(labels), list(zip(labels, verdicts))
+    rows, counts = len(labels), Counter(labels)
+    right = Counter(label for label, verdict in zip(labels, verdicts) if verdict == label)
     metrics = {
         "rows": rows,
         "parse_rate": sum(verdict is not None for verdict in verdicts) / rows,
-        "accuracy": sum(verdict == label for label, verdict in pairs) / rows,
-        "majority_accuracy": max(Counter(labels).values()) / rows,
+        "accuracy": right.total() / rows,
+        "majority_accuracy": max(counts.values()) / rows,
     }
-    if isinstance(labels[0], int):
-        errors = [abs(verdict - label) for label, verdict in pairs if verdict is not None]
-        metrics["within_one"] = sum(error <= 1 for error in errors) / rows
-        metrics |= {"mean_error": sum(errors) / len(errors)} if errors else {}
-    elif ties := [verdict for label, verdict in pairs if label == "tie"]:
-        metrics["tie_recall"] = ties.count("tie") / len(ties)
+    if not are_numbers(labels):
+        return metrics | {f"recall_{label}": right[label] / counts[label] for label in sorted(counts)}
+    errors = [abs(float(verdict) - float(label)) for label, verdict in zip(labels, verdicts) if verdict is not None]
+    metrics["within_one"] = sum(error <= 1 for error in errors) / rows
+    if errors:
+        metrics["mean_error"] = sum(errors) / len(errors)
     return metrics
+
+
+def are_numbers(labels: Iterable[str]) -> bool:
+    return all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels)
+
+
+def confusion(labels: list[str], verdicts: list[str | None], title: str) -> Table:
+    """Return how often each label and each verdict came together: one row a label, "no verdict" the last column."""
+    values = sorted(set(labels), key=float if are_numbers(labels) else str)
+    together = Counter(zip(labels, verdicts))
+    counts = [[together[label, verdict] for verdict in (*values, None)] for label in values]
+    return Table(title, values, [*values, "no verdict"], counts)
 
 
 @torch.inference_mode()
@@ -92,23 +143,33 @@ def measure_tokens(model, examples: list[Example], pad_token_id: int, max_tokens
             logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
             for line, index in enumerate(batch):
                 targets = torch.from_numpy(np.flatnonzero(examples[index].mask))
-                before, wanted = logits[line, targets - 1], ids[line, targets].to(model.device)
-                correct = before.argmax(dim=1) == wanted
-                measured[index] = torch.stack([token_losses(before, wanted), correct.float()]).cpu().numpy()
+                predicted, wanted = logits[line, targets - 1], ids[line, targets].to(model.device)
+                correct = predicted.argmax(dim=1) == wanted
+                measured[index] = torch.stack([token_losses(predicted, wanted), correct.float()]).cpu().numpy()
             progress.update(len(batch))
     return measured
 
 
-def find_judgements(rows: list[dict]) -> dict[str, list[tuple[dict, object]]]:
-    """Return by kind, score or preference, the rows whose last turn has a verdict, each with that verdict."""
-    found = {
-        kind: [(row, verdict) for row in rows if (verdict := parse(row["messages"][-1]["content"])) is not None]
-        for kind, parse in PARSERS.items()
-    }
-    return {kind: judgements for kind, judgements in found.items() if judgements}
+def judge_rows(
+    model, tokenizer, kind: str, judgements: list[tuple[dict, str]], max_new_tokens: int | None, max_tokens: int
+) -> list[dict]:
+    """Have the model judge rows of a kind by itself; return each with its label, verdict, prompt and answer."""
+    rows, labels = zip(*judgements)
+    template = {"tokenize": False, "add_generation_prompt": True}
+    prompts = [tokenizer.apply_chat_template(row["messages"][:-1], **template) for row in rows]
+    given = tokenizer([row["messages"][-1]["content"] for row in rows])["input_ids"]
+    room = max_new_tokens or 2 * max(map(len, given))
+    answers = [text for (text,) in answer_prompts(model, tokenizer, prompts, room, max_tokens)]
+    judged = []
+    for row, label, prompt, text in zip(rows, labels, prompts, answers):
+        found, verdict = split_answer(begun_answer(prompt) + text) or (kind, None)
+        known = found == kind and verdict in labels  # an end that no row has is not a verdict
+        columns = {"kind": kind, "label": label, "verdict": verdict if known else None}
+        judged.append({"source": row["source"], **columns, "prompt": prompt, "answer": text})
+    return judged
 
 
-def main() -> None:
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Perplexity of a language model, and its verdicts on a judge's data.")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
     parser.add_argument("--data", required=True, help="Parquet with messages")
@@ -116,53 +177,56 @@ def main() -> None:
         "--output", help="folder for evaluation_*.json, .png and .parquet; default: beside the checkpoint"
     )
     parser.add_argument("--max-length", type=int, help="tokens; default: what the model can take")
-    parser.add_argument("--truncation", default="error", choices=("error", "drop", "left"))
-    parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
-    parser.add_argument("--turns", default="all", choices=("all", "last"), help="assistant turns that are measured")
+    parser.add_argument("--truncation", choices=("error", "drop", "left"), help="default: error")
+    parser.add_argument("--on-bad-row", choices=("error", "drop"), help="default: error")
+    parser.add_argument("--turns", choices=("all", "last"), help="assistant turns that are measured; default: all")
     parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: twice the longest in the data")
     parser.add_argument("--max-tokens", type=int, default=16384, help="padded tokens per batch")
     parser.add_argument("--card", action="store_true", help="add the figures to the checkpoint's model card")
-    parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--trust-remote-code", action="store_true", default=None)
     parser.add_argument("--settings", type=Path, help="a run's settings.yaml: measure as it did, leave out what it did")
     options = parser.parse_args()
+    usual = dict(USUAL)
     if options.settings:
         run = OmegaConf.load(options.settings)
-        kept = ("max_length", "truncation", "on_bad_row", "turns")
-        parser.set_defaults(trust_remote_code=run.model.trust_remote_code, **{name: run.data[name] for name in kept})
-        options = parser.parse_args()
+        usual |= {name: run.data[name] for name in ("max_length", "truncation", "on_bad_row", "turns")}
+        usual["trust_remote_code"] = run.model.trust_remote_code
+    for name, value in usual.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     if options.card and not Path(options.model).is_dir():
-        raise DataError(f"--card writes into the checkpoint's folder, and {options.model} is none")
+        raise DataError(f"--card writes into the checkpoint's folder, and {options.model} is not a folder")
+    return options
 
-    rows, bad = load_rows(options.data, options.on_bad_row)
+
+def main() -> None:
+    options = read_options()
+    rows, bad = load_conversations(options.data, options.on_bad_row)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # 1. How well it continues the conversations
     trust = {"trust_remote_code": options.trust_remote_code}
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(options.model, **trust)
     ensure_pad_token(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, **trust).to(device).eval()
     limits = (options.max_length or model.config.max_position_embeddings, options.truncation, options.on_bad_row)
-    examples, cut = encode_rows(rows, tokenizer, *limits, options.turns)
+    examples, cut = encode_conversations(rows, tokenizer, *limits, options.turns)
     # all logits of a batch at once, so batches a quarter the size
     metrics = token_metrics(measure_tokens(model, examples, tokenizer.pad_token_id, options.max_tokens // 4))
-    tables, answered, kept = {}, [], {example.source for example in examples}
-    for kind, judgements in find_judgements([row for row in rows if row["source"] in kept]).items():
-        prompts = [
-            tokenizer.apply_chat_template(row["messages"][:-1], tokenize=False, add_generation_prompt=True)
-            for row, _ in judgements
-        ]
-        labels = [label for _, label in judgements]
-        given = tokenizer([row["messages"][-1]["content"] for row, _ in judgements])["input_ids"]
-        room = options.max_new_tokens or 2 * max(map(len, given))
-        answers = [text for (text,) in answer(model, tokenizer, prompts, room, options.max_tokens)]
-        verdicts = [PARSERS[kind](begun_answer(prompt) + text) for prompt, text in zip(prompts, answers)]
-        metrics |= {f"{kind}/{name}": value for name, value in judge_metrics(labels, verdicts).items()}
-        tables[f"{kind}: label (row), verdict (column)"] = confusion(labels, verdicts, VERDICTS[kind])
-        for (row, label), verdict, prompt, text in zip(judgements, verdicts, prompts, answers):
-            columns = {"label": str(label), "verdict": None if verdict is None else str(verdict)}
-            answered.append({"source": row["source"], "kind": kind, **columns, "prompt": prompt, "answer": text})
-    if answered and len(answered) < len(examples):
-        metrics["conversations_without_a_verdict"] = len(examples) - len(answered)  # measured, not judged
+
+    # 2. What it says by itself
+    tables, judged, measured = [], [], {example.source for example in examples}
+    for kind, judgements in find_judgements(row for row in rows if row["source"] in measured).items():
+        of_kind = judge_rows(model, tokenizer, kind, judgements, options.max_new_tokens, options.max_tokens)
+        labels, verdicts = [row["label"] for row in of_kind], [row["verdict"] for row in of_kind]
+        metrics |= {f"{kind}/{name}": value for name, value in verdict_metrics(labels, verdicts).items()}
+        tables.append(confusion(labels, verdicts, f"{kind}: label (row), verdict (column)"))
+        judged += of_kind
+    if judged and len(judged) < len(examples):
+        metrics["conversations_without_a_verdict"] = len(examples) - len(judged)  # measured, not judged
+
+    # 3. What people read
     for name, value in metrics.items():
         print(f"{name:28} {format_value(value)}")
     for kind, count in (bad + cut).items():
@@ -171,13 +235,13 @@ def main() -> None:
     output, name = Path(options.output or beside), f"evaluation_{Path(options.data).stem}"
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / f"{name}.json", json.dumps(metrics | {"set_aside": dict(bad + cut)}, indent=1))
-    if answered:
-        write_rows(output / f"{name}.parquet", answered)
-        draw(output / f"{name}.png", {}, {}, tables)
+    if judged:
+        write_rows(output / f"{name}.parquet", judged)
+        draw(output / f"{name}.png", tables)
     print(f"written: {output}/{name}.*")
     if options.card:
-        if answered:
-            draw(Path(options.model) / f"{name}.png", {}, {}, tables)
+        if judged:
+            draw(Path(options.model) / f"{name}.png", tables)
         extend_model_card(Path(options.model), f"Measured on {Path(options.data).name}", metrics, f"{name}.png")
 
 

@@ -4,6 +4,7 @@
 # an 8B model on a cluster.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+RUN=(python -m common.launch "$HERE") # runs a Python file of this folder, wherever it lies and whatever it is called
 
 # ---- yours to set -------------------------------------------------------------------------------------------------
 MODEL_PATH=${MODEL_PATH:-}              # a language model to start from: folder or hub id; empty: the tiny demo model
@@ -18,14 +19,14 @@ SEED=${SEED:-0}
 # -------------------------------------------------------------------------------------------------------------------
 
 if [[ -z "$TRAIN_FILES" ]]; then
-    python "$HERE/prepare_data.py" --source demo --seed "$SEED" --output "$OUTPUT/data"
+    "${RUN[@]}" prepare_data --source demo --seed "$SEED" --output "$OUTPUT/data"
     TRAIN_FILES=$OUTPUT/data/train.parquet VAL_FILES=$OUTPUT/data/val.parquet TEST_FILES=$OUTPUT/data/test.parquet
 fi
 if [[ -z "$MODEL_PATH" ]]; then
     # from scratch: 0.4 M parameters learn the demo in one pass of small batches at a high rate. Comparing A with B is
     # learned last, in the second half of the run
     MODEL_PATH=$OUTPUT/model
-    python -m common.tiny_model --seed "$SEED" --output "$MODEL_PATH"
+    python -m common.demo.tiny_model --seed "$SEED" --output "$MODEL_PATH"
     BATCH=16 LR=2e-3 WARMUP=0.1 EPOCHS=1 CHECKPOINTING=False
 else
     # pretrained: a low rate, and the same rows three times; SFT forgives repetition, preferences do not
@@ -64,8 +65,8 @@ TRAINER=(
     trainer.n_gpus_per_node="$N_GPUS_PER_NODE"
 )
 
-python "$HERE/train.py" "${DATA[@]}" "${MODEL[@]}" "${OPTIM[@]}" "${TRAINER[@]}" "$@"
-EVALUATE=(python "$HERE/evaluate.py" --model "$OUTPUT/checkpoint" --data "$TEST_FILES" --settings "$OUTPUT/settings.yaml" --card)
+"${RUN[@]}" train "${DATA[@]}" "${MODEL[@]}" "${OPTIM[@]}" "${TRAINER[@]}" "$@"
+EVALUATE=("${RUN[@]}" evaluate --model "$OUTPUT/checkpoint" --data "$TEST_FILES" --settings "$OUTPUT/settings.yaml" --card)
 if [[ -n "$TEST_FILES" && -z "${RAY_ADDRESS:-}" ]]; then
     "${EVALUATE[@]}"
 elif [[ -n "$TEST_FILES" ]]; then

@@ -1,6 +1,6 @@
 """Train a language model on conversations. Read it top to bottom: this is all that happens.
 
-    bash run_sft.sh                      # sets every number, then calls: python train.py key=value …
+    bash run_sft.sh                      # sets every number, then starts this file with key=value …
 
 One process, this one, owns the data, the loop, the progress bar, the metrics and the files. The workers, one per GPU or
 share of the CPU, hold the sharded model and answer: train_batch, infer_batch, save and load, export. There is no
@@ -29,13 +29,23 @@ from common.checkpoint import (
     export_checkpoint,
     save_checkpoint,
 )
-from common.parquet import DataError, report_leak
-from common.report import draw, format_value, read_history, start_tracking, write_model_card
+from common.conversation import DataError
+from common.parquet import report_leak
+from common.report import draw, format_value, read_history, start_tracking, training_curves, write_model_card
 from common.tokenizer import load_tokenizer, set_template_options
 
-from dataset import Example, collate, describe, digest, encode_rows, load_rows, report_examples
-from evaluate import token_metrics
-from loss import batch_metrics
+from .dataset import (
+    Example,
+    collate,
+    describe,
+    digest_examples,
+    encode_conversations,
+    load_conversations,
+    prompt_of,
+    report_examples,
+)
+from .evaluate import token_metrics
+from .loss import batch_metrics
 
 GO_ON = "the same command goes on from the last checkpoint, if there is one"
 PRECISION = {"cuda": "bf16", "cpu": "fp32"}
@@ -73,10 +83,10 @@ def train(config: DictConfig) -> None:
     rows_of, set_aside = read_data(config, tokenizer)
     train_rows, val_rows = rows_of["train"], rows_of["val"]
     print(f"\nThe first conversation, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
-    check_sizes(config, rows_of)
+    check_conversation_sizes(config, rows_of)
 
     # 2. Start the cluster and the workers
-    device, per_node = cluster.connect(Path(__file__).resolve().parent, trainer.nnodes, trainer.n_gpus_per_node)
+    device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
     workers = per_node * trainer.nnodes
     if data.train_batch_size % workers:
         raise DataError(f"data.train_batch_size={data.train_batch_size} cannot be shared equally by {workers} workers")
@@ -93,7 +103,7 @@ def train(config: DictConfig) -> None:
     # verl takes seconds to import, so bad input is reported before
     from verl.utils.checkpoint import CheckpointHandler, OrchestrationMode
 
-    from engine import SFTWorker, sft_loss
+    from .engine import SFTWorker, sft_loss
 
     worker_group = training.start_workers(SFTWorker, "packed_language_model", sft_loss, config, device, per_node)
 
@@ -141,7 +151,7 @@ def train(config: DictConfig) -> None:
     tracking.finish()
     about = {"base model": model_name, "training conversations": len(train_rows), "steps": step}
     write_report(config, output, figures, about | {"set aside": dict(set_aside)})
-    claim.close()
+    claim.release()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     lines = lines or ["nothing was held out: set VAL_FILES or TEST_FILES to measure the model"]
     print("\n".join(["", *lines, "", f"model, its card and picture: {checkpoint}"]))
@@ -151,17 +161,17 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Example]], 
     """Return the conversations of train, val and test, and what was set aside of the training rows."""
     data, rows_of, set_aside, read_of = config.data, {}, {}, {}
     for name, files in {"train": data.train_files, "val": data.val_files, "test": data.test_files}.items():
-        read_of[name], bad = load_rows(files, data.on_bad_row) if files else ([], Counter())
+        read_of[name], bad = load_conversations(files, data.on_bad_row) if files else ([], Counter())
         limits = (data.max_length, data.truncation, data.on_bad_row, data.turns)
-        rows_of[name], cut = encode_rows(read_of[name], tokenizer, *limits) if files else ([], Counter())
+        rows_of[name], cut = encode_conversations(read_of[name], tokenizer, *limits) if files else ([], Counter())
         set_aside[name] = bad + cut
         report_examples(name, rows_of[name], set_aside[name])
         if name != "train" and files:
-            report_leak(read_of["train"], name, read_of[name], "rows")
+            report_leak(read_of["train"], name, read_of[name], "rows", prompt_of)
     return rows_of, set_aside["train"]
 
 
-def check_sizes(config: DictConfig, rows_of: dict[str, list[Example]]) -> None:
+def check_conversation_sizes(config: DictConfig, rows_of: dict[str, list[Example]]) -> None:
     data, count = config.data, len(rows_of["train"])
     if count < data.train_batch_size:
         raise DataError(
@@ -181,7 +191,7 @@ def identity(config: DictConfig, model_name: str, rows: list[Example], workers: 
     """What must be equal for a resumed run to be the same run."""
     return {
         "model": model_name,
-        "training conversations": f"{len(rows)}, digest {digest(rows)}",
+        "training conversations": f"{len(rows)}, digest {digest_examples(rows)}",
         "workers": workers,
         "data.train_batch_size": config.data.train_batch_size,
         "trainer.total_epochs": config.trainer.total_epochs,
@@ -228,8 +238,7 @@ def write_report(config: DictConfig, output: Path, figures: dict, about: dict) -
         "loss, nats a token": ("train/loss", "val/loss"),
         "token accuracy": ("train/token_accuracy", "val/token_accuracy"),
     }
-    curves = {title: {name: history[name] for name in names if name in history} for title, names in panels.items()}
-    draw(output / "checkpoint" / "run.png", curves, {})
+    draw(output / "checkpoint" / "run.png", training_curves(history, panels))
     for section in ("data", "model", "optim"):
         about |= {f"{section}.{name}": value for name, value in config[section].items() if not name.startswith("_")}
     write_model_card(

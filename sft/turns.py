@@ -17,8 +17,7 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from common.conversation import BadRow, Conversation
-from common.parquet import DataError
+from common.conversation import BadRow, Conversation, DataError
 
 MARKER = "assistant-turn-7f3a-{}-marker"  # in no text by chance
 EMPTY_THINKING = re.compile(r"<think>\s*</think>\s*\Z")  # what Qwen3's template writes in front of a turn without any
@@ -67,9 +66,13 @@ def find_turns(
             raise BadRow("messages", "the model's chat template hides where an assistant turn starts or ends")
         position = end
         begun = text.startswith(prefilled, start)
-        # behind a think block that the prompt has closed comes what does not think, with that block or without
+        # Behind a think block that the prompt has closed comes an answer without thinking, with that block or without
+        # it.
         if begun or (EMPTY_THINKING.search(prefilled) and not text.startswith("<think>", start)):
-            start += len(prefilled) * begun - len(left_out) * before.endswith(left_out)
+            if begun:
+                start += len(prefilled)  # not the model's to write
+            if before.endswith(left_out):
+                start -= len(left_out)  # the model's to write
             if not text[start:end].strip():
                 raise BadRow("messages", "the model's chat template leaves an assistant turn empty")
             turns.append((start, end))

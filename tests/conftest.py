@@ -50,7 +50,7 @@ def method_modules(folder: str, *names: str) -> list[ModuleType]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A folder with the tiny demo model of seed 0, its tokenizer and its chat template."""
-    from common.tiny_model import save_tiny_model
+    from common.demo.tiny_model import save_tiny_model
 
     path = tmp_path_factory.mktemp("tiny_model")
     save_tiny_model(path, seed=0)
@@ -110,7 +110,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def small_sft_run(tiny_model, tmp_path_factory) -> dict[str, str]:
     """The environment of an SFT run on the tiny model and 96 of the demo's judgements, 19 for validation."""
-    from common.demo import pointwise_rows
+    from common.demo.world import pointwise_rows
     from common.labelled import pointwise_transcript
     from common.parquet import write_rows
 
@@ -129,7 +129,7 @@ def small_sft_run(tiny_model, tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def small_run(tiny_model, tmp_path_factory) -> dict[str, str]:
     """The environment of a training run on the tiny model and 96 demo pairs, 19 of them for validation."""
-    from common.demo import preference_pairs
+    from common.demo.world import preference_pairs
     from common.parquet import write_rows
 
     folder = tmp_path_factory.mktemp("small_run")
@@ -171,7 +171,7 @@ def warm_start(tiny_model: Path, conversations: list, folder: Path) -> str:
 @pytest.fixture(scope="session")
 def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
     """The environment of a judge's run: 96 scored responses, 24 for validation, a judge that is right now and then."""
-    from common.demo import SCORE_RUBRIC, pointwise_rows
+    from common.demo.world import SCORE_RUBRIC, pointwise_rows
     from common.labelled import pointwise_transcript
     from common.parquet import write_rows
 
@@ -190,7 +190,7 @@ def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def small_pair_run(tiny_model, tmp_path_factory) -> dict[str, str]:
     """The environment of a pairwise judge's run: 48 pairs, 12 for validation, a judge that is right now and then."""
-    from common.demo import PREFERENCE_RUBRIC, pairwise_rows
+    from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
     from common.labelled import pairwise_transcripts
     from common.parquet import write_rows
 

@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from common.demo import preference_pairs
-from common.tiny_model import PRETOKEN_PATTERN, THINK_TOKENS
+from common.demo.tiny_model import PRETOKEN_PATTERN, THINK_TOKENS
+from common.demo.world import preference_pairs
 
 NO_THINKING = "<think>\n\n</think>\n\n"
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from runs import finish, log_of, start
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Gemma2Config
 
-from common.demo import preference_pairs
+from common.demo.world import preference_pairs
 from common.parquet import DataError, write_rows
 
 (train,) = method_modules("bradley_terry", "train")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from common.conversation import BadRow
-from common.demo import preference_pairs
+from common.demo.world import preference_pairs
 from common.parquet import DataError
 
 (dataset,) = method_modules("bradley_terry", "dataset")

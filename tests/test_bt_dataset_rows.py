@@ -5,7 +5,7 @@ from conftest import method_modules
 from tokenizers import normalizers
 
 from common.conversation import BadRow
-from common.demo import preference_pairs
+from common.demo.world import preference_pairs
 from common.parquet import DataError, report_leak, write_rows
 
 (dataset,) = method_modules("bradley_terry", "dataset")

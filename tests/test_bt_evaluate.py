@@ -10,7 +10,7 @@ import torch
 from conftest import method_modules
 from transformers import AutoModelForSequenceClassification
 
-from common.demo import preference_pairs
+from common.demo.world import preference_pairs
 from common.parquet import DataError, write_rows
 
 dataset, evaluate = method_modules("bradley_terry", "dataset", "evaluate")

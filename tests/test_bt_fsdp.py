@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from common import training
 from common.checkpoint import unwrap
-from common.demo import preference_pairs
+from common.demo.world import preference_pairs
 
 dataset, engine = method_modules("bradley_terry", "dataset", "engine")
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import REPO, method_modules
 
 from common.conversation import prompt_of
-from common.demo import preference_pairs
+from common.demo.world import preference_pairs
 from common.parquet import DataError
 
 (prepare_data,) = method_modules("bradley_terry", "prepare_data")

@@ -22,7 +22,7 @@ import torch
 from runs import REPO, kill_group, wait_for
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from common.demo import preference_pairs
+from common.demo.world import preference_pairs
 
 ROWS = 20_000
 NO_CLUSTER = {"RAY_ADDRESS": "127.0.0.1:1"}  # whoever starts Ray fails

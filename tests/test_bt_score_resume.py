@@ -10,8 +10,8 @@ import pytest
 from conftest import method_modules
 from shapes import assistant, user
 
+from bradley_terry.parts import part_path, read_parts, write_part
 from common.parquet import DataError
-from common.parts import part_path, read_parts, write_part
 
 (bt_score,) = method_modules("bradley_terry", "score")
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from common.checkpoint import claim_folder
 from common.conversation import BadRow
-from common.demo import preference_pairs
+from common.demo.world import preference_pairs
 from common.parquet import DataError, write_rows
 
 (bt_score,) = method_modules("bradley_terry", "score")

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from common.demo import (
+from common.demo.world import (
     SPLITS,
     THINGS,
     VALUES,

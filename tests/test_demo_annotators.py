@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from common.demo import NUMBERS, PREFERENCE_RUBRIC, SCORE_RUBRIC, SPLITS, VALUES, pairwise_rows, pointwise_rows
+from common.demo.world import NUMBERS, PREFERENCE_RUBRIC, SCORE_RUBRIC, SPLITS, VALUES, pairwise_rows, pointwise_rows
 from common.judge import pairwise_prompt, parse_preference, parse_score
 from common.labelled import pairwise_transcripts, pointwise_transcript
 

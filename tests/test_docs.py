@@ -55,7 +55,7 @@ def test_every_option_is_known(readme):
     """`python prepare_data.py --source demo` and the like: the script named in the command knows each option."""
     for script, options in re.findall(r"python ((?:\w+/)?\w+\.py)((?: --[\w-]+(?: [\w./-]+)?)+)", readme.read_text()):
         text = (readme.parent / script).read_text()
-        if "from common.asking import" in text:
+        if "from common.judging.asking import" in text:
             text += (REPO / "common" / "asking.py").read_text()
         for option in re.findall(r"--[\w-]+", options):
             assert f'"{option}"' in text, f"{script} {option}"

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import AtOnce
 
-from common.endpoint import EndpointError, ask, connect, one
+from common.grading.endpoint import EndpointError, ask, connect, one
 from common.judge import parse_score, write_score
 
 SCORE_3 = write_score(3, "all but one")

@@ -10,7 +10,7 @@ from conftest import AtOnce, method_modules
 from openjudge.runner.grading_runner import GradingRunner
 from test_endpoint import completion, serve
 
-from common.grading import GraderError, GraderMode, GraderScore
+from common.grading.contract import GraderError, GraderMode, GraderScore
 from common.judge import pointwise_prompt, write_preference, write_score
 
 PointwiseGrader = method_modules("generative_pointwise", "grader")[0].PointwiseGrader
@@ -119,7 +119,7 @@ def test_pauses_grow(monkeypatch):
         pauses.append(seconds)
         return await sleep(0, *given)
 
-    monkeypatch.setattr("common.endpoint.asyncio.sleep", noted)
+    monkeypatch.setattr("common.grading.endpoint.asyncio.sleep", noted)
     with serve(lambda *_: (200, "null")) as (url, requests):
         (graded,) = grade(PointwiseGrader("judge", url), "Four.")
     assert type(graded) is GraderError and len(requests) == 7

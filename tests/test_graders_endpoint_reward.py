@@ -10,7 +10,7 @@ from openjudge.runner.grading_runner import GradingRunner
 from test_endpoint import serve
 from transformers import AutoTokenizer
 
-from common.grading import GraderError, GraderMode, GraderRank, GraderScore
+from common.grading.contract import GraderError, GraderMode, GraderRank, GraderScore
 
 (grader_module,) = method_modules("bradley_terry", "grader")
 TURNS = [

@@ -11,7 +11,7 @@ from test_pairwise_reward import TEXTS as NO_PREFERENCES
 from test_pointwise_reward import TEXTS as NO_SCORES
 
 from common.generation import Answer
-from common.grading import GraderError, GraderMode, GraderRank, GraderScore
+from common.grading.contract import GraderError, GraderMode, GraderRank, GraderScore
 from common.judge import pointwise_prompt
 from common.judge import write_preference as preference
 from common.judge import write_score as score
@@ -33,7 +33,7 @@ def scripted(monkeypatch):
             batches.append(prompts)
             return [[Answer(reply(prompt), clipped)] for prompt in prompts]
 
-        monkeypatch.setattr("common.judge_grader.answer", answer)
+        monkeypatch.setattr("common.judging.grader.answer", answer)
         return batches
 
     return answer_by

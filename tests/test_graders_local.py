@@ -12,7 +12,7 @@ from conftest import method_modules
 from openjudge.runner.grading_runner import GradingRunner
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from common.grading import GraderError, GraderMode, GraderRank, GraderScore
+from common.grading.contract import GraderError, GraderMode, GraderRank, GraderScore
 from common.parquet import DataError
 
 (grader_module,) = method_modules("bradley_terry", "grader")

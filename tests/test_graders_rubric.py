@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.judge import HELPFULNESS, MORE_HELPFUL, pairwise_prompt, pointwise_prompt, rubric_of
-from common.prompts import read_stored_rubric, store_rubric
+from common.judging.prompts import read_stored_rubric, store_rubric
 
 PointwiseGrader = method_modules("generative_pointwise", "grader")[0].PointwiseGrader
 PairwiseGrader = method_modules("generative_pairwise", "grader")[0].PairwiseGrader

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from common.grading import Batcher, Endpoint
+from common.grading.contract import Batcher, Endpoint
 
 
 class Doubling:

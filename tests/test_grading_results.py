@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.conversation import BadRow
-from common.endpoint import EndpointError
-from common.grading import (
+from common.grading.contract import (
     Grader,
     GraderError,
     GraderScore,
@@ -20,6 +19,7 @@ from common.grading import (
     read_response,
     read_responses,
 )
+from common.grading.endpoint import EndpointError
 
 # ---- ranks
 

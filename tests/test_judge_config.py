@@ -13,9 +13,9 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from test_method_config import attributes_read, run_script, script_overrides
 
-from common.judge_run import check_reward
+from common.grpo.preflight import check_reward
+from common.grpo.rollout import checked_reward
 from common.parquet import DataError
-from common.rollout import checked_reward
 
 VERL_CONFIG = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
 JUDGES = ("generative_pointwise", "generative_pairwise")

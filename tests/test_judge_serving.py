@@ -15,7 +15,7 @@ from openjudge.graders.schema import GraderError, GraderScore
 from openjudge.models.openai_chat_model import OpenAIChatModel
 from openjudge.runner.grading_runner import GradingRunner
 
-from common.demo import SCORE_RUBRIC, pointwise_rows
+from common.demo.world import SCORE_RUBRIC, pointwise_rows
 from common.judge import parse_score, pointwise_prompt
 
 (grader,) = method_modules("generative_pointwise", "grader")

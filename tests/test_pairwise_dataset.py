@@ -16,9 +16,9 @@ from shapes import SHAPES, assistant, make_tokenizer, system, user
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from common.conversation import prompt_of
+from common.judging.prompts import measure_rows
 from common.labelled import RESPONSE_FORM
 from common.parquet import DataError, split_by_prompt, write_rows
-from common.prompts import measure_rows
 
 prompt, dataset = method_modules("generative_pairwise", "prompt", "dataset")
 load_rows = dataset.load_rows

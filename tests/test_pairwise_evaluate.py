@@ -8,7 +8,7 @@ import pytest
 from conftest import method_modules
 from test_endpoint import completion, serve
 
-from common.demo import pairwise_rows
+from common.demo.world import pairwise_rows
 from common.generation import Answer
 from common.judge import SWAPPED, write_preference
 from common.parquet import DataError, write_rows
@@ -55,7 +55,7 @@ def loaded(monkeypatch):
             texts = [[given] * votes if isinstance(given, str) else given for given in found]
             return [[Answer(text, clipped=text == CLIPPED) for text in given] for given in texts]
 
-        monkeypatch.setattr("common.asking.answer", answer)
+        monkeypatch.setattr("common.judging.asking.answer", answer)
         return calls
 
     return answer_by

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.judge import PREFERENCES, SWAPPED
-from common.verdicts import confusion, vote_metrics
+from common.judging.votes import confusion, vote_metrics
 
 (evaluate,) = method_modules("generative_pairwise", "evaluate")
 decide, judge_metrics = evaluate.decide, evaluate.judge_metrics

@@ -9,7 +9,7 @@ import pytest
 from conftest import method_modules
 from shapes import assistant, user
 
-from common.demo import PREFERENCE_RUBRIC, pairwise_rows
+from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
 from common.judge import pairwise_prompt
 from common.parquet import DataError
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPO, method_modules
 from shapes import assistant, user
 
-from common.demo import PREFERENCE_RUBRIC, pairwise_rows
+from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
 from common.judge import SWAPPED, pairwise_prompt
 from common.labelled import pairwise_transcripts
 from common.parquet import DataError

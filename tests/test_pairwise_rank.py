@@ -15,8 +15,8 @@ from test_endpoint import serve
 
 from common.generation import Answer
 from common.judge import PREFERENCES, pairwise_prompt, write_preference
+from common.judging.votes import POINTS
 from common.parquet import DataError, write_rows
-from common.verdicts import POINTS
 
 (rank,) = method_modules("generative_pairwise", "rank")
 LABEL = st.sampled_from(PREFERENCES)
@@ -128,7 +128,7 @@ def loaded(monkeypatch):
             found = [next(answers[text] for text in answers if text in given) for given in prompts]
             return [[Answer(text, False) for text in ([given] if isinstance(given, str) else given)] for given in found]
 
-        monkeypatch.setattr("common.asking.answer", answer)
+        monkeypatch.setattr("common.judging.asking.answer", answer)
         return calls
 
     return answer_by

@@ -13,7 +13,7 @@ from runs import PAIRWISE_SCRIPT, finish, kill_group, log_of, metrics_of, run, s
 from test_pointwise_run import POLICY, SETTINGS, STEPS, largest_difference
 from transformers import AutoTokenizer
 
-from common.demo import pairwise_rows
+from common.demo.world import pairwise_rows
 from common.judge import SWAPPED
 from common.parquet import write_rows
 

@@ -10,7 +10,7 @@ from runs import POINTWISE_SCRIPT, finish, log_of, start
 from test_pointwise_run import SETTINGS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.demo import pointwise_rows
+from common.demo.world import pointwise_rows
 from common.parquet import write_rows
 
 (prompt,) = method_modules("generative_pointwise", "prompt")

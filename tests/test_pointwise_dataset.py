@@ -15,9 +15,9 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from common.conversation import prompt_of
 from common.judge import write_score
+from common.judging.prompts import digest, measure_rows
 from common.labelled import RESPONSE_FORM
 from common.parquet import DataError, write_rows
-from common.prompts import digest, measure_rows
 
 prompt, reward, dataset = method_modules("generative_pointwise", "prompt", "reward", "dataset")
 load_rows = dataset.load_rows

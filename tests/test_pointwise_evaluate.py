@@ -9,9 +9,9 @@ import pytest
 from conftest import method_modules
 from test_endpoint import completion, serve
 
-from common.demo import pointwise_rows
-from common.endpoint import EndpointError
+from common.demo.world import pointwise_rows
 from common.generation import Answer
+from common.grading.endpoint import EndpointError
 from common.judge import write_score
 from common.parquet import DataError, write_rows
 
@@ -58,7 +58,7 @@ def loaded(monkeypatch):
             texts = [([answers[n]] * votes if isinstance(answers[n], str) else answers[n]) for n in found]
             return [[Answer(text, clipped=text == CLIPPED) for text in given] for given in texts]
 
-        monkeypatch.setattr("common.asking.answer", answer)
+        monkeypatch.setattr("common.judging.asking.answer", answer)
         return calls
 
     return answer_by

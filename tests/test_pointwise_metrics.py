@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from common.generation import answer
-from common.verdicts import confusion, vote_metrics
+from common.generation import answer_prompts
+from common.judging.votes import confusion, vote_metrics
 
 (evaluate,) = method_modules("generative_pointwise", "evaluate")
 decide, judge_metrics = evaluate.decide, evaluate.judge_metrics
@@ -164,10 +164,10 @@ def test_votes_of_which_none_is_readable():
 def test_an_answer_is_clipped_unless_it_came_to_an_end_token(tiny_model, tiny_tokenizer):
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = tiny_tokenizer.pad_token_id  # one that this model does not write here
-    (written,) = answer(model, tiny_tokenizer, ["Hi"], 6, 99)[0]
+    (written,) = answer_prompts(model, tiny_tokenizer, ["Hi"], 6, 99)[0]
     last = tiny_tokenizer(written)["input_ids"][-1]
     model.generation_config.eos_token_id = last
-    ((whole,),) = answer(model, tiny_tokenizer, ["Hi"], 6, 99)
+    ((whole,),) = answer_prompts(model, tiny_tokenizer, ["Hi"], 6, 99)
     assert written.clipped and not whole.clipped and written.startswith(whole) and len(whole) < len(written)
 
 

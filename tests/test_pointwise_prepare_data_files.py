@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPO, method_modules
 
-from common.demo import SCORE_RUBRIC, pointwise_rows
+from common.demo.world import SCORE_RUBRIC, pointwise_rows
 from common.judge import parse_score, pointwise_prompt
 from common.labelled import pointwise_transcript
 from common.parquet import DataError

@@ -13,7 +13,7 @@ from runs import POINTWISE_SCRIPT, finish, kill_group, log_of, metrics_of, run, 
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.demo import pointwise_rows
+from common.demo.world import pointwise_rows
 
 dataset, prompt = method_modules("generative_pointwise", "dataset", "prompt")
 

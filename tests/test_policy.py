@@ -6,7 +6,7 @@ from conftest import note_gradients
 from tensordict import TensorDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.demo import pointwise_rows
+from common.demo.world import pointwise_rows
 from common.generation import generate_batch
 from common.labelled import pointwise_transcript
 
@@ -35,7 +35,7 @@ def make_engine(tiny_model, **model_settings):
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 
-    from common.policy import PolicyEngine
+    from common.grpo.policy import PolicyEngine
 
     built = PolicyEngine(
         HFModelConfig(path=str(tiny_model), enable_gradient_checkpointing=False, **model_settings),
@@ -137,7 +137,7 @@ def test_gradients_are_those_of_transformers_though_prompts_are_shared(engine, t
 
 
 def test_each_prompt_stands_once_in_the_row():
-    from common.policy import share_prompts
+    from common.grpo.policy import share_prompts
 
     rows = [torch.tensor(row) for row in ([1, 2, 3], [7, 8], [1, 2, 4, 5], [1, 2, 3])]
     kept, before, spans = share_prompts(rows, [2, 1, 2, 2])

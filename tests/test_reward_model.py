@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, LlamaConfig, MistralConfig, Qwen3Config
 
-from common.reward_model import encode, load_reward_model, score, share_starts
+from bradley_terry.reward_model import encode, load_reward_model, score, share_starts
 
 (dataset,) = method_modules("bradley_terry", "dataset")
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from shapes import SHAPES, assistant, make_tokenizer, user
 from transformers import AutoModelForSequenceClassification, Gemma2Config, Qwen3NextConfig, StableLmConfig
 
+from bradley_terry.reward_model import encode, load_reward_model, load_reward_tokenizer
 from common.attention import SEGMENT_ATTENTION
 from common.conversation import BadRow
-from common.demo import preference_pairs
+from common.demo.world import preference_pairs
 from common.parquet import DataError
-from common.reward_model import encode, load_reward_model, load_reward_tokenizer
 
 (dataset,) = method_modules("bradley_terry", "dataset")
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from common import training
-from common.demo import pairwise_rows, pointwise_rows
+from common.demo.world import pairwise_rows, pointwise_rows
 from common.labelled import pairwise_transcripts, pointwise_transcript
 
 dataset, engine, loss = method_modules("sft", "dataset", "engine", "loss")

@@ -8,7 +8,7 @@ import torch
 from conftest import method_modules
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from common.demo import pairwise_rows, pointwise_rows
+from common.demo.world import pairwise_rows, pointwise_rows
 from common.judge import write_score
 from common.labelled import pairwise_transcripts, pointwise_transcript
 

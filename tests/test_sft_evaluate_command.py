@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import method_modules
 
-from common.demo import pairwise_rows, pointwise_rows
+from common.demo.world import pairwise_rows, pointwise_rows
 from common.labelled import pairwise_transcripts, pointwise_transcript
 from common.parquet import DataError, write_rows
 from common.tokenizer import set_template_options

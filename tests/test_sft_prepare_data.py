@@ -12,7 +12,7 @@ import pytest
 from conftest import REPO, method_modules
 
 from common.conversation import prompt_of
-from common.demo import PREFERENCE_RUBRIC, SCORE_RUBRIC, pairwise_rows, pointwise_rows
+from common.demo.world import PREFERENCE_RUBRIC, SCORE_RUBRIC, pairwise_rows, pointwise_rows
 from common.judge import pairwise_prompt, parse_preference, parse_score, pointwise_prompt
 from common.labelled import read_comparison, read_scored
 

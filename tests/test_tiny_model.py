@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from common.demo import preference_pairs
-from common.tiny_model import make_tokenizer, save_tiny_model
+from common.demo.tiny_model import make_tokenizer, save_tiny_model
+from common.demo.world import preference_pairs
 
 USER = {"role": "user", "content": "Name two gifts."}
 ANSWER = {"role": "assistant", "content": "A kettle."}
@@ -22,7 +22,7 @@ def files(folder) -> dict[str, bytes]:
 
 
 def test_the_same_seed_writes_the_same_bytes_in_another_process_too(tiny_model, tmp_path):
-    command = [sys.executable, "-m", "common.tiny_model", "--output", str(tmp_path / "again"), "--seed", "0"]
+    command = [sys.executable, "-m", "common.demo.tiny_model", "--output", str(tmp_path / "again"), "--seed", "0"]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": "1"})
     assert files(tmp_path / "again") == files(tiny_model)
 

@@ -32,10 +32,10 @@ WHOLE, ALONE = "start to end", "scoring alone"
 def usable_rows(options: argparse.Namespace) -> list[dict]:
     """Return the first rows that hold two responses short enough for the model, as both sides read them."""
     sys.path.insert(0, str(REPO / "bradley_terry"))
-    from common.conversation import BadRow
-    from common.reward_model import encode, load_reward_tokenizer
-
     from score import read_texts, shape_of
+
+    from bradley_terry.reward_model import encode, load_reward_tokenizer
+    from common.conversation import BadRow
 
     tokenizer, longest = load_reward_tokenizer(options.model)
     rows = []

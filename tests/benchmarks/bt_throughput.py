@@ -59,9 +59,9 @@ def prepare(folder: Path, profile: str, options: argparse.Namespace) -> dict:
     from transformers import Qwen3ForSequenceClassification
 
     sys.path.insert(0, str(REPO / "bradley_terry"))
-    from common.parquet import write_rows
-
     from dataset import encode_pairs, load_pairs
+
+    from common.parquet import write_rows
 
     data = profile == "real" and options.data
     data = data or write_rows(folder / "data.parquet", synthetic_rows(PROFILES[profile], options.steps * BATCH))

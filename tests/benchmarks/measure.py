@@ -54,7 +54,7 @@ def word_list() -> list[str]:
 
 
 def train_tokenizer(turns: Iterable[dict]):
-    from common.tiny_model import make_tokenizer
+    from common.demo.tiny_model import make_tokenizer
 
     texts = (f"{turn['role']}\n{turn['content']}" for turn in turns)
     return make_tokenizer().train_new_from_iterator(texts, vocab_size=4096, show_progress=False)

@@ -84,9 +84,9 @@ def prepare(folder: Path, profile: str, options: argparse.Namespace) -> dict:
     from transformers import Qwen3ForCausalLM
 
     sys.path.insert(0, str(REPO / "sft"))
-    from common.parquet import write_rows
-
     from dataset import encode_rows, load_rows
+
+    from common.parquet import write_rows
 
     data = profile == "judge" and options.data
     data = data or write_rows(folder / "data.parquet", synthetic_rows(profile, options.steps * BATCH))

@@ -21,8 +21,8 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from common.cluster import TrainingError
 from common.generation import decode
+from common.grpo.preflight import IN_PROCESS
 
-IN_PROCESS = "hf"  # verl's old name for generation by transformers
 RolloutReplicaRegistry.register(IN_PROCESS, lambda: None)  # verl looks a server up, and then starts none
 
 JAGGED = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
@@ -33,7 +33,7 @@ class BatchRollout:
     """verl's agent-loop manager, over the trainer's own worker group.
 
     Args:
-        trainer: gives `config`, `tokenizer`, `actor_rollout_wg` (see `common.policy`) and `end_tokens`.
+        trainer: gives `config`, `tokenizer`, `actor_rollout_wg` (see `common.grpo.policy`) and `end_tokens`.
     """
 
     def __init__(self, trainer):

@@ -17,9 +17,8 @@ from typing import Any
 import httpx
 from openai import AsyncOpenAI
 
-from common.conversation import BadRow, Conversation, DataError, read_json
-from common.endpoint import EndpointError, connect
-from common.labelled import read_dialogue, read_response
+from common.conversation import BadRow, DataError, read_json, read_response
+from common.grading.endpoint import EndpointError, connect
 
 try:
     from openjudge.evaluation_strategy import BaseEvaluationStrategy  # noqa: F401
@@ -54,13 +53,8 @@ class Grader(BaseGrader):
         return self
 
 
-def read_query(query: str | Conversation) -> Conversation:
-    """Return what is asked, a query or a whole conversation (messages, or JSON text of them), as messages."""
-    return read_dialogue(query, "query")
-
-
-def read_responses(responses: list[str]) -> list[str]:
-    """Return responses that can be ranked; raise `BadRow` where they cannot."""
+def read_several(responses: object) -> list[str]:
+    """Return responses that can be ranked, also of JSON text; raise `BadRow` if they cannot."""
     responses = read_json("responses", responses)
     if not isinstance(responses, list) or len(responses) < 2:
         raise BadRow("responses", "expected a list of at least two texts", responses)
@@ -133,7 +127,7 @@ class Endpoint:
     """A client per event loop, since connections belong to one, and a limit on requests at once."""
 
     def __init__(self, base_url: str, concurrency: int, **connection: float):
-        """See `common.endpoint.connect` for `connection`.
+        """See `common.grading.endpoint.connect` for `connection`.
 
         Raises:
             DataError: with these settings no request would ever be made.

@@ -21,7 +21,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from common.attention import SEGMENT_ATTENTION, Segments
 from common.checkpoint import export_language_model, unwrap
-from common.engine import PackedEngine
+from common.fsdp import PackedEngine
 from common.generation import batches_of, generate_batch, make_plain
 
 MODEL_TYPE = "packed_policy"

@@ -2,7 +2,7 @@
 
 What is added to it:
 
-- without an inference server the policy generates itself (`common.rollout`), on CPU and CUDA alike;
+- without an inference server the policy generates itself (`common.grpo.rollout`), on CPU and CUDA alike;
 - workers without an inference server beside them ask Ray for a core and, where there are any, a GPU;
 - the answers to a prompt stay together, on one worker and in one micro-batch, where they share its computation;
 - one readable line per step and per validation, with the shares that diagnose a judge's training;
@@ -31,9 +31,10 @@ from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 from common.checkpoint import export_checkpoint, save_checkpoint
 from common.cluster import TrainingError
 from common.files import write_text
-from common.policy import PolicyWorker
+from common.grpo.policy import PolicyWorker
+from common.grpo.preflight import IN_PROCESS
+from common.grpo.rollout import BatchRollout
 from common.report import set_log_file
-from common.rollout import IN_PROCESS, BatchRollout
 
 CHECKPOINT, LAST = "checkpoint", "checkpoint_last"
 BEST = "best.json"  # which step the checkpoint is of

@@ -19,8 +19,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from common.demo import PREFERENCE_RUBRIC, SCORE_RUBRIC, pairwise_rows, pointwise_rows, preference_pairs
-from common.labelled import pairwise_transcripts, pointwise_transcript
+from common.demo.transcripts import comparing, scoring
+from common.demo.world import pairwise_rows, pointwise_rows, preference_pairs
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK_TOKENS = ["<think>", "</think>"]
@@ -63,9 +63,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     conversations = [row[side] for row in preference_pairs("train", 2000, seed=0) for side in ("chosen", "rejected")]
-    conversations += [pointwise_transcript(row, SCORE_RUBRIC) for row in pointwise_rows("train", 1000, seed=0)]
-    for row in pairwise_rows("train", 1000, seed=0):
-        conversations += pairwise_transcripts(row, PREFERENCE_RUBRIC)
+    conversations += [scoring(row) for row in pointwise_rows("train", 1000, seed=0)]
+    conversations += [comparing(row) for row in pairwise_rows("train", 1000, seed=0)]
     texts = [f"{turn['role']}\n{turn['content']}" for conversation in conversations for turn in conversation]
     texts = [re.sub("</?think>", "", text) for text in [*texts, *["system\n"] * 100]]
     tokenizer.train_from_iterator(texts, trainer)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.conversation import DataError
 from common.files import write_text, written_whole
-from common.parquet import DataError
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def part_size(rows: int) -> int:
 
 
 def plan_parts(files: list[str], size: int, output: Path) -> list[FilePlan]:
-    """Return what is to be done, parts of `size` rows each and the last of a file of what is left."""
+    """Return what is to be done: parts of `size` rows each, the last of a file with what is left."""
     plans, first = [], 0
     for file in files:
         rows = pq.read_metadata(file).num_rows
@@ -55,7 +55,7 @@ def plan_parts(files: list[str], size: int, output: Path) -> list[FilePlan]:
 
 
 def rows_in(part: Path) -> int | None:
-    """Return how many rows a part holds; None where it is not there, or was never written to its end."""
+    """Return how many rows a part holds; None if it is not there, or was never written to its end."""
     try:
         return pq.read_metadata(part).num_rows
     except (OSError, pa.ArrowInvalid):
@@ -63,14 +63,14 @@ def rows_in(part: Path) -> int | None:
 
 
 def check_same_run(output: Path, run: dict) -> None:
-    """Note down what the run in a folder is, and clear away what a killed one had begun.
+    """Note down what the run in a folder is, and delete what a killed one had begun.
 
     Raises:
         DataError: the folder holds another run, or other files.
     """
     note = output / "_run.json"
     if not note.exists() and (parts := sorted(output.glob("*.parquet"))):
-        raise DataError(f"{output} holds {parts[0].name}, which no such run left there. Choose another --output.")
+        raise DataError(f"{output} holds {parts[0].name}, which this command did not write. Choose another --output.")
     earlier = json.loads(note.read_text(encoding="utf-8")) if note.exists() else run
     if changed := [_difference(name, earlier.get(name), run[name]) for name in run if earlier.get(name) != run[name]]:
         raise DataError(f"{output} holds another run, different in {'; '.join(changed)}. Choose another --output.")
@@ -91,22 +91,9 @@ def _difference(name: str, there: object, here: object) -> str:
 def read_parts(plan: FilePlan, size: int) -> Iterator[tuple[int, pa.Table]]:
     """Yield the wanted parts of a file, number and rows, reading the file once."""
     wanted = set(plan.wanted)
-    for number, table in enumerate(cut(pq.ParquetFile(plan.file).iter_batches(size), size), plan.first):
+    for number, batch in enumerate(pq.ParquetFile(plan.file).iter_batches(size), plan.first):
         if number in wanted:
-            yield number, table
-
-
-def cut(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """Yield tables of exactly `size` rows, the last one of what is left, whatever sizes come in."""
-    held: list[pa.RecordBatch] = []
-    for batch in batches:
-        held.append(batch)
-        while sum(part.num_rows for part in held) >= size:
-            table = pa.Table.from_batches(held)
-            yield table.slice(0, size)
-            held = table.slice(size).to_batches()
-    if held:
-        yield pa.Table.from_batches(held)
+            yield number, pa.Table.from_batches([batch])
 
 
 def write_part(output: Path, number: int, table: pa.Table) -> None:

@@ -128,7 +128,7 @@ def preference_pairs(split: str, n: int, seed: int) -> list[dict]:
 
 
 def pointwise_rows(split: str, n: int, seed: int, leniency: float = 0.0) -> list[dict]:
-    """Return n scored responses, helpfulness 0 to 4 equally often, in the columns that `common.labelled` reads.
+    """Return n scored responses, helpfulness 0 to 4 equally often, in the columns `input`, `output` and `label`.
 
     Args:
         leniency: how often the annotator overlooks a fault (see `overlook`). Score and reasoning are then too kind,
@@ -160,7 +160,7 @@ def overlook(annotator: random.Random, query: Query, response: Response, lenienc
 
 
 def pairwise_rows(split: str, n: int, seed: int, position_bias: float = 0.0) -> list[dict]:
-    """Return n compared responses, a third of them ties, in the columns that `common.labelled` reads.
+    """Return n compared responses, a third of them ties, in the columns `input`, `output` and `metadata`.
 
     Args:
         position_bias: how often the annotator calls a tie "A", what stands first. The reasoning stays right, queries

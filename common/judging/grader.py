@@ -1,7 +1,7 @@
 """A trained judge as a grader: a checkpoint in this process or any OpenAI-compatible endpoint, asked alike.
 
-- The prompt and its parser are `common/judge.py`'s, so a verdict here is the verdict of `evaluate.py`.
-- The rubric is part of the prompt, and a judge knows the one that it was trained by: a run leaves it in its checkpoint,
+- The prompt and the parser are those of the method's prompt.py, so a verdict here is the verdict of its evaluate.py.
+- The rubric is part of the prompt, and a judge knows the one that it was trained by. A run leaves it in its checkpoint,
   and it is read from there.
 - A verdict is never guessed at: an answer without one is a `GraderError` that shows the answer.
 """
@@ -9,12 +9,11 @@
 import jinja2
 from transformers import AutoTokenizer, PreTrainedModel
 
-from common.conversation import BadRow, DataError
-from common.endpoint import one
-from common.generation import Answer, answer, load_answering
-from common.grading import BaseEvaluationStrategy, Batcher, Endpoint, Grader, GraderMode, NoVerdict
-from common.judge import begun_answer
-from common.prompts import read_stored_rubric
+from common.conversation import BadRow, Conversation, DataError
+from common.generation import Answer, answer_prompts, begun_answer, load_answering
+from common.grading.contract import BaseEvaluationStrategy, Batcher, Endpoint, Grader, GraderMode, NoVerdict
+from common.grading.endpoint import one
+from common.judging.prompts import read_stored_rubric
 from common.tokenizer import cannot_load, ensure_pad_token
 
 
@@ -46,7 +45,7 @@ class JudgeGrader(Grader):
         Args:
             model: checkpoint folder or hub id; with an endpoint the served model's name.
             endpoint: `http://host:8000/v1`; the key is OPENAI_API_KEY's.
-            rubric: by what to judge. By default what the checkpoint's run left in it, else the method's own.
+            rubric: by what to judge. By default what the checkpoint's run left in it, else that of prompt.py.
             tokenizer: with an endpoint, the checkpoint that is served: says what the chat template writes of the
                 answer into the prompt, and holds the rubric.
             hidden_reasoning: the endpoint returns only what follows the reasoning, as `transformers serve` does.
@@ -60,14 +59,15 @@ class JudgeGrader(Grader):
         asked = {"model": model, "endpoint": endpoint, "max_new_tokens": max_new_tokens}
         super().__init__(name or type(self).__name__, mode, description, strategy, **asked)
         place, trust = tokenizer or (None if endpoint else model), {"trust_remote_code": trust_remote_code}
-        stored = read_stored_rubric(place) if rubric is None else rubric
-        self.rubric = self.default_rubric if stored is None else stored
+        stored = read_stored_rubric(place)
+        known = self.default_rubric if stored is None else stored
+        self.rubric = known if rubric is None else rubric
         self.model, self.max_new_tokens, self.hidden_reasoning = model, max_new_tokens, hidden_reasoning
         self.endpoint = Endpoint(endpoint, concurrency, timeout=timeout, retries=retries) if endpoint else None
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(place, **trust) if place else None
         except (OSError, ValueError) as error:
-            raise cannot_load(place, error, "Mend model or tokenizer.") from error
+            raise cannot_load(place, error, "Correct model or tokenizer.") from error
         if self.tokenizer and not self.tokenizer.chat_template:
             raise DataError(f"{place}: the tokenizer has no chat template, and a judge is asked through it")
         if not endpoint:
@@ -79,23 +79,23 @@ class JudgeGrader(Grader):
                 raise DataError(
                     f"max_new_tokens={max_new_tokens} leaves no room for a prompt: {model} reads {readable}"
                 )
-            self.batcher = Batcher(lambda texts: self._answer(loaded, texts, max_tokens))
+            self.batcher = Batcher(lambda texts: self._answer_batch(loaded, texts, max_tokens))
 
-    def _answer(self, loaded: PreTrainedModel, texts: list[str], max_tokens: int) -> list[Answer]:
-        given = answer(loaded, self.tokenizer, texts, self.max_new_tokens, max_tokens, progress=False)
+    def _answer_batch(self, loaded: PreTrainedModel, texts: list[str], max_tokens: int) -> list[Answer]:
+        given = answer_prompts(loaded, self.tokenizer, texts, self.max_new_tokens, max_tokens, progress=False)
         return [Answer(begun_answer(text) + first, first.clipped) for text, (first,) in zip(texts, given)]
 
-    async def ask(self, prompt: str) -> Answer:
-        """Return the answer to a user's turn, whole: with what the chat template began.
+    async def answer(self, prompt: Conversation) -> Answer:
+        """Return the judge's answer to a prompt, whole: with what the chat template began.
 
         Raises:
             BadRow: the prompt is longer than the model can take, or its chat template refuses it.
             EndpointError: no answer came.
         """
-        conversation, begun = [{"role": "user", "content": prompt}], ""
+        begun = ""
         if self.tokenizer:
             try:
-                text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+                text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
             except jinja2.TemplateError as error:
                 raise BadRow("query and response", f"the judge's chat template refuses them: {error}") from error
             begun = begun_answer(text)
@@ -105,9 +105,7 @@ class JudgeGrader(Grader):
                 raise BadRow("query and response", f"the judge's prompt is longer than {self.longest} tokens", tokens)
             return await self.batcher.submit(text)
         served = {"begun": begun, "hidden_reasoning": self.hidden_reasoning}
-        return await self.endpoint.call(
-            lambda client: one(client, self.model, conversation, self.max_new_tokens, **served)
-        )
+        return await self.endpoint.call(lambda client: one(client, self.model, prompt, self.max_new_tokens, **served))
 
 
 def reasoning_of(given: Answer) -> str:

@@ -4,7 +4,7 @@
 - Nothing is computed twice. A text that comes again, as each response does where a ranking was cut into pairs, is
   scored once; texts that start alike, the responses to one prompt, are packed behind that prompt
   (`common/attention.py`). All others share a batch with texts of their length, so hardly anything is padding. In fp32
-  neither company nor order moves a reward by more than 1e-5.
+  the other texts of a batch, and their order, move a reward by 1e-5 at most.
 - Too long is an error, never a cut: a response without its end is another response.
 """
 
@@ -24,9 +24,7 @@ from transformers import (
 )
 
 from common.attention import Segments, self_test
-from common.conversation import BadRow, Conversation
-from common.generation import batches_of
-from common.parquet import DataError
+from common.conversation import BadRow, Conversation, DataError
 from common.tokenizer import cannot_load, ensure_pad_token
 
 
@@ -34,7 +32,7 @@ def load_reward_tokenizer(path: str, trust_remote_code: bool = False) -> tuple[P
     """Return a reward model's tokenizer and how many tokens it can read.
 
     Raises:
-        DataError: it cannot be loaded, or is no reward model by its config.
+        DataError: it cannot be loaded, or its config is not a reward model's.
     """
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -54,12 +52,12 @@ def load_reward_model(
 
     Args:
         path: checkpoint folder or hub id.
-        packed: for `score`; else it is transformers' own, with padding and attention as usual.
+        packed: for `score`; else it stays transformers' own, with padding and attention as usual.
         dtype: of the backbone. In bf16 close rewards round to a tie.
 
     Raises:
-        DataError: it cannot be loaded, has not one label, lacks weights (a new head would score at random), or mixes
-            packed texts up.
+        DataError: it cannot be loaded, has more labels than one, lacks weights (a new head would score at random), or
+            mixes packed texts up.
     """
     tokenizer, _ = load_reward_tokenizer(path, trust_remote_code)
     try:
@@ -128,40 +126,62 @@ def score_ends(
         return model.score(hidden[ends].float())[:, 0]
 
 
+def batches_of(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
+    """Yield lists of indices, of similar length together, each padding to at most `max_tokens`."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    while order:
+        size = max(1, max_tokens // max(1, lengths[order[0]]))
+        yield order[:size]
+        order = order[size:]
+
+
 @dataclass
 class Group:
-    """Texts that start alike: what they share is computed once, with the first of them."""
+    """Texts that start alike: what they share is computed once, with the first of them. Or one text alone."""
 
-    shared: int  # tokens, of a group of one 0
     members: list[int]
+    shared: int  # tokens at the start of every member; of a text alone, all of it
+    longest: int  # tokens of the longest member
     tokens: int  # of the packed group
+
+    def __len__(self) -> int:
+        return len(self.members)
 
 
 def share_starts(sequences: list[np.ndarray], max_tokens: int) -> list[Group]:
-    """Put texts that start alike together, responses to one prompt above all, wherever they stand.
+    """Put texts that start alike together, above all responses to one prompt, wherever they stand in the list.
 
-    Half of each text at least is shared, or it stands alone: a short start is not worth the looking up.
+    Every member shares at least half of its tokens, or it stands alone: a short start is not worth the effort.
 
     Args:
         max_tokens: of a group of several.
     """
+
+    def in_order_of_tokens(index: int) -> bytes:  # big-endian bytes sort like the numbers: equal starts lie together
+        return sequences[index].astype(">i4").tobytes()
+
     groups: list[Group] = []
-    for index in sorted(range(len(sequences)), key=lambda index: sequences[index].astype(">i4").tobytes()):
-        ids = sequences[index]
-        if groups:
-            group = groups[-1]
-            first = sequences[group.members[0]]
-            most = min(group.shared or len(first), len(ids) - 1)
-            different = np.flatnonzero(first[:most] != ids[:most])
-            shared = int(different[0]) if len(different) else most
-            members = [*group.members, index]
-            lengths = [len(sequences[member]) for member in members]
-            tokens = sum(lengths) - shared * (len(members) - 1)
-            if 2 * shared >= max(lengths) and tokens <= max_tokens:
-                groups[-1] = Group(shared, members, tokens)
-                continue
-        groups.append(Group(0, [index], len(ids)))
+    for index in sorted(range(len(sequences)), key=in_order_of_tokens):
+        length = len(sequences[index])
+        if groups and (joined := _join(groups[-1], index, sequences, max_tokens)):
+            groups[-1] = joined
+        else:
+            groups.append(Group([index], shared=length, longest=length, tokens=length))
     return groups
+
+
+def _join(group: Group, index: int, sequences: list[np.ndarray], max_tokens: int) -> Group | None:
+    """Return the group with one text more, or None if they share too little or would become too large."""
+    first, ids = sequences[group.members[0]], sequences[index]
+    most = min(group.shared, len(ids) - 1)  # at least one token of a text is its own
+    different = np.flatnonzero(first[:most] != ids[:most])
+    shared = int(different[0]) if len(different) else most
+    longest = max(group.longest, len(ids))
+    # what the members no longer share, each but the first computes for itself
+    tokens = group.tokens + (group.shared - shared) * (len(group) - 1) + len(ids) - shared
+    if 2 * shared < longest or tokens > max_tokens:
+        return None
+    return Group([*group.members, index], shared, longest, tokens)
 
 
 def fill_rows(groups: list[Group], max_tokens: int) -> Iterator[list[Group]]:
@@ -176,13 +196,13 @@ def fill_rows(groups: list[Group], max_tokens: int) -> Iterator[list[Group]]:
         yield row
 
 
-def pack(sequences: list[np.ndarray], row: list[Group], device: torch.device) -> dict:
+def pack_groups(sequences: list[np.ndarray], row: list[Group], device: torch.device) -> dict:
     """Lay groups out in a row of tokens, as `score_ends` takes it."""
     ids, positions, spans, ends, place = [], [], [], [], 0
     for group in row:
         start = place
         for index in group.members:
-            known = group.shared if place > start else 0
+            known = group.shared if place > start else 0  # the first member holds what is shared
             own = sequences[index][known:]
             ids.append(own)
             positions.append(np.arange(known, known + len(own)))
@@ -194,7 +214,7 @@ def pack(sequences: list[np.ndarray], row: list[Group], device: torch.device) ->
     return tensors | {"segments": Segments(spans, device), "ends": (0, torch.tensor(ends, device=device))}
 
 
-def pad(sequences: list[np.ndarray], device: torch.device) -> dict:
+def pad_texts(sequences: list[np.ndarray], device: torch.device) -> dict:
     """Lay texts out in rows of their own, as `score_ends` takes them; attention never sees what is padded behind."""
     ends = torch.tensor([len(ids) - 1 for ids in sequences], device=device)
     rows = [torch.from_numpy(ids).long() for ids in sequences]
@@ -217,13 +237,13 @@ def score(model: PreTrainedModel, sequences: list[np.ndarray], max_tokens: int |
     texts = list(distinct.values())
     rewards = np.empty(len(texts), dtype=np.float32)
     groups = share_starts(texts, 4 * max_tokens)
-    for row in fill_rows([group for group in groups if group.shared], max_tokens):
-        found = score_ends(model, **pack(texts, row, model.device))
+    for row in fill_rows([group for group in groups if len(group) > 1], max_tokens):
+        found = score_ends(model, **pack_groups(texts, row, model.device))
         rewards[[index for group in row for index in group.members]] = found.cpu().numpy()
-    alone = [group.members[0] for group in groups if not group.shared]
+    alone = [group.members[0] for group in groups if len(group) == 1]
     for batch in batches_of([len(texts[index]) for index in alone], max_tokens):
         members = [alone[place] for place in batch]
-        found = score_ends(model, **pad([texts[index] for index in members], model.device))
+        found = score_ends(model, **pad_texts([texts[index] for index in members], model.device))
         rewards[members] = found.cpu().numpy()
     reward_of = dict(zip(distinct, rewards))
     return np.array([reward_of[ids.tobytes()] for ids in sequences], dtype=np.float32)

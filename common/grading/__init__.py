@@ -1,0 +1,1 @@
+"""Graders: OpenJudge's contract, calls gathered into batches, served models."""

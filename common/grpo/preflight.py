@@ -1,0 +1,135 @@
+"""Before a judge's run by GRPO: check what it must satisfy, and fill in what follows for verl's settings.
+
+Nothing here imports verl, which takes seconds: bad input is reported before.
+"""
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from common.conversation import DataError
+
+IN_PROCESS = "hf"  # verl's old name for generation by transformers: here the policy itself answers
+OWN_REWARD = ".reward"  # the method folder's reward.py
+PRECISION = {"cuda": "bf16", "cpu": "fp32"}
+NOT_READ = {  # verl's settings that common/grpo/policy.py does not use
+    "model": ("lora_adapter_path", "exclude_modules", "target_parameters", "use_liger", "use_fused_kernels"),
+    "actor": ("use_prefix_grouper",),
+}
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, answer: str, parse: Callable[[str], object]) -> None:
+    """Raise `DataError` if a right answer is no longer one after it went through the vocabulary.
+
+    verl decodes without special tokens; a vocabulary that calls `<think>` special would make every answer malformed.
+    """
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    if parse(found := tokenizer.decode(ids, skip_special_tokens=True)) != parse(answer):
+        raise DataError(
+            f"{tokenizer.name_or_path}: the vocabulary turns {answer!r} into {found!r}; choose another model"
+        )
+
+
+def check_reward(config: DictConfig, compute_score: Callable, answer: str, label: object) -> None:
+    """Raise `DataError` for options that the reward function does not take; else the first answer would tell."""
+    options = OmegaConf.to_container(config.reward.custom_reward_function.reward_kwargs)
+    if options.pop("module") == OWN_REWARD:
+        try:
+            compute_score("judge", answer, label, None, **options)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"reward.custom_reward_function.reward_kwargs={options}: {error}") from error
+
+
+def check_settings(config: DictConfig, prompts: int) -> None:
+    """Raise `DataError` for settings that contradict each other or the number of training prompts."""
+    data, actor = config.data, config.actor_rollout_ref.actor
+    if prompts < data.train_batch_size:
+        raise DataError(
+            f"data.train_batch_size={data.train_batch_size} is larger than the {prompts} prompts; lower it, "
+            "and actor_rollout_ref.actor.ppo_mini_batch_size with it"
+        )
+    if data.train_batch_size % actor.ppo_mini_batch_size:
+        raise DataError(
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} does not divide "
+            f"data.train_batch_size={data.train_batch_size}"
+        )
+    if config.trainer.test_freq < 1:
+        raise DataError(
+            f"trainer.test_freq={config.trainer.test_freq}: validation chooses the best policy; set 1 or more"
+        )
+    settings = {"model": config.actor_rollout_ref.model, "actor": actor}
+    ignored = [f"{part}.{name}" for part, names in NOT_READ.items() for name in names if settings[part].get(name)]
+    if ignored:
+        raise DataError(f"actor_rollout_ref.{', '.join(ignored)}: not supported here, as verl's own engine is not used")
+    largest = data.max_prompt_length + data.max_response_length
+    if largest > actor.ppo_max_token_len_per_gpu:
+        raise DataError(
+            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} does not hold the "
+            f"largest sequence, data.max_prompt_length + data.max_response_length = {largest} tokens. Raise it."
+        )
+    if unused := prompts % data.train_batch_size:
+        print(f"  {unused} of the {prompts} prompts, others each epoch, do not fill a step's batch and are left out")
+
+
+def check_workers(config: DictConfig, workers: int) -> None:
+    """Raise `DataError` if the prompts of an update cannot be shared equally by the workers."""
+    prompts = config.actor_rollout_ref.actor.ppo_mini_batch_size
+    if prompts % workers:
+        raise DataError(
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts} prompts cannot be shared equally by {workers} "
+            "workers"
+        )
+
+
+def cores_of(config: DictConfig) -> dict[str, int]:
+    """Return what `common.cluster.connect` must ask for: cores of each worker, and of the processes beside them."""
+    queue = 1 + config.transfer_queue.backend.SimpleStorage.num_data_storage_units
+    rollout = config.actor_rollout_ref.rollout
+    if rollout.name == IN_PROCESS:
+        return {"cores_per_worker": 1, "cores_beside": queue}
+    beside_servers = config.reward.num_workers + rollout.agent.num_workers
+    return {"cores_per_worker": 3, "cores_beside": queue + beside_servers}  # verl asks for three beside a server
+
+
+def keeps_groups(config: DictConfig, longest_prompt: int) -> bool:
+    """Return whether a micro-batch holds all answers to the longest prompt, which is then computed once for them."""
+    group = config.actor_rollout_ref.rollout.n * (longest_prompt + config.data.max_response_length)
+    if group <= config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu:
+        return True
+    print(f"all answers to the longest prompt may have {group} tokens, more than")
+    print("actor_rollout_ref.actor.ppo_max_token_len_per_gpu: prompts are computed anew for most answers")
+    return False
+
+
+def fill_in(
+    config: DictConfig, package: str, output: Path, files: dict[str, Path], prompts: int, device: str, per_node: int
+) -> DictConfig:
+    """Return verl's settings with what follows from the data and the machine.
+
+    Args:
+        package: the method folder's.
+        output: where the run's tokenizer is, and everything else goes.
+        files: of "train" and "val", in the columns of verl's dataset.
+        prompts: how many there are for training.
+        device, per_node: of `common.cluster.connect`.
+    """
+    config = copy.deepcopy(config)
+    data, trainer, policy = config.data, config.trainer, config.actor_rollout_ref
+    data.train_files, data.val_files = str(files["train"]), str(files["val"])
+    data.filter_overlong_prompts = False  # done
+    data.apply_chat_template_kwargs = {}  # in the tokenizer's template now
+    policy.model.tokenizer_path = str(output / "tokenizer")
+    precision = policy.actor.fsdp_config.mixed_precision
+    policy.actor.fsdp_config.mixed_precision = precision or {"param_dtype": PRECISION[device]}
+    if policy.rollout.name == IN_PROCESS:
+        config.reward.num_workers = 0  # rewards are computed in this process
+    module = config.reward.custom_reward_function.reward_kwargs.module
+    config.reward.custom_reward_function.reward_kwargs.module = importlib.util.resolve_name(module, package)
+    trainer.device, trainer.n_gpus_per_node, trainer.default_local_dir = device, per_node, str(output)
+    steps = prompts // data.train_batch_size * trainer.total_epochs
+    trainer.total_training_steps = min(steps, trainer.total_training_steps or steps)
+    return config

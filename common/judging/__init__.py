@@ -1,0 +1,1 @@
+"""What judges share: judged text quoted, prompts measured, judges asked, verdicts counted. Stands on grading."""

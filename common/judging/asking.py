@@ -1,0 +1,253 @@
+"""How a judge is asked for evaluation: a checkpoint or an endpoint, the command's options, what is printed and written.
+
+A checkpoint is loaded with transformers alone, so its figures are what a user of it gets, not what the trainer reports.
+A served model, at any OpenAI-compatible endpoint, gets the same figures: one prompt, one parser.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig, AutoTokenizer
+
+from common.conversation import DataError
+from common.files import write_text
+from common.generation import Answer, answer_prompts, load_answering
+from common.grading.endpoint import ask
+from common.judging.prompts import digest_prompts, measure_rows
+from common.judging.votes import confusion, vote_metrics, vote_table
+from common.parquet import write_rows
+from common.report import draw, extend_model_card, format_value
+from common.tokenizer import cannot_load, ensure_pad_token
+
+# options that a run's settings set, unless the command does; else these values
+USUAL = {
+    "max_new_tokens": 1024,
+    "max_prompt_length": None,
+    "filter_overlong_prompts": False,
+    "on_bad_row": "error",
+    "trust_remote_code": False,
+}
+KEPT = ("source", "order", "data_source", "prompt", "label")  # what is written of a row beside its answers
+
+
+def make_parser(description: str, columns: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of every command that asks a judge; `columns` is what --data holds."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", required=True, help="checkpoint folder or hub id; with --endpoint the served name")
+    parser.add_argument("--data", required=True, help=f"Parquet with {columns}")
+    parser.add_argument("--endpoint", help="http://host:8000/v1 of a served model; a key is taken from OPENAI_API_KEY")
+    parser.add_argument(
+        "--tokenizer", help="checkpoint or hub id of tokenizer and chat template, if they are not --model's"
+    )
+    parser.add_argument(
+        "--hidden-reasoning", action="store_true", help="the endpoint returns only what follows </think>"
+    )
+    parser.add_argument("--concurrency", type=int, default=16, help="with --endpoint: requests at once")
+    parser.add_argument("--output", help="folder for what is written; default: beside the checkpoint")
+    parser.add_argument("--votes", type=int, default=1, help="how often every row is judged")
+    parser.add_argument("--temperature", type=float, help="0 is greedy; default: 0, or 1 for several votes")
+    parser.add_argument("--seed", type=int, default=0, help="of what is sampled")
+    parser.add_argument("--max-tokens", type=int, default=16384, help="padded tokens per batch")
+    parser.add_argument("--settings", type=Path, help="a run's settings.yaml: measure as it did, leave out what it did")
+    parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: 1024")
+    parser.add_argument("--max-prompt-length", type=int, help="tokens; default: what the model can take")
+    too_long = "set longer prompts aside, else they are an error"
+    parser.add_argument("--filter-overlong-prompts", action="store_true", default=None, help=too_long)
+    parser.add_argument("--on-bad-row", choices=("error", "drop"), help="default: error")
+    parser.add_argument("--trust-remote-code", action="store_true", default=None)
+    return parser
+
+
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that measures a judge."""
+    parser.add_argument("--compare-to", type=Path, help="an earlier evaluation_*.json of these rows: print both")
+    parser.add_argument("--card", action="store_true", help="add the figures to the checkpoint's model card")
+
+
+def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the command's options, completed from --settings; raise `DataError` if they contradict each other."""
+    options = parser.parse_args()
+    usual = USUAL | (_limits_of(load_settings(options.settings)) if options.settings else {})
+    for name, value in usual.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.temperature is None:
+        options.temperature = 1.0 if options.votes > 1 else 0.0
+    if min(options.votes, options.concurrency) < 1:
+        raise DataError("--votes and --concurrency are at least 1")
+    if options.votes > 1 and options.temperature == 0:
+        raise DataError(f"--votes {options.votes} --temperature 0: greedy votes are all the same; leave one out")
+    if options.endpoint and options.max_prompt_length and not options.tokenizer:
+        raise DataError("prompts for an endpoint are measured by its --tokenizer: name it, or set no limit")
+    if getattr(options, "card", False) and not Path(options.model).is_dir():
+        raise DataError(f"--card writes into the checkpoint's folder, and {options.model} is not a folder")
+    if getattr(options, "compare_to", None) and not options.compare_to.is_file():
+        raise DataError(f"--compare-to {options.compare_to}: no such file")
+    return options
+
+
+def load_settings(path: Path) -> DictConfig:
+    """Return the settings of a judge's run, as train.py leaves them in its output."""
+    run = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+    if OmegaConf.select(run, "actor_rollout_ref.model") is None:
+        raise DataError(f"--settings {path}: no settings.yaml of a judge's run by GRPO")
+    return run
+
+
+def _limits_of(run: DictConfig) -> dict:
+    return {
+        "max_new_tokens": run.data.max_response_length,
+        "max_prompt_length": run.data.max_prompt_length,
+        "filter_overlong_prompts": run.data.filter_overlong_prompts,
+        "on_bad_row": run.data.on_bad_row,
+        "trust_remote_code": run.actor_rollout_ref.model.trust_remote_code,
+    }
+
+
+@dataclass
+class Judgements:
+    """What a judge said: the rows that were asked, and for each its answers, their verdicts and what these decide."""
+
+    rows: list[dict]
+    answers: list[list[Answer]]  # one for each vote, whole: with what the chat template began
+    votes: list[list]  # the answers' verdicts, None if an answer has none
+    verdicts: list  # None if the votes decide nothing
+    left_out: Counter  # rows that were not asked, by reason
+
+    @property
+    def labels(self) -> list:
+        return [row["label"] for row in self.rows]
+
+
+def ask_judge(
+    options: argparse.Namespace, rows: list[dict], parse: Callable[[str], object], decide: Callable[[list], object]
+) -> Judgements:
+    """Ask a judge for its verdicts, after everything that can be checked before a model is loaded.
+
+    Args:
+        rows: with "prompt", "label" and "source".
+        parse, decide: the method's: the verdict of an answer, and that of several votes.
+
+    Raises:
+        DataError: as `measure_rows`; or --compare-to was not measured on these rows.
+        EndpointError: the endpoint gives no answer.
+    """
+    tokenizer, rows, left_out = _measure(options, rows)
+    before = read_earlier(options)
+    if before and before.get("rows_digest") != digest_prompts(rows):
+        raise DataError(
+            f"--compare-to {options.compare_to}: not measured on these {len(rows)} rows; measure it on them"
+        )
+    answers = _ask_endpoint(options, rows) if options.endpoint else _ask_checkpoint(options, rows, tokenizer)
+    votes = [[parse(text) for text in given] for given in answers]
+    return Judgements(rows, answers, votes, [decide(cast) for cast in votes], left_out)
+
+
+def _measure(options: argparse.Namespace, rows: list[dict]):
+    """Return the judge's tokenizer, the rows measured by it, and what was left out; an endpoint may have none."""
+    name = options.tokenizer or (None if options.endpoint else options.model)
+    if not name:
+        return None, rows, Counter()
+    limit = options.max_prompt_length or sys.maxsize
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=options.trust_remote_code)
+        if not options.endpoint:
+            config = AutoConfig.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
+            limit = min(limit, config.get_text_config().max_position_embeddings - options.max_new_tokens)
+    except (OSError, ValueError) as error:
+        raise cannot_load(name, error, "Correct --model or --tokenizer.") from error
+    return tokenizer, *measure_rows(rows, tokenizer, limit, options.filter_overlong_prompts, options.on_bad_row)
+
+
+def _ask_endpoint(options: argparse.Namespace, rows: list[dict]) -> list[list[Answer]]:
+    return ask(
+        options.endpoint,
+        options.model,
+        [row["prompt"] for row in rows],
+        options.max_new_tokens,
+        options.temperature,
+        options.votes,
+        options.seed,
+        [row.get("begun", "") for row in rows],
+        options.concurrency,
+        options.hidden_reasoning,
+    )
+
+
+def _ask_checkpoint(options: argparse.Namespace, rows: list[dict], tokenizer) -> list[list[Answer]]:
+    ensure_pad_token(tokenizer)
+    model = load_answering(options.model, options.trust_remote_code)
+    template = {"tokenize": False, "add_generation_prompt": True}
+    texts = [tokenizer.apply_chat_template(row["prompt"], **template) for row in rows]
+    draws = (options.temperature, options.votes, options.seed)
+    answers = answer_prompts(model, tokenizer, texts, options.max_new_tokens, options.max_tokens, *draws)
+    return [[Answer(row["begun"] + text, text.clipped) for text in given] for row, given in zip(rows, answers)]
+
+
+def read_earlier(options: argparse.Namespace) -> dict:
+    """Return the figures to compare with, or none."""
+    compare_to = getattr(options, "compare_to", None)
+    return json.loads(compare_to.read_text(encoding="utf-8")) if compare_to else {}
+
+
+def place_of(options: argparse.Namespace, kind: str) -> Path:
+    """Return where to write, without an ending, and make the folder. Several votes have files of their own."""
+    beside = Path(options.model).parent if Path(options.model).is_dir() else Path.cwd()
+    output = Path(options.output or beside)
+    output.mkdir(parents=True, exist_ok=True)
+    several = f"_{options.votes}_votes" if options.votes > 1 else ""
+    return output / f"{kind}_{Path(options.data).stem}{several}"
+
+
+def report(
+    options: argparse.Namespace, judged: Judgements, metrics: dict, values: Sequence[Hashable], dropped: Counter
+) -> None:
+    """Print the figures, beside earlier ones if there are; write them, their pictures and the judged rows.
+
+    Args:
+        metrics: the method's figures. What any judge has is added: clipped, the share of answers whose tokens ran out
+            before their end; and for several votes those of `vote_metrics`.
+        values: the verdicts that there are.
+        dropped: rows that could not be read, by fault.
+    """
+    given = [text for texts in judged.answers for text in texts]
+    metrics = metrics | {"clipped": sum(text.clipped for text in given) / len(given)}
+    panels, bins = [confusion(judged.labels, judged.verdicts, values, "label (row), verdict (column)")], []
+    if options.votes > 1:
+        more, bins = vote_metrics(judged.labels, judged.votes, judged.verdicts)
+        metrics |= more
+    if bins:
+        panels.append(vote_table(bins, options.votes))
+        for part in bins:
+            name = f"{part['agreeing']} of {options.votes} votes agree"
+            print(f"{name:28} {part['right']} of {part['rows']} verdicts right")
+
+    before, left_out = read_earlier(options), dropped + judged.left_out
+    for name, value in metrics.items():
+        earlier = f"{format_value(before[name])} -> " if name in before else ""
+        print(f"{name:28} {earlier}{format_value(value)}")
+    for kind, count in left_out.items():
+        print(f"set aside: {count} x {kind}")
+
+    place = place_of(options, "evaluation")
+    asked = {key: getattr(options, key) for key in ("model", "endpoint", "votes", "temperature", "max_new_tokens")}
+    digest = digest_prompts(judged.rows)
+    notes = {"calibration": bins, "rows_digest": digest, "set_aside": dict(left_out), "asked": asked}
+    write_text(Path(f"{place}.json"), json.dumps(metrics | notes, indent=1))
+    answered = zip(judged.rows, judged.verdicts, judged.votes, judged.answers)
+    kept = [
+        {key: row[key] for key in KEPT if key in row} | {"verdict": verdict, "votes": votes, "answers": answers}
+        for row, verdict, votes, answers in answered
+    ]
+    write_rows(f"{place}.parquet", kept)
+    draw(Path(f"{place}.png"), panels)
+    print(f"written: {place}.*")
+    if options.card:
+        draw(Path(options.model) / f"{place.name}.png", panels)
+        extend_model_card(Path(options.model), f"Measured on {Path(options.data).name}", metrics, f"{place.name}.png")

@@ -1,0 +1,115 @@
+"""A judge's prompts once they are written: measured by the tokenizer, told apart, and the rubric that goes with them.
+
+A row is one prompt. Prompts that were made of the same labelled row (a comparison in both orders) have the same
+"source" and stay together: if one of them is left out, so are the others.
+"""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+from jinja2 import TemplateError
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from common.conversation import BadRow, DataError
+from common.files import write_text
+from common.generation import begun_answer
+from common.parquet import check_rows, list_counts
+
+RUBRIC_FILE = "rubric.txt"
+
+
+def measure_rows(
+    rows: list[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    drop_too_long: bool,
+    on_bad_row: str = "error",
+) -> tuple[list[dict], Counter]:
+    """Add `tokens`, the length of the prompt through the chat template, and `begun`, what that wrote of the answer.
+
+    Args:
+        max_length: tokens allowed in a prompt. A judge's prompt is never cut: its end asks for the verdict, and what
+            is judged stands before it.
+        drop_too_long: leave longer ones out and count them; else they are an error.
+
+    Returns:
+        The rows that are left, and how many were left out, by reason.
+
+    Raises:
+        DataError: the template refuses a row; a prompt too long; no row is left.
+    """
+
+    def measure(row: dict) -> dict:
+        try:
+            text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise BadRow("prompt", f"the chat template refuses it: {error}") from error
+        tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return {**row, "tokens": tokens, "begun": begun_answer(text)}
+
+    measured, left_out = check_rows(tqdm(rows, desc="measure", unit="row", delay=1), measure, on_bad_row)
+    too_long = [row for row in measured if row["tokens"] > max_length]
+    if too_long and not drop_too_long:
+        raise DataError(_report_too_long(too_long, len(rows), max_length))
+
+    # a labelled row is kept with all of its prompts, or not at all
+    incomplete = Counter(row["source"] for row in rows) - Counter(row["source"] for row in measured)
+    excluded = {*incomplete, *(row["source"] for row in too_long)}
+    kept = [row for row in measured if row["source"] not in excluded]
+    if too_long:
+        left_out[f"prompt of more than {max_length} tokens"] = len(too_long)
+    if others := len(rows) - len(kept) - left_out.total():
+        left_out["prompt left out with another of its row"] = others
+    if not kept:
+        raise DataError(f"no row is left: {list_counts(left_out)}")
+    return kept, left_out
+
+
+def _report_too_long(too_long: list[dict], total: int, max_length: int) -> str:
+    longest = sorted(too_long, key=lambda row: -row["tokens"])[:5]
+    places = [f"{row['source']}, {row['order']}" if "order" in row else row["source"] for row in longest]
+    shown = [f"  {place}: {row['tokens']} tokens" for place, row in zip(places, longest)]
+    head = f"{len(too_long)} of {total} prompts are longer than data.max_prompt_length={max_length} tokens:"
+    remedy = "Raise data.max_prompt_length, or leave them out with data.filter_overlong_prompts=True."
+    return "\n".join([head, *shown, remedy])
+
+
+def digest_prompts(rows: list[dict]) -> str:
+    """Return a short hash of prompts and labels in their order, to tell whether two runs have the same."""
+    total = hashlib.sha256()
+    for row in rows:
+        strength = [row["strength"]] if row.get("strength") else []
+        total.update(repr((row["prompt"], row["label"], *strength)).encode())
+    return total.hexdigest()[:16]
+
+
+def read_rubric(path: Path | None) -> str | None:
+    """Return the text of a file that says what to judge by; None if there is no path.
+
+    Raises:
+        DataError: there is no such file, or it is empty.
+    """
+    if path is None:
+        return None
+    rubric = path.read_text("utf-8").strip() if path.is_file() else ""
+    if not rubric:
+        raise DataError(f"{path}: no such file, or nothing in it (looked in {Path.cwd()})")
+    return rubric
+
+
+def store_rubric(folder: Path, rows: list[dict]) -> None:
+    """Leave in a judge's checkpoint the rubric that it was trained by, if there was one, for graders to ask by."""
+    rubrics = {row["rubric"] for row in rows}
+    if len(rubrics) == 1 and None not in rubrics:
+        write_text(folder / RUBRIC_FILE, rubrics.pop())
+        return
+    why = "are of several rubrics" if len(rubrics) > 1 else "do not say by which rubric they were written"
+    print(f"the training prompts {why}, so {folder.name} holds no rubric for graders: give them rubric=…")
+
+
+def read_stored_rubric(folder: str | None) -> str | None:
+    """Return the rubric that the judge in a checkpoint's folder was trained by, if its run left it there."""
+    path = Path(folder) / RUBRIC_FILE if folder else None
+    return path.read_bytes().decode() if path and path.is_file() else None

@@ -1,0 +1,49 @@
+"""What is counted of any judge's verdicts, whatever they are: scores or preferences, None if an answer has none."""
+
+from collections.abc import Hashable, Sequence
+
+from sklearn.metrics import confusion_matrix
+
+from common.report import Table
+
+
+def confusion(labels: Sequence, verdicts: Sequence, values: Sequence[Hashable], title: str) -> Table:
+    """Return how often each label and each verdict came together: one row a label, "no verdict" the last column."""
+    names = [*map(str, values), "no verdict"]
+    said = ["no verdict" if verdict is None else str(verdict) for verdict in verdicts]
+    counts = confusion_matrix(list(map(str, labels)), said, labels=names)
+    return Table(title, names[:-1], names, counts[:-1].tolist())
+
+
+def vote_metrics(
+    labels: Sequence, votes: Sequence[list], verdicts: Sequence
+) -> tuple[dict[str, float], list[dict[str, int]]]:
+    """Return what is known only of a judge that was asked several times, every row equally often.
+
+    Args:
+        verdicts: what the votes on each row decided, None if they decided nothing.
+
+    Returns:
+        single_vote_accuracy: share of all votes on all rows that are right; one without a verdict is wrong.
+        calibration_error: the expected calibration error (Guo et al., arXiv:1706.04599). The confidence is the share of
+        the row's votes that its verdict has, and each such share is a bin: Σ rows/N · |right/rows - share|, over the
+        rows with a verdict. Absent if there is none.
+        And the bins: by how many votes were for the verdict, the number of rows, and how many of them are right.
+    """
+    hits = [vote == label for label, cast in zip(labels, votes) for vote in cast]
+    metrics, found = {"single_vote_accuracy": sum(hits) / len(hits)}, {}
+    for label, cast, verdict in zip(labels, votes, verdicts):
+        if verdict is not None:
+            found.setdefault(cast.count(verdict), []).append(verdict == label)
+    bins = [{"agreeing": count, "rows": len(found[count]), "right": sum(found[count])} for count in sorted(found)]
+    if bins:
+        gaps = [abs(part["right"] - part["rows"] * part["agreeing"] / len(votes[0])) for part in bins]
+        metrics["calibration_error"] = sum(gaps) / sum(part["rows"] for part in bins)
+    return metrics, bins
+
+
+def vote_table(bins: list[dict[str, int]], votes: int) -> Table:
+    """Return the bins of `vote_metrics` as a table: by how many of so many votes agree, how many verdicts are right."""
+    names = [f"{part['agreeing']} of {votes}" for part in bins]
+    counts = [[part["right"], part["rows"] - part["right"]] for part in bins]
+    return Table("votes for the verdict (row)", names, ["right", "wrong"], counts)
