@@ -1,12 +1,9 @@
-"""What several test files share: the modules of a method folder, a tiny model, and real data where it is at hand."""
+"""What several test files share: a tiny model, small runs' data, and real data if it is at hand."""
 
-import importlib
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import settings
@@ -28,23 +25,6 @@ SMALL = {
     "num_labels": 1,
     "pad_token_id": 0,
 }
-
-
-def method_modules(folder: str, *names: str) -> list[ModuleType]:
-    """Import modules of a method folder: `dataset, loss = method_modules("bradley_terry", "dataset", "loss")`.
-
-    A method folder is no package: it is copied out and run by itself, and its modules are called `dataset` or `loss`
-    like those of every other folder. So the folder goes to the front of sys.path, and if any module of those names was
-    loaded from elsewhere, all of them are forgotten first: modules that import each other stay of one folder. Modules
-    that a test file already holds are not affected.
-    """
-    home = REPO / folder
-    loaded = [file.stem for file in home.glob("*.py") if file.stem in sys.modules]
-    if any(Path(str(getattr(sys.modules[name], "__file__", ""))).parent != home for name in loaded):
-        for name in loaded:
-            del sys.modules[name]
-    sys.path[:] = [str(home), *(entry for entry in sys.path if entry != str(home))]
-    return [importlib.import_module(name) for name in names]
 
 
 @pytest.fixture(scope="session")
@@ -110,13 +90,13 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def small_sft_run(tiny_model, tmp_path_factory) -> dict[str, str]:
     """The environment of an SFT run on the tiny model and 96 of the demo's judgements, 19 for validation."""
+    from common.demo.transcripts import scoring
     from common.demo.world import pointwise_rows
-    from common.labelled import pointwise_transcript
     from common.parquet import write_rows
 
     folder = tmp_path_factory.mktemp("small_sft_run")
     train, val = (
-        [{"messages": pointwise_transcript(row)} for row in pointwise_rows(split, rows, seed=0)]
+        [{"messages": scoring(row)} for row in pointwise_rows(split, rows, seed=0)]
         for split, rows in (("train", 96), ("val", 19))
     )
     return {
@@ -172,18 +152,18 @@ def warm_start(tiny_model: Path, conversations: list, folder: Path) -> str:
 def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
     """The environment of a judge's run: 96 scored responses, 24 for validation, a judge that is right now and then."""
     from common.demo.world import SCORE_RUBRIC, pointwise_rows
-    from common.labelled import pointwise_transcript
     from common.parquet import write_rows
+    from generative_pointwise.dataset import write_prompt
+    from generative_pointwise.prompt import read_row, transcripts
 
-    (prompt,) = method_modules("generative_pointwise", "prompt")
     folder = tmp_path_factory.mktemp("small_judge_run")
-    conversations = [pointwise_transcript(row, SCORE_RUBRIC) for row in pointwise_rows("train", 2400, 1, leniency=0.65)]
+    lenient = [read_row(row) for row in pointwise_rows("train", 2400, 1, leniency=0.65)]
     files = {}
     for split, size in (("train", 96), ("val", 24)):
-        labelled = [prompt.render(row, SCORE_RUBRIC) for row in pointwise_rows(split, size, seed=0)]
-        rows = [{"prompt": messages, "label": label} for messages, label in labelled]
+        rows = [write_prompt(read_row(row), SCORE_RUBRIC) for row in pointwise_rows(split, size, seed=0)]
+        rows = [{name: row[name] for name in ("prompt", "label", "rubric")} for row in rows]
         files[split] = str(write_rows(folder / f"{split}.parquet", rows))
-    judge = warm_start(tiny_model, conversations, folder / "judge")
+    judge = warm_start(tiny_model, [transcripts(row, SCORE_RUBRIC)[0] for row in lenient], folder / "judge")
     return {"TRAIN_FILES": files["train"], "VAL_FILES": files["val"], "MODEL_PATH": judge}
 
 
@@ -191,21 +171,18 @@ def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
 def small_pair_run(tiny_model, tmp_path_factory) -> dict[str, str]:
     """The environment of a pairwise judge's run: 48 pairs, 12 for validation, a judge that is right now and then."""
     from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
-    from common.labelled import pairwise_transcripts
     from common.parquet import write_rows
+    from generative_pairwise.dataset import write_prompts
+    from generative_pairwise.prompt import read_row, transcripts
 
-    (prompt,) = method_modules("generative_pairwise", "prompt")
     folder = tmp_path_factory.mktemp("small_pair_run")
-    biased = pairwise_rows("train", 2400, 1, position_bias=0.65)
-    conversations = [messages for row in biased for messages in pairwise_transcripts(row, PREFERENCE_RUBRIC)]
+    biased = [read_row(row) for row in pairwise_rows("train", 2400, 1, position_bias=0.65)]
     files = {}
     for split, size in (("train", 48), ("val", 12)):
-        rows = []
-        for row in pairwise_rows(split, size, seed=0):
-            (shown, label), (swapped, _) = prompt.render(row, PREFERENCE_RUBRIC)
-            rows.append({"prompt": shown, "prompt_swapped": swapped, "label": label})
+        rows = [write_prompts(read_row(row), PREFERENCE_RUBRIC) for row in pairwise_rows(split, size, seed=0)]
+        rows = [{name: row[name] for name in ("prompt", "prompt_swapped", "label", "rubric")} for row in rows]
         files[split] = str(write_rows(folder / f"{split}.parquet", rows))
-    judge = warm_start(tiny_model, conversations, folder / "judge")
+    judge = warm_start(tiny_model, [transcripts(row, PREFERENCE_RUBRIC)[0] for row in biased], folder / "judge")
     return {"TRAIN_FILES": files["train"], "VAL_FILES": files["val"], "MODEL_PATH": judge}
 
 

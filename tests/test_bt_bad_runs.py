@@ -5,15 +5,15 @@ import time
 
 import pytest
 import torch
-from conftest import REPO, method_modules
+from conftest import REPO
 from hydra import compose, initialize_config_dir
 from runs import finish, log_of, start
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Gemma2Config
 
+from bradley_terry import train
+from common.conversation import DataError
 from common.demo.world import preference_pairs
-from common.parquet import DataError, write_rows
-
-(train,) = method_modules("bradley_terry", "train")
+from common.parquet import write_rows
 
 NUMBERS = """
 data.max_length=2048 data.max_tokens_per_gpu=16384 data.train_batch_size=8

@@ -3,16 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from conftest import method_modules
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from common.conversation import BadRow
+from bradley_terry import dataset
+from common.conversation import BadRow, DataError
 from common.demo.world import preference_pairs
-from common.parquet import DataError
 
-(dataset,) = method_modules("bradley_terry", "dataset")
 Pair, encode_pairs = dataset.Pair, dataset.encode_pairs
 
 LONG = 10**6

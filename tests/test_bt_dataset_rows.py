@@ -1,14 +1,13 @@
 """Which preference rows are refused and why, and what real data hold."""
 
 import pytest
-from conftest import method_modules
 from tokenizers import normalizers
 
-from common.conversation import BadRow
+from bradley_terry import dataset
+from common.conversation import BadRow, DataError
 from common.demo.world import preference_pairs
-from common.parquet import DataError, report_leak, write_rows
+from common.parquet import report_leak, write_rows
 
-(dataset,) = method_modules("bradley_terry", "dataset")
 check_pair, encode_pairs = dataset.check_pair, dataset.encode_pairs
 
 PROMPT = {"role": "user", "content": "Why?"}

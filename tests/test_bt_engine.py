@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from conftest import SMALL, method_modules
+from conftest import SMALL
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, MistralConfig, Qwen3Config
 
+from bradley_terry import dataset, engine, loss
 from common.attention import SEGMENT_ATTENTION, segment_attention, self_test
-
-dataset, engine, loss = method_modules("bradley_terry", "dataset", "engine", "loss")
 
 
 def make_model(config=None):

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import method_modules
 from transformers import AutoModelForSequenceClassification
 
+from bradley_terry import dataset, evaluate
+from common.conversation import DataError
 from common.demo.world import preference_pairs
-from common.parquet import DataError, write_rows
+from common.parquet import write_rows
 
-dataset, evaluate = method_modules("bradley_terry", "dataset", "evaluate")
 pair_metrics, score_pairs, calibration_error = evaluate.pair_metrics, evaluate.score_pairs, evaluate.calibration_error
 
 

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from conftest import method_modules, note_gradients
+from conftest import note_gradients
 from transformers import AutoTokenizer
 
+from bradley_terry import dataset, engine
 from common import training
 from common.checkpoint import unwrap
 from common.demo.world import preference_pairs
-
-dataset, engine = method_modules("bradley_terry", "dataset", "engine")
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import method_modules
 from hypothesis import given
 from hypothesis import strategies as st
 
-(loss,) = method_modules("bradley_terry", "loss")
+from bradley_terry import loss
+
 pair_losses, batch_sums, batch_metrics = loss.pair_losses, loss.batch_sums, loss.batch_metrics
 
 REWARDS = [[2.0, 1.0], [0.0, 0.0], [-1.0, 3.0]]  # differences 1, 0, -4; sums 3, 0, 2

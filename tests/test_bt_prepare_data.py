@@ -1,11 +1,10 @@
 """Each public preference set read row by row in its real format; ties, repetitions and noise left out and counted."""
 
 import pytest
-from conftest import method_modules
 
-from common.parquet import DataError
+from bradley_terry import prepare_data
+from common.conversation import DataError
 
-(prepare_data,) = method_modules("bradley_terry", "prepare_data")
 SOURCES = prepare_data.SOURCES
 
 

@@ -9,13 +9,12 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPO, method_modules
+from conftest import REPO
 
-from common.conversation import prompt_of
+from bradley_terry import prepare_data
+from common.conversation import DataError, prompt_of
 from common.demo.world import preference_pairs
-from common.parquet import DataError
 
-(prepare_data,) = method_modules("bradley_terry", "prepare_data")
 SPLITS = ("train", "val", "test")
 
 

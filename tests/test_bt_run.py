@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from conftest import method_modules
 from runs import REPO, finish, log_of, metrics_of, run, start
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -101,7 +100,8 @@ def test_the_pipeline_gives_the_trainers_rewards(default_run, val_texts):
 
 
 def test_the_grader_gives_the_trainers_rewards(default_run):
-    grader = method_modules("bradley_terry", "grader")[0].BradleyTerryGrader(str(default_run / "checkpoint"))
+    from bradley_terry import grader
+
     rows, _ = read_rows(default_run / "data" / "test.parquet", ("chosen", "rejected"))
     rewards, _ = read_rows(default_run / "test_rewards.parquet", ("chosen", "rejected"))
 

@@ -7,13 +7,11 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import method_modules
 from shapes import assistant, user
 
+from bradley_terry import score as bt_score
 from bradley_terry.parts import part_path, read_parts, write_part
-from common.parquet import DataError
-
-(bt_score,) = method_modules("bradley_terry", "score")
+from common.conversation import DataError
 
 ROWS = 250  # three parts
 

@@ -10,16 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import method_modules
 from shapes import assistant, system, user
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from bradley_terry import score as bt_score
 from common.checkpoint import claim_folder
-from common.conversation import BadRow
+from common.conversation import BadRow, DataError
 from common.demo.world import preference_pairs
-from common.parquet import DataError, write_rows
-
-(bt_score,) = method_modules("bradley_terry", "score")
+from common.parquet import write_rows
 
 TALKS = [[user("Name a thing."), assistant(f"A kettle, and {number} bowls.")] for number in range(3)]
 ASKED = [system("Be brief."), user("Hello."), assistant("Yes?"), user("Name a thing.")]

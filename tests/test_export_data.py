@@ -4,10 +4,9 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import method_modules
 
-from common.conversation import prompt_of
-from common.parquet import DataError, export_data
+from common.conversation import DataError, prompt_of
+from common.parquet import export_data
 
 SYSTEM = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a tree. \u2028 é 😀"}]
 SCORED = {"query": "What is 2+2?", "responses": ["4", "four", "5"], "scores": [4, 4, 0]}

@@ -6,15 +6,15 @@ import threading
 import time
 
 import pytest
-from conftest import AtOnce, method_modules
+from conftest import AtOnce
 from openjudge.runner.grading_runner import GradingRunner
 from test_endpoint import completion, serve
 
 from common.grading.contract import GraderError, GraderMode, GraderScore
 from common.judge import pointwise_prompt, write_preference, write_score
+from generative_pairwise import grader as PairwiseGrader
+from generative_pointwise import grader as PointwiseGrader
 
-PointwiseGrader = method_modules("generative_pointwise", "grader")[0].PointwiseGrader
-PairwiseGrader = method_modules("generative_pairwise", "grader")[0].PairwiseGrader
 SCORE_3 = write_score(3, "all but one")
 DIALOGUE = [{"role": "user", "content": "How many?"}]
 

@@ -5,14 +5,13 @@ import json
 import time
 
 import pytest
-from conftest import method_modules
 from openjudge.runner.grading_runner import GradingRunner
 from test_endpoint import serve
 from transformers import AutoTokenizer
 
+from bradley_terry import grader as grader_module
 from common.grading.contract import GraderError, GraderMode, GraderRank, GraderScore
 
-(grader_module,) = method_modules("bradley_terry", "grader")
 TURNS = [
     {"role": "system", "content": "Be kind"},
     {"role": "user", "content": "Hi"},

@@ -5,20 +5,19 @@ import re
 import shutil
 
 import pytest
-from conftest import method_modules
 from openjudge.runner.grading_runner import GradingRunner
 from test_pairwise_reward import TEXTS as NO_PREFERENCES
 from test_pointwise_reward import TEXTS as NO_SCORES
 
+from common.conversation import DataError
 from common.generation import Answer
 from common.grading.contract import GraderError, GraderMode, GraderRank, GraderScore
 from common.judge import pointwise_prompt
 from common.judge import write_preference as preference
 from common.judge import write_score as score
-from common.parquet import DataError
+from generative_pairwise import grader as PairwiseGrader
+from generative_pointwise import grader as PointwiseGrader
 
-PointwiseGrader = method_modules("generative_pointwise", "grader")[0].PointwiseGrader
-PairwiseGrader = method_modules("generative_pairwise", "grader")[0].PairwiseGrader
 DIALOGUE = [{"role": "user", "content": "How many?"}]
 
 

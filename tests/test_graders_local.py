@@ -8,14 +8,13 @@ import time
 
 import pytest
 import torch
-from conftest import method_modules
 from openjudge.runner.grading_runner import GradingRunner
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from bradley_terry import grader as grader_module
+from common.conversation import DataError
 from common.grading.contract import GraderError, GraderMode, GraderRank, GraderScore
-from common.parquet import DataError
 
-(grader_module,) = method_modules("bradley_terry", "grader")
 BradleyTerryGrader = grader_module.BradleyTerryGrader
 
 

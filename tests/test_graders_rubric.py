@@ -3,15 +3,14 @@
 import shutil
 
 import pytest
-from conftest import method_modules
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.judge import HELPFULNESS, MORE_HELPFUL, pairwise_prompt, pointwise_prompt, rubric_of
 from common.judging.prompts import read_stored_rubric, store_rubric
+from generative_pairwise import grader as PairwiseGrader
+from generative_pointwise import grader as PointwiseGrader
 
-PointwiseGrader = method_modules("generative_pointwise", "grader")[0].PointwiseGrader
-PairwiseGrader = method_modules("generative_pairwise", "grader")[0].PairwiseGrader
 GRADERS = {PointwiseGrader: HELPFULNESS, PairwiseGrader: MORE_HELPFUL}
 DIALOGUE = [{"role": "user", "content": "How many?"}]
 

@@ -7,15 +7,15 @@ import re
 import subprocess
 
 import pytest
-from conftest import REPO, method_modules
+from conftest import REPO
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from test_method_config import attributes_read, run_script, script_overrides
 
+from common.conversation import DataError
 from common.grpo.preflight import check_reward
 from common.grpo.rollout import checked_reward
-from common.parquet import DataError
 
 VERL_CONFIG = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
 JUDGES = ("generative_pointwise", "generative_pairwise")
@@ -151,7 +151,8 @@ def test_starting_over_is_said_to_the_demos_warm_start_too(judge, tmp_path):
     ],
 )
 def test_a_reward_option_that_cannot_be_is_refused_before_anything_starts(tmp_path, option, message):
-    prompt, reward = method_modules("generative_pairwise", "prompt", "reward")
+    from generative_pairwise import prompt, reward
+
     overrides = script_overrides("generative_pairwise", tmp_path)
     check_reward(compose_judge("generative_pairwise", overrides), reward.compute_score, prompt.write("A"), "A")
     added = f"++reward.custom_reward_function.reward_kwargs.{option}"
@@ -161,7 +162,8 @@ def test_a_reward_option_that_cannot_be_is_refused_before_anything_starts(tmp_pa
 
 
 def test_weighing_by_strength_is_refused_where_it_would_do_nothing(tmp_path):
-    (train,) = method_modules("generative_pairwise", "train")
+    from generative_pairwise import train
+
     overrides = script_overrides("generative_pairwise", tmp_path)
     weighed = [*overrides, "reward.custom_reward_function.reward_kwargs.by_strength=True"]
     undivided = [*weighed, "algorithm.norm_adv_by_std_in_grpo=False"]

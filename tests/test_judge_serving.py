@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import method_modules
 from openai import OpenAI
 from openjudge.graders.common.relevance import RelevanceGrader
 from openjudge.graders.schema import GraderError, GraderScore
@@ -17,8 +16,8 @@ from openjudge.runner.grading_runner import GradingRunner
 
 from common.demo.world import SCORE_RUBRIC, pointwise_rows
 from common.judge import parse_score, pointwise_prompt
+from generative_pointwise import grader
 
-(grader,) = method_modules("generative_pointwise", "grader")
 ROWS = [
     {"query": row["input"], "response": row["output"][0]["answer"]["content"]}
     for row in pointwise_rows("test", 24, seed=0)

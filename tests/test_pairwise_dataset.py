@@ -8,19 +8,18 @@ from pathlib import Path
 import datasets
 import pytest
 import verl
-from conftest import method_modules
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from shapes import SHAPES, assistant, make_tokenizer, system, user
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from common.conversation import prompt_of
+from common.conversation import DataError, prompt_of
 from common.judging.prompts import measure_rows
 from common.labelled import RESPONSE_FORM
-from common.parquet import DataError, split_by_prompt, write_rows
+from common.parquet import split_by_prompt, write_rows
+from generative_pairwise import dataset, prompt
 
-prompt, dataset = method_modules("generative_pairwise", "prompt", "dataset")
 load_rows = dataset.load_rows
 
 CHATML, GEMMA = (make_tokenizer(SHAPES[name]) for name in ("chatml", "gemma"))

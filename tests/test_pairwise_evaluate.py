@@ -5,15 +5,15 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import method_modules
 from test_endpoint import completion, serve
 
+from common.conversation import DataError
 from common.demo.world import pairwise_rows
 from common.generation import Answer
 from common.judge import SWAPPED, write_preference
-from common.parquet import DataError, write_rows
+from common.parquet import write_rows
+from generative_pairwise import evaluate, prompt
 
-prompt, evaluate = method_modules("generative_pairwise", "prompt", "evaluate")
 ROWS = pairwise_rows("test", 6, seed=0)
 LABELS = [row["metadata"]["preferred"] for row in ROWS]
 ASKED = [messages[0]["content"] for row in ROWS for messages, _ in prompt.render(row)]

@@ -3,14 +3,13 @@
 import json
 
 import pytest
-from conftest import method_modules
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.judge import PREFERENCES, SWAPPED
 from common.judging.votes import confusion, vote_metrics
+from generative_pairwise import evaluate
 
-(evaluate,) = method_modules("generative_pairwise", "evaluate")
 decide, judge_metrics = evaluate.decide, evaluate.judge_metrics
 LABEL = st.sampled_from(PREFERENCES)
 VERDICT = st.none() | LABEL

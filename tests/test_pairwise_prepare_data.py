@@ -6,14 +6,13 @@ from functools import partial
 from itertools import permutations
 
 import pytest
-from conftest import method_modules
 from shapes import assistant, user
 
+from common.conversation import DataError
 from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
 from common.judge import pairwise_prompt
-from common.parquet import DataError
+from generative_pairwise import prepare_data, prompt
 
-prepare_data, prompt = method_modules("generative_pairwise", "prepare_data", "prompt")
 NAN, INFINITE = float("nan"), float("inf")
 
 

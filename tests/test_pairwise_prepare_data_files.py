@@ -8,15 +8,15 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPO, method_modules
+from conftest import REPO
 from shapes import assistant, user
 
+from common.conversation import DataError
 from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
 from common.judge import SWAPPED, pairwise_prompt
 from common.labelled import pairwise_transcripts
-from common.parquet import DataError
+from generative_pairwise import dataset, prepare_data
 
-prepare_data, dataset = method_modules("generative_pairwise", "prepare_data", "dataset")
 SPLITS = ("train", "val", "test")
 COLUMNS = ("input", "prompt", "prompt_swapped", "label", "strength", "longer", "data_source")
 

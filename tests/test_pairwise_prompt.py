@@ -6,15 +6,14 @@ import re
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import method_modules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_tokenizer, system, user
 
 from common.judge import OWN_TAGS, quote
 from common.labelled import read_comparison
+from generative_pairwise import prompt
 
-(prompt,) = method_modules("generative_pairwise", "prompt")
 parse, render, write = prompt.parse, prompt.render, prompt.write
 
 # The prompt as judges are trained with it. Change this text only with the prompt itself: a judge that was trained with

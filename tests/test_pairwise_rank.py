@@ -7,18 +7,18 @@ from itertools import permutations
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import method_modules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from test_endpoint import serve
 
+from common.conversation import DataError
 from common.generation import Answer
 from common.judge import PREFERENCES, pairwise_prompt, write_preference
 from common.judging.votes import POINTS
-from common.parquet import DataError, write_rows
+from common.parquet import write_rows
+from generative_pairwise import rank
 
-(rank,) = method_modules("generative_pairwise", "rank")
 LABEL = st.sampled_from(PREFERENCES)
 
 

@@ -7,15 +7,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, method_modules
+from conftest import REPO
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
 from common.cluster import TrainingError
 from common.judge import PAIRWISE_PROMPT, pairwise_prompt, write_preference, write_score
+from generative_pairwise import prompt, reward
 
-prompt, reward = method_modules("generative_pairwise", "prompt", "reward")
 compute_score, preference_reward, weigh = reward.compute_score, reward.preference_reward, reward.weigh
 
 PREFERENCES, LABELS = ("A", "B", "tie"), ["A", "B", "tie", None]

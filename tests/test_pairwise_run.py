@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import method_modules
 from runs import PAIRWISE_SCRIPT, finish, kill_group, log_of, metrics_of, run, start, wait_for
 from test_pointwise_run import POLICY, SETTINGS, STEPS, largest_difference
 from transformers import AutoTokenizer
@@ -16,8 +15,7 @@ from transformers import AutoTokenizer
 from common.demo.world import pairwise_rows
 from common.judge import SWAPPED
 from common.parquet import write_rows
-
-(prompt,) = method_modules("generative_pairwise", "prompt")
+from generative_pairwise import prompt
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +92,8 @@ def test_the_exported_judge_gives_the_trainers_verdicts(reference):
 
 def test_the_grader_gives_the_verdicts_of_evaluate(reference):
     """Of the checkpoint alone, in both orders; the rubric, too, is what the run left in it."""
-    (module,) = method_modules("generative_pairwise", "grader")
+    from generative_pairwise import grader as module
+
     grader = module.PairwiseGrader(str(reference / "checkpoint"), max_new_tokens=48)
 
     async def grade_all() -> list:

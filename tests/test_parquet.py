@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.conversation import BadRow, read_conversation
-from common.parquet import DataError, check_rows, read_rows
+from common.conversation import BadRow, DataError, read_conversation
+from common.parquet import check_rows, read_rows
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from common.conversation import prompt_of
-from common.parquet import DataError, read_rows, split_by_prompt, write_rows
+from common.conversation import DataError, prompt_of
+from common.parquet import read_rows, split_by_prompt, write_rows
 
 RATIOS = [{"train": 0.8, "test": 0.2}, {"train": 0.5, "test": 0.5}, {"train": 0.9, "val": 0.05, "test": 0.05}]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bradley_terry.parts import FilePlan, check_same_run, cut, part_path, part_size, plan_parts, read_parts, write_part
-from common.parquet import DataError
+from common.conversation import DataError
 
 
 def batch(rows: range) -> pa.RecordBatch:

@@ -5,15 +5,12 @@ import shutil
 import time
 
 import torch
-from conftest import method_modules
 from runs import POINTWISE_SCRIPT, finish, log_of, start
 from test_pointwise_run import SETTINGS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.demo.world import pointwise_rows
 from common.parquet import write_rows
-
-(prompt,) = method_modules("generative_pointwise", "prompt")
 
 
 def test_bad_rows_are_listed_by_the_script_within_seconds(tmp_path, small_judge_run):

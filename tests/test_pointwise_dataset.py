@@ -8,18 +8,17 @@ from pathlib import Path
 import datasets
 import pytest
 import verl
-from conftest import method_modules
 from omegaconf import OmegaConf
 from shapes import CHATML, NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_tokenizer, system, user
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from common.conversation import prompt_of
+from common.conversation import DataError, prompt_of
 from common.judge import write_score
 from common.judging.prompts import digest, measure_rows
 from common.labelled import RESPONSE_FORM
-from common.parquet import DataError, write_rows
+from common.parquet import write_rows
+from generative_pointwise import dataset, prompt, reward
 
-prompt, reward, dataset = method_modules("generative_pointwise", "prompt", "reward", "dataset")
 load_rows = dataset.load_rows
 
 LONG = 10**6

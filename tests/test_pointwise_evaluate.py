@@ -6,16 +6,16 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import method_modules
 from test_endpoint import completion, serve
 
+from common.conversation import DataError
 from common.demo.world import pointwise_rows
 from common.generation import Answer
 from common.grading.endpoint import EndpointError
 from common.judge import write_score
-from common.parquet import DataError, write_rows
+from common.parquet import write_rows
+from generative_pointwise import evaluate, prompt
 
-prompt, dataset, evaluate = method_modules("generative_pointwise", "prompt", "dataset", "evaluate")
 ROWS = pointwise_rows("test", 8, seed=0)
 LABELS = [row["label"] for row in ROWS]
 ASKED = [prompt.render(row)[0][0]["content"] for row in ROWS]

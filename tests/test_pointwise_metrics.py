@@ -5,15 +5,14 @@ import math
 
 import pytest
 import torch
-from conftest import method_modules
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from common.generation import answer_prompts
 from common.judging.votes import confusion, vote_metrics
+from generative_pointwise import evaluate
 
-(evaluate,) = method_modules("generative_pointwise", "evaluate")
 decide, judge_metrics = evaluate.decide, evaluate.judge_metrics
 VOTES = st.lists(st.none() | st.integers(0, 4), min_size=1, max_size=9)
 

@@ -1,12 +1,11 @@
 """Scored responses turned into a judge's prompts: each public set in its real form, no score moved in silence."""
 
 import pytest
-from conftest import method_modules
 
+from common.conversation import DataError
 from common.judge import pointwise_prompt
-from common.parquet import DataError
+from generative_pointwise import prepare_data, prompt
 
-prepare_data, prompt = method_modules("generative_pointwise", "prepare_data", "prompt")
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 
 

@@ -8,14 +8,14 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPO, method_modules
+from conftest import REPO
 
+from common.conversation import DataError
 from common.demo.world import SCORE_RUBRIC, pointwise_rows
 from common.judge import parse_score, pointwise_prompt
 from common.labelled import pointwise_transcript
-from common.parquet import DataError
+from generative_pointwise import dataset, prepare_data
 
-prepare_data, dataset = method_modules("generative_pointwise", "prepare_data", "dataset")
 SPLITS = ("train", "val", "test")
 
 

@@ -6,14 +6,13 @@ import re
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import method_modules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_tokenizer, system, user
 
 from common.judge import write_score
+from generative_pointwise import prompt
 
-(prompt,) = method_modules("generative_pointwise", "prompt")
 parse, render = prompt.parse, prompt.render
 
 # The prompt as judges are trained with it. Change this text only with the prompt itself: a judge that was trained with

@@ -7,15 +7,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import method_modules
 from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
 from common.judge import POINTWISE_PROMPT, pointwise_prompt, write_score
+from generative_pointwise import prompt, reward
 
-prompt, reward = method_modules("generative_pointwise", "prompt", "reward")
 compute_score, score_reward = reward.compute_score, reward.score_reward
 
 SCORES, LABELS = range(5), [0, 1, 2, 3, 4, None]
@@ -221,7 +220,8 @@ def test_a_begun_that_is_null_is_as_one_that_is_missing():
 
 
 def test_verl_loads_the_file_and_gets_a_reward_and_even_metrics_for_every_answer(tiny_tokenizer):
-    (module,) = method_modules("generative_pointwise", "reward")  # again: its neighbours must be importable by name
+    from generative_pointwise import reward as module
+
     function = {"path": module.__file__, "name": "compute_score"}
     config = OmegaConf.create({"reward": {"custom_reward_function": function}})
     manager = NaiveRewardManager(config, tiny_tokenizer, get_custom_reward_fn(config))

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import method_modules
 from runs import POINTWISE_SCRIPT, finish, kill_group, log_of, metrics_of, run, start, wait_for
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.demo.world import pointwise_rows
-
-dataset, prompt = method_modules("generative_pointwise", "dataset", "prompt")
+from generative_pointwise import prompt
 
 STEPS = 6
 POLICY = "actor_rollout_ref"
@@ -106,7 +104,8 @@ def test_the_exported_judge_gives_the_trainers_verdicts(reference, small_judge_r
 
 def test_the_grader_gives_the_verdicts_of_evaluate(reference):
     """Of the checkpoint alone: the rubric, too, is what the run left in it."""
-    (module,) = method_modules("generative_pointwise", "grader")
+    from generative_pointwise import grader as module
+
     grader = module.PointwiseGrader(str(reference / "checkpoint"), max_new_tokens=48)
 
     async def grade_all() -> list:

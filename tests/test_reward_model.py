@@ -5,14 +5,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, method_modules
+from conftest import SMALL
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, LlamaConfig, MistralConfig, Qwen3Config
 
+from bradley_terry import dataset
 from bradley_terry.reward_model import encode, load_reward_model, score, share_starts
-
-(dataset,) = method_modules("bradley_terry", "dataset")
 
 CONFIGS = {
     "qwen3": Qwen3Config(**SMALL, head_dim=16),

@@ -6,18 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, method_modules
+from conftest import SMALL
 from safetensors.torch import load_file, save_file
 from shapes import SHAPES, assistant, make_tokenizer, user
 from transformers import AutoModelForSequenceClassification, Gemma2Config, Qwen3NextConfig, StableLmConfig
 
+from bradley_terry import dataset
 from bradley_terry.reward_model import encode, load_reward_model, load_reward_tokenizer
 from common.attention import SEGMENT_ATTENTION
-from common.conversation import BadRow
+from common.conversation import BadRow, DataError
 from common.demo.world import preference_pairs
-from common.parquet import DataError
-
-(dataset,) = method_modules("bradley_terry", "dataset")
 
 TALK = [user("Name two things."), assistant("A kettle, and a rake.")]
 

@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from conftest import REPO, method_modules
+from conftest import REPO
 from hydra import compose, initialize_config_dir
 from runs import SFT_SCRIPT, finish, log_of, start
 from transformers import AutoTokenizer
 
-from common.parquet import DataError, write_rows
-
-(train,) = method_modules("sft", "train")
+from common.conversation import DataError
+from common.parquet import write_rows
+from sft import train
 
 NUMBERS = """
 data.max_length=2048 data.max_tokens_per_gpu=16384 data.train_batch_size=8

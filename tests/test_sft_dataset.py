@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import method_modules
 from shapes import CHATML, SHAPES, assistant, make_tokenizer, user
 
-from common.parquet import DataError, write_rows
+from common.conversation import DataError
+from common.parquet import write_rows
+from sft import dataset
 
-(dataset,) = method_modules("sft", "dataset")
 Example, encode_rows = dataset.Example, dataset.encode_rows
 
 LONG = 10**6

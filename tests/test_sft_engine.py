@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import method_modules, note_gradients
+from conftest import note_gradients
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,8 +18,7 @@ from transformers import (
 from common import training
 from common.demo.world import pairwise_rows, pointwise_rows
 from common.labelled import pairwise_transcripts, pointwise_transcript
-
-dataset, engine, loss = method_modules("sft", "dataset", "engine", "loss")
+from sft import dataset, engine
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "pad_token_id": 0}
 SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}

@@ -5,14 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import method_modules
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from common.demo.world import pairwise_rows, pointwise_rows
 from common.judge import write_score
 from common.labelled import pairwise_transcripts, pointwise_transcript
+from sft import dataset, evaluate
 
-dataset, evaluate = method_modules("sft", "dataset", "evaluate")
 judge_metrics, confusion, token_metrics = evaluate.judge_metrics, evaluate.confusion, evaluate.token_metrics
 
 

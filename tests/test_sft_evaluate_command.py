@@ -5,14 +5,14 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import method_modules
 
+from common.conversation import DataError
 from common.demo.world import pairwise_rows, pointwise_rows
 from common.labelled import pairwise_transcripts, pointwise_transcript
-from common.parquet import DataError, write_rows
+from common.parquet import write_rows
 from common.tokenizer import set_template_options
+from sft import evaluate
 
-turns, dataset, evaluate = method_modules("sft", "turns", "dataset", "evaluate")
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
 

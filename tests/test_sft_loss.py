@@ -9,11 +9,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import method_modules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-(loss,) = method_modules("sft", "loss")
+from sft import loss
+
 token_losses, batch_metrics = loss.token_losses, loss.batch_metrics
 
 LOGITS = [[math.log(1), math.log(2), math.log(5)]] * 3

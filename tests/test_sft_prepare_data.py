@@ -9,14 +9,14 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPO, method_modules
+from conftest import REPO
 
 from common.conversation import prompt_of
 from common.demo.world import PREFERENCE_RUBRIC, SCORE_RUBRIC, pairwise_rows, pointwise_rows
 from common.judge import pairwise_prompt, parse_preference, parse_score, pointwise_prompt
 from common.labelled import read_comparison, read_scored
+from sft import dataset, prepare_data
 
-prepare_data, dataset = method_modules("sft", "prepare_data", "dataset")
 SPLITS = ("train", "val", "test")
 PREFERRED = ("A", "B", "tie")
 

@@ -5,14 +5,12 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import method_modules
 
-from common.conversation import prompt_of
+from common.conversation import DataError, prompt_of
 from common.judge import parse_preference, parse_score
 from common.labelled import RESPONSE_FORM
-from common.parquet import DataError
+from sft import prepare_data
 
-(prepare_data,) = method_modules("sft", "prepare_data")
 SPLITS = ("train", "val", "test")
 
 

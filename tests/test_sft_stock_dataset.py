@@ -2,14 +2,12 @@
 
 import jinja2
 import pytest
-from conftest import method_modules
 from shapes import NO_THINKING, SHAPES, assistant, make_tokenizer, user
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 
 from common.parquet import write_rows
 from common.tokenizer import set_template_options
-
-turns, dataset = method_modules("sft", "turns", "dataset")
+from sft import dataset
 
 PLAIN = [user("1?"), assistant("1."), user("2?"), assistant("2.")]
 THOUGHTS = ["<think>\none\n</think>\n\n1.", "<think>\ntwo\n</think>\n\n2."]

@@ -6,16 +6,14 @@ import re
 
 import numpy as np
 import pytest
-from conftest import method_modules
 from hypothesis import given
 from hypothesis import strategies as st
 from shapes import NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_tokenizer, system, user
 from tokenizers import AddedToken, normalizers
 
-from common.parquet import DataError
+from common.conversation import DataError
 from common.tokenizer import set_template_options
-
-turns, dataset = method_modules("sft", "turns", "dataset")
+from sft import dataset
 
 LONG = 10**6
 IN_ANY_ORDER = {

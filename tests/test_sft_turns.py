@@ -1,14 +1,13 @@
 """Where turns are, which are trained on, what is refused and in which words; whole masks are in test_sft_templates."""
 
 import pytest
-from conftest import method_modules
 from shapes import CHATML, NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_tokenizer, system, user
 from transformers import AutoTokenizer
 
-from common.parquet import DataError
+from common.conversation import DataError
 from common.tokenizer import set_template_options
+from sft import dataset, turns
 
-turns, dataset = method_modules("sft", "turns", "dataset")
 encode_rows = dataset.encode_rows
 
 LONG = 10**6

@@ -7,8 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 from transformers import Gemma3Config
 
+from common.conversation import DataError
 from common.demo.tiny_model import save_tiny_model
-from common.parquet import DataError
 from common.tokenizer import ensure_pad_token, load_tokenizer
 
 
