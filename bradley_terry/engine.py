@@ -15,7 +15,7 @@ from verl.workers.engine import EngineRegistry
 
 from common.attention import Segments
 from common.checkpoint import export_model
-from common.fsdp import PackedEngine, PackedWorker
+from common.fsdp import PackedEngine
 
 from .loss import batch_sums, pair_losses
 from .reward_model import score_ends
@@ -101,7 +101,3 @@ class PairEngine(PackedEngine):
             "label2id": {"reward": 0},
         }
         export_model(self.module, self.auto_class, changes, self.model_config.tokenizer, folder, self.rank)
-
-
-class PairWorker(PackedWorker):
-    """The worker that knows PairEngine."""

@@ -91,9 +91,25 @@ def _difference(name: str, there: object, here: object) -> str:
 def read_parts(plan: FilePlan, size: int) -> Iterator[tuple[int, pa.Table]]:
     """Yield the wanted parts of a file, number and rows, reading the file once."""
     wanted = set(plan.wanted)
-    for number, batch in enumerate(pq.ParquetFile(plan.file).iter_batches(size), plan.first):
+    for number, table in enumerate(cut(pq.ParquetFile(plan.file).iter_batches(size), size), plan.first):
         if number in wanted:
-            yield number, pa.Table.from_batches([batch])
+            yield number, table
+
+
+def cut(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """Yield tables of exactly `size` rows, the last with what is left, whatever sizes come in.
+
+    pyarrow's own batches are smaller where a row group ends and a column has a dictionary.
+    """
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        while sum(part.num_rows for part in held) >= size:
+            table = pa.Table.from_batches(held)
+            yield table.slice(0, size)
+            held = table.slice(size).to_batches()
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def write_part(output: Path, number: int, table: pa.Table) -> None:

@@ -1,7 +1,7 @@
 """Turn public preference sets, or the embedded demo, into the Parquet that train.py reads.
 
     python -m bradley_terry.prepare_data --source demo        --output data
-    python -m bradley_terry.prepare_data --source helpsteer3  --output data                                     # the hub
+    python -m bradley_terry.prepare_data --source helpsteer3  --output data                                    # the hub
     python -m bradley_terry.prepare_data --source ultrafeedback --path train_prefs.parquet --output data  # a file
 
 Every source is one small function from its row to `Preference`, or to None if the annotators saw no difference: a

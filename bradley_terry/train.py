@@ -100,10 +100,10 @@ def train(config: DictConfig) -> None:
     # verl takes seconds to import, so bad input is reported before
     from verl.utils.checkpoint import CheckpointHandler, OrchestrationMode
 
-    from .engine import PairWorker, pair_loss
+    from .engine import pair_loss
 
     loss = partial(pair_loss, **config.loss)
-    worker_group = training.start_workers(PairWorker, "reward_model", loss, config, device, per_node)
+    worker_group = training.start_workers("reward_model", f"{__package__}.engine", loss, config, device, per_node)
 
     # 3. Start, or resume where an interrupted run of the same settings stopped
     order = EpochShuffle(len(train_rows), data.train_batch_size, trainer.total_epochs, trainer.seed)

@@ -1,9 +1,11 @@
 """verl's FSDP2 engine for packed rows, on CPU and CUDA alike: what the methods' engines share.
 
-Differs from verl's own FSDP engine in four things. A micro-batch stays one row of tokens, kept apart by
-`common.attention`. Weights are fp32 and the computation is in `mixed_precision`, on the CPU too. Dropout is off. And
-before training, random sequences are computed packed and alone: a model that mixes them up is refused.
+It differs from verl's own FSDP engine in four points. A micro-batch stays one row of tokens, whose sequences
+`common.attention` keeps apart. Weights are fp32 and the computation is in `mixed_precision`, on the CPU too. Dropout is
+off. And before training, random sequences are computed packed and alone: a model that mixes them up is refused.
 """
+
+import importlib
 
 import torch
 import torch.nn as nn
@@ -12,6 +14,7 @@ from transformers import PreTrainedModel
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils.fsdp_utils import apply_fsdp2, fsdp2_load_full_state_dict
 from verl.utils.torch_dtypes import PrecisionType
+from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine_workers import TrainingWorker
 
@@ -92,10 +95,12 @@ class PackedEngine(FSDPEngineWithLMHead):
 
 
 class PackedWorker(TrainingWorker):
-    """verl's worker with one more call: write the model for others to load.
+    """verl's worker, which knows a method's engine and can write the model for others to load."""
 
-    A method's engine.py has a subclass of it, so that the processes that receive the class import its engine too.
-    """
+    def __init__(self, config: TrainingWorkerConfig, engine_module: str):
+        """`engine_module` is the method's engine.py, which registers its engine when it is imported."""
+        importlib.import_module(engine_module)
+        super().__init__(config)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def export(self, *arguments) -> None:

@@ -13,12 +13,12 @@ from ray.exceptions import RayTaskError
 from common.cluster import ClusterError, TrainingError, check_platform
 
 
-def start_workers(worker_class: type, model_type: str, loss_fn, config: DictConfig, device: str, workers_per_node: int):
+def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConfig, device: str, workers_per_node: int):
     """Start one verl `TrainingWorker` per GPU or share of the CPU and build the sharded model on them.
 
     Args:
-        worker_class: `TrainingWorker` or a subclass of it.
-        model_type: the name under which the method's engine is registered.
+        model_type, engine_module: the name under which the method's engine is registered, and the module that does it.
+        loss_fn: called by the engine on each micro-batch.
         config: sections `model`, `engine` and `optim`, each naming its verl class, and `trainer.nnodes`.
 
     Returns:
@@ -31,6 +31,8 @@ def start_workers(worker_class: type, model_type: str, loss_fn, config: DictConf
     from verl.trainer.config import CheckpointConfig
     from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.config import TrainingWorkerConfig
+
+    from common.fsdp import PackedWorker
 
     check_platform(device)
     worker_config = TrainingWorkerConfig(
@@ -46,7 +48,7 @@ def start_workers(worker_class: type, model_type: str, loss_fn, config: DictConf
     rendezvous = {}
     if nodes == 1 and not os.environ.get("RAY_ADDRESS"):  # known here, so no process need be started to find it out
         rendezvous = {"master_addr": "127.0.0.1", "master_port": str(_free_port())}
-    workers = RayClassWithInitArgs(ray.remote(worker_class), config=worker_config)
+    workers = RayClassWithInitArgs(ray.remote(PackedWorker), config=worker_config, engine_module=engine_module)
     worker_group = RayWorkerGroup(pool, workers, device_name=device, **rendezvous)
     worker_group.set_loss_fn(loss_fn)
     try:

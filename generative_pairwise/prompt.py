@@ -42,6 +42,7 @@ Compare how well two responses answer the dialogue.
 </response_b>
 
 Reason between <think> and </think>. Then {verdict_form}"""
+FRAME = PROMPT + VERDICT_FORM  # its tags are broken in judged text
 
 COLUMNS = ("input", "output", "metadata")  # of labelled rows
 VERDICTS = PREFERENCES
@@ -117,9 +118,9 @@ def ask(dialogue: Conversation, response_a: str, response_b: str, rubric: str = 
     """Return the prompt, one turn of the user. The rubric is trusted text; dialogue and responses are not."""
     text = PROMPT.format(
         rubric=rubric,
-        dialogue=quote_dialogue(dialogue, PROMPT),
-        response_a=quote(response_a, PROMPT),
-        response_b=quote(response_b, PROMPT),
+        dialogue=quote_dialogue(dialogue, FRAME),
+        response_a=quote(response_a, FRAME),
+        response_b=quote(response_b, FRAME),
         verdict_form=VERDICT_FORM,
     )
     return [{"role": "user", "content": text}]
@@ -130,7 +131,7 @@ def write(preference: Preference, reasoning: str = "") -> str:
     if preference not in PREFERENCES:
         raise ValueError(f"preference is {preference!r}, expected one of {', '.join(PREFERENCES)}")
     # the line breaks are Qwen3's own: its chat template would put them there
-    return f"<think>\n{quote(reasoning, PROMPT).strip()}\n</think>\n\n<preference>{preference}</preference>"
+    return f"<think>\n{quote(reasoning, FRAME).strip()}\n</think>\n\n<preference>{preference}</preference>"
 
 
 def parse(text: str) -> Preference | None:

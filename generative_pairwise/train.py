@@ -200,8 +200,9 @@ def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dic
     write_model_card(
         checkpoint,
         title="LLM judge: preferences",
-        summary="Reasons between `<think>` and `</think>`, then prefers A, B or tie as `<preference>A</preference>`. "
-        "Trained by GRPO on labelled pairs. The figures below are of the validation rows, which chose the best step.",
+        summary="Reasons between `<think>` and `</think>`, "
+        f"then prefers one of {', '.join(VERDICTS)}. Trained by GRPO on labelled pairs. "
+        "The figures below are of the validation rows, which chose the best step.",
         usage=USAGE,
         figures=figures,
         settings=about,

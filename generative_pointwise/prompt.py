@@ -71,6 +71,7 @@ Score how well the response answers the dialogue.
 </response>
 
 Reason between <think> and </think>. Then {verdict_form}"""
+FRAME = PROMPT + VERDICT_FORM  # its tags are broken in judged text
 
 COLUMNS = ("input", "output", "label")  # of labelled rows
 VERDICTS = tuple(SCORES)
@@ -116,8 +117,8 @@ def ask(dialogue: Conversation, response: str, rubric: str = RUBRIC) -> Conversa
     """Return the prompt, one turn of the user. The rubric is trusted text; dialogue and response are not."""
     text = PROMPT.format(
         rubric=rubric,
-        dialogue=quote_dialogue(dialogue, PROMPT),
-        response=quote(response, PROMPT),
+        dialogue=quote_dialogue(dialogue, FRAME),
+        response=quote(response, FRAME),
         verdict_form=VERDICT_FORM,
     )
     return [{"role": "user", "content": text}]
@@ -128,7 +129,7 @@ def write(score: int, reasoning: str = "") -> str:
     if score not in SCORES:
         raise ValueError(f"score is {score!r}, expected {SCORES[0]} to {SCORES[-1]}")
     # the line breaks are Qwen3's own: its chat template would put them there
-    return f"<think>\n{quote(reasoning, PROMPT).strip()}\n</think>\n\n<score>{score}</score>"
+    return f"<think>\n{quote(reasoning, FRAME).strip()}\n</think>\n\n<score>{score}</score>"
 
 
 def parse(text: str) -> int | None:

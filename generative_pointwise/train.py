@@ -185,8 +185,9 @@ def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dic
     write_model_card(
         checkpoint,
         title="LLM judge: scores",
-        summary="Reasons between `<think>` and `</think>`, then gives a response 0 to 4 as `<score>N</score>`. "
-        "Trained by GRPO on labelled scores. The figures below are of the validation rows, which chose the best step.",
+        summary="Reasons between `<think>` and `</think>`, "
+        f"then scores a response from {VERDICTS[0]} to {VERDICTS[-1]}. Trained by GRPO on labelled scores. "
+        "The figures below are of the validation rows, which chose the best step.",
         usage=USAGE,
         figures=figures,
         settings=about,

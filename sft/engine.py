@@ -13,7 +13,7 @@ from verl.workers.engine import EngineRegistry
 
 from common.attention import Segments
 from common.checkpoint import export_language_model
-from common.fsdp import PackedEngine, PackedWorker
+from common.fsdp import PackedEngine
 
 from .loss import token_losses
 
@@ -68,7 +68,3 @@ class SFTEngine(PackedEngine):
         See `common.checkpoint.export_language_model`.
         """
         export_language_model(self.module, self.model_config, folder, self.rank, end_of_turn)
-
-
-class SFTWorker(PackedWorker):
-    """The worker that knows SFTEngine."""

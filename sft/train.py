@@ -103,9 +103,11 @@ def train(config: DictConfig) -> None:
     # verl takes seconds to import, so bad input is reported before
     from verl.utils.checkpoint import CheckpointHandler, OrchestrationMode
 
-    from .engine import SFTWorker, sft_loss
+    from .engine import sft_loss
 
-    worker_group = training.start_workers(SFTWorker, "packed_language_model", sft_loss, config, device, per_node)
+    worker_group = training.start_workers(
+        "packed_language_model", f"{__package__}.engine", sft_loss, config, device, per_node
+    )
 
     # 3. Start, or resume where an interrupted run of the same settings stopped
     order = EpochShuffle(len(train_rows), data.train_batch_size, trainer.total_epochs, trainer.seed)

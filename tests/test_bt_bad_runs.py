@@ -40,6 +40,9 @@ def attempt(tmp_path, small_run, monkeypatch):
     return call
 
 
+# ---- refused before Ray starts
+
+
 def test_a_missing_file(attempt):
     with pytest.raises(DataError, match="nowhere.parquet: no such file"):
         attempt("data.train_files=nowhere.parquet")
@@ -97,6 +100,16 @@ def test_a_margin_scale_without_margins(attempt, tmp_path):
         attempt(f"data.train_files='{path}'", "loss.margin_scale=1")
 
 
+def test_a_batch_that_the_workers_cannot_share(attempt, monkeypatch):
+    monkeypatch.setattr(train.cluster, "connect", lambda *_: ("cpu", 3))
+    with pytest.raises(DataError, match="data.train_batch_size=8 cannot be shared equally by 3 workers"):
+        attempt()
+
+
+# ---- by the script
+
+
+@pytest.mark.run
 def test_bad_rows_are_listed_by_the_script_within_seconds(tmp_path, small_run):
     rows = preference_pairs("train", 20, seed=0)
     rows[3]["rejected"] = rows[3]["chosen"]
@@ -105,8 +118,8 @@ def test_bad_rows_are_listed_by_the_script_within_seconds(tmp_path, small_run):
     rows[11]["rejected"] = rows[11]["rejected"][:-1]
     path = write_rows(tmp_path / "bad.parquet", rows)
     started = time.monotonic()
-    assert finish(start(tmp_path / "outputs", **small_run | {"TRAIN_FILES": str(path)}), timeout=60) != 0
-    assert time.monotonic() - started < 30  # seconds: it imports torch, on a machine that may be busy
+    assert finish(start(tmp_path / "outputs", **small_run | {"TRAIN_FILES": str(path)}), timeout=120) != 0
+    assert time.monotonic() - started < 60  # it imports torch, on a machine that may be busy
     message = log_of(tmp_path / "outputs")
     assert "train.py: 3 of 20 rows cannot be used:" in message
     assert "bad.parquet row 3, column 'rejected': chosen and rejected are equal" in message
@@ -116,18 +129,14 @@ def test_bad_rows_are_listed_by_the_script_within_seconds(tmp_path, small_run):
     assert "Traceback" not in message and not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.run
 def test_more_workers_than_the_machine_has(tmp_path, small_run):
     assert finish(start(tmp_path / "outputs", **small_run, N_GPUS_PER_NODE="64"), timeout=120) != 0
     assert "This run asks for 1 node(s) with 64 free" in log_of(tmp_path / "outputs")
     assert "Lower NNODES or N_GPUS_PER_NODE" in log_of(tmp_path / "outputs")
 
 
-def test_a_batch_that_the_workers_cannot_share(tmp_path, small_run):
-    process = start(tmp_path / "outputs", "data.train_batch_size=7", **small_run, N_GPUS_PER_NODE="2")
-    assert finish(process, timeout=120) != 0
-    assert "data.train_batch_size=7 cannot be shared equally by 2 workers" in log_of(tmp_path / "outputs")
-
-
+@pytest.mark.run
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_rows(tmp_path, small_run, tiny_model):
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
     torch.nn.init.constant_(model.score.weight, float("nan"))
@@ -141,6 +150,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_rows(tmp_path, 
     assert not (tmp_path / "outputs" / "checkpoint").exists()
 
 
+@pytest.mark.run
 def test_a_model_whose_attention_cannot_be_packed(tmp_path, small_run, tiny_model):
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = Gemma2Config(vocab_size=1024, num_key_value_heads=1, head_dim=16, pad_token_id=0, num_labels=1, **shape)

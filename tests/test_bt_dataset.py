@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import assistant, user
 from tokenizers.processors import TemplateProcessing
 
 from bradley_terry import dataset
-from common.conversation import BadRow, DataError
+from common.conversation import DataError
 from common.demo.world import preference_pairs
 
 Pair, encode_pairs = dataset.Pair, dataset.encode_pairs
@@ -18,14 +19,6 @@ LONG = 10**6
 
 def ids(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int32)
-
-
-def user(text: str) -> dict:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict:
-    return {"role": "assistant", "content": text}
 
 
 def row(chosen, rejected, margin: float = 0.0, number: int = 0) -> dict:
@@ -214,9 +207,3 @@ def test_truncation_left_may_cut_the_whole_prompt_but_no_more(tiny_tokenizer):
 def test_an_unknown_truncation_is_refused_with_the_known_ones(tiny_tokenizer):
     with pytest.raises(DataError, match="data.truncation='right': expected one of error, drop, left"):
         encode_pairs([SHORT], tiny_tokenizer, LONG, "right")
-
-
-def test_margins_of_a_row_reach_its_pair():
-    assert dataset.check_pair({"chosen": "a", "rejected": "b", "margin": 2})["margin"] == 2.0
-    with pytest.raises(BadRow, match="at least 0"):
-        dataset.check_pair({"chosen": "a", "rejected": "b", "margin": -1})

@@ -1,6 +1,10 @@
 """Which preference rows are refused and why, and what real data hold."""
 
+import json
+
+import numpy as np
 import pytest
+from shapes import assistant, user
 from tokenizers import normalizers
 
 from bradley_terry import dataset
@@ -10,8 +14,8 @@ from common.parquet import report_leak, write_rows
 
 check_pair, encode_pairs = dataset.check_pair, dataset.encode_pairs
 
-PROMPT = {"role": "user", "content": "Why?"}
-BETTER, WORSE = ([PROMPT, {"role": "assistant", "content": text}] for text in ("Because.", "No."))
+PROMPT = user("Why?")
+BETTER, WORSE = ([PROMPT, assistant(text)] for text in ("Because.", "No."))
 LONG = 10**6
 
 
@@ -46,7 +50,7 @@ def test_equal_sides_are_a_bad_row(chosen, rejected):
 
 
 def test_an_empty_answer_is_a_bad_row_on_either_side():
-    empty = [PROMPT, {"role": "assistant", "content": ""}]
+    empty = [PROMPT, assistant("")]
     for side, pair in (("chosen", (empty, WORSE)), ("rejected", (BETTER, empty))):
         with pytest.raises(BadRow, match="empty response") as caught:
             check_pair(dict(zip(("chosen", "rejected"), pair)))
@@ -56,6 +60,27 @@ def test_an_empty_answer_is_a_bad_row_on_either_side():
 def test_plain_text_against_a_conversation_is_a_bad_row():
     with pytest.raises(BadRow, match="one side is plain text and the other a conversation"):
         check_pair({"chosen": "Because.", "rejected": WORSE})
+
+
+QUESTION, FOUR, FIVE = user("2+2?"), assistant("4"), assistant("5")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "whole"),
+    [
+        ("2+2?", "4", "5", False),
+        ("2+2?", "2+2? 4", "2+2? 5", True),
+        ([QUESTION], [FOUR], [FIVE], False),
+        ("2+2?", [QUESTION, FOUR], [QUESTION, FIVE], True),
+    ],
+)
+def test_a_prompt_column_that_the_sides_lack_is_not_ignored(prompt, chosen, rejected, whole):
+    cells = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if whole:
+        assert check_pair(cells)["chosen"] == chosen
+    else:
+        with pytest.raises(BadRow, match="lacks what the column 'prompt' holds"):
+            check_pair(cells)
 
 
 def test_a_file_of_pairs_is_read_with_its_margins_and_bad_rows_are_counted(tmp_path):
@@ -73,10 +98,7 @@ def test_a_file_of_pairs_is_read_with_its_margins_and_bad_rows_are_counted(tmp_p
 
 def test_sides_that_the_template_renders_alike_are_a_bad_row(tiny_tokenizer):
     """The template strips the thinking of earlier turns, which is all that differs here."""
-    sides = [
-        [PROMPT, {"role": "assistant", "content": f"<think>{thought}</think>Hm."}, PROMPT, BETTER[1]]
-        for thought in ("one", "two")
-    ]
+    sides = [[PROMPT, assistant(f"<think>{thought}</think>Hm."), PROMPT, BETTER[1]] for thought in ("one", "two")]
     with pytest.raises(DataError, match="row 0, column 'rejected': chosen and rejected are equal once rendered"):
         encode_pairs([row(*sides), row(BETTER, WORSE)], tiny_tokenizer, LONG, "error")
     pairs, counts = encode_pairs([row(*sides), row(BETTER, WORSE)], tiny_tokenizer, LONG, "error", "drop")
@@ -87,7 +109,7 @@ def test_sides_that_the_template_renders_alike_are_a_bad_row(tiny_tokenizer):
 def test_sides_that_the_tokenizer_makes_alike_are_a_bad_row(tiny_tokenizer):
     """Qwen's tokenizers normalise to NFC, so a composed and a decomposed é are the same ids."""
     tiny_tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    sides = [[PROMPT, {"role": "assistant", "content": f"caf{accented}"}] for accented in ("\u00e9", "e\u0301")]
+    sides = [[PROMPT, assistant(f"caf{accented}")] for accented in ("\u00e9", "e\u0301")]
     pairs, counts = encode_pairs([row(*sides), row(BETTER, WORSE)], tiny_tokenizer, LONG, "error", "drop")
     assert len(pairs) == 1
     assert sum(counts.values()) == 1
@@ -123,7 +145,26 @@ def test_a_text_that_ends_in_the_pad_token_is_refused_on_either_side(tiny_tokeni
         encode_pairs([row(*sides)], tiny_tokenizer, LONG, "error")
 
 
-# ---- what is printed
+# ---- what is printed, and what tells sets of pairs apart
+
+
+def test_the_digest_of_pairs_depends_on_tokens_margins_and_order():
+    def pair(*parts, margin=0.0, source="a"):
+        return dataset.Pair(*(np.array(ids, dtype=np.int32) for ids in parts), margin, source)
+
+    one, two = pair([1, 2], [3], [4]), pair([1], [3], [5])
+    digests = [
+        dataset.digest_pairs(pairs)
+        for pairs in (
+            [one, two],
+            [two, one],
+            [one],
+            [pair([1, 2], [3], [9]), two],
+            [pair([1, 2], [3], [4], margin=1.0), two],
+        )
+    ]
+    assert len(set(digests)) == 5
+    assert dataset.digest_pairs([pair([1, 2], [3], [4], source="b"), two]) == digests[0]
 
 
 def test_the_report_counts_pairs_tokens_savings_and_what_was_set_aside(tiny_tokenizer, capsys):
@@ -136,11 +177,37 @@ def test_the_report_counts_pairs_tokens_savings_and_what_was_set_aside(tiny_toke
     ]
 
 
+# ---- the prompt, by which rows are split
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("Q: why?\nA: because", "Q: why?\nA: but", "Q: why?"),
+        ("Q: 12", "Q: 13", "Q:"),
+        ("yes", "no", "yesno"),
+    ],
+    ids=["the lines that both share", "the words that both share", "nothing shared"],
+)
+def test_the_prompt_of_plain_text(chosen, rejected, prompt):
+    assert dataset.prompt_of({"chosen": chosen, "rejected": rejected}) == prompt
+
+
+def test_the_prompt_of_a_conversation_is_all_before_the_answer_whatever_the_order_of_fields():
+    talk = [{"role": "system", "content": "Be kind."}, PROMPT]
+    turned = [{"content": turn["content"], "role": turn["role"]} for turn in talk]
+    prompts = [
+        dataset.prompt_of({"chosen": [*turns, BETTER[1]], "rejected": [*turns, WORSE[1]]}) for turns in (talk, turned)
+    ]
+    assert prompts[0] == prompts[1] and json.loads(prompts[0]) == talk
+    assert dataset.prompt_of({"chosen": BETTER, "rejected": WORSE}) != prompts[0]
+
+
 def test_prompts_of_val_that_training_has_seen_are_warned_about(capsys):
-    other = [[{"role": "user", "content": "How?"}, side[1]] for side in (BETTER, WORSE)]
-    report_leak([row(BETTER, WORSE)], "val", [row(*other)], "pairs")
+    other = [[user("How?"), side[1]] for side in (BETTER, WORSE)]
+    report_leak([row(BETTER, WORSE)], "val", [row(*other)], "pairs", dataset.prompt_of)
     assert capsys.readouterr().out == ""
-    report_leak([row(BETTER, WORSE)], "val", [row(*other), row(WORSE, BETTER)], "pairs")
+    report_leak([row(BETTER, WORSE)], "val", [row(*other), row(WORSE, BETTER)], "pairs", dataset.prompt_of)
     assert "the prompts of 1 val pairs are also in train" in capsys.readouterr().out
 
 
@@ -162,7 +229,7 @@ def test_real_pairs_are_read_and_their_empty_answers_are_dropped(shared_data, na
 
 def test_real_pairs_share_no_prompt_between_train_and_val(shared_data, capsys):
     train, val = (dataset.load_pairs(shared_data / name, "drop")[0] for name in REAL)
-    report_leak(train, "val", val, "pairs")
+    report_leak(train, "val", val, "pairs", dataset.prompt_of)
     assert capsys.readouterr().out == ""
 
 
@@ -181,26 +248,3 @@ def test_demo_pairs_have_nothing_to_drop(tmp_path):
     path = write_rows(tmp_path / "train.parquet", preference_pairs("train", 200, seed=0))
     pairs, bad = dataset.load_pairs(path)
     assert (len(pairs), bad) == (200, {})
-
-
-QUESTION, FOUR, FIVE = (
-    {"role": role, "content": text} for role, text in (("user", "2+2?"), ("assistant", "4"), ("assistant", "5"))
-)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "chosen", "rejected", "whole"),
-    [
-        ("2+2?", "4", "5", False),
-        ("2+2?", "2+2? 4", "2+2? 5", True),
-        ([QUESTION], [FOUR], [FIVE], False),
-        ("2+2?", [QUESTION, FOUR], [QUESTION, FIVE], True),
-    ],
-)
-def test_a_prompt_column_that_the_sides_lack_is_not_ignored(prompt, chosen, rejected, whole):
-    cells = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    if whole:
-        assert dataset.check_pair(cells)["chosen"] == chosen
-    else:
-        with pytest.raises(BadRow, match="lacks what the column 'prompt' holds"):
-            dataset.check_pair(cells)

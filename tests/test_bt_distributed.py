@@ -8,6 +8,8 @@ import torch
 from runs import finish, log_of, metrics_of, run, start
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.run
+
 STEPS = 20
 SETTINGS = (
     "data.train_batch_size=8",
@@ -78,8 +80,10 @@ def test_a_node_with_gpus_but_too_few_cores_is_named_not_waited_for(tmp_path, sm
 
 
 def test_lora_on_two_workers_trains_like_on_one(tmp_path, small_run):
+    """The two runs at the same time: neither joins the other's Ray."""
     settings = (*SETTINGS[:2], "trainer.total_training_steps=4", "model.lora_rank=4")
-    for workers in ("1", "2"):
-        run(tmp_path / workers, *settings, **small_run, N_GPUS_PER_NODE=workers)
+    runs = [start(tmp_path / workers, *settings, **small_run, N_GPUS_PER_NODE=workers) for workers in ("1", "2")]
+    for workers, process in zip(("1", "2"), runs):
+        assert finish(process) == 0, log_of(tmp_path / workers)[-4000:]
     losses, expected = (metrics_of(tmp_path / workers, "train/loss") for workers in ("2", "1"))
     assert len(expected) == 4 and losses == pytest.approx(expected, abs=1e-4)

@@ -11,8 +11,7 @@ from common.attention import SEGMENT_ATTENTION, segment_attention, self_test
 
 def make_model(config=None):
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config or Qwen3Config(**SMALL, head_dim=16))
-    return model
+    return AutoModelForSequenceClassification.from_config(config or Qwen3Config(**SMALL, head_dim=16))
 
 
 def random_pairs(count: int, seed: int, longest: int = 60) -> list:
@@ -27,7 +26,7 @@ def random_pairs(count: int, seed: int, longest: int = 60) -> list:
 
 def packed_rewards(model, pairs) -> torch.Tensor:
     batch = dataset.collate(pairs)
-    segments, ends = engine.pack(batch["branch_lengths"], torch.device("cpu"))
+    segments, ends = engine.cut_pairs(batch["branch_lengths"], torch.device("cpu"))
     model.set_attn_implementation(SEGMENT_ATTENTION)
     ids, positions = (batch[name].values()[None] for name in ("input_ids", "position_ids"))
     return engine.score_pairs(model, ids, positions, segments, ends)["rewards"]
@@ -106,7 +105,7 @@ def test_the_rejected_answer_does_not_see_the_chosen_one():
 def test_rewards_are_read_at_the_last_token_of_each_answer():
     pairs = random_pairs(5, seed=5)
     batch = dataset.collate(pairs)
-    _, ends = engine.pack(batch["branch_lengths"], torch.device("cpu"))
+    _, ends = engine.cut_pairs(batch["branch_lengths"], torch.device("cpu"))
     expected = [side[-1] for pair in pairs for side in (pair.chosen, pair.rejected)]
     assert batch["input_ids"].values()[ends].tolist() == expected
 

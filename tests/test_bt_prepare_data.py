@@ -1,19 +1,23 @@
-"""Each public preference set read row by row in its real format; ties, repetitions and noise left out and counted."""
+"""Each public preference set in its real format, row by row and as files; ties, repetitions and noise are counted."""
 
+import gzip
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from shapes import assistant, user
 
 from bradley_terry import prepare_data
+from bradley_terry.dataset import prompt_of
 from common.conversation import DataError
+from common.demo.world import preference_pairs
 
 SOURCES = prepare_data.SOURCES
-
-
-def user(text: str) -> dict:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict:
-    return {"role": "assistant", "content": text}
+SPLITS = ("train", "val", "test")
 
 
 def helpsteer2(strength: int, prompt: str = "Why?", number: int = 0) -> dict:
@@ -104,7 +108,7 @@ TIES = {"helpsteer2": helpsteer2(0), "helpsteer3": helpsteer3(0), "ultrafeedback
 def test_a_tie_is_counted_and_never_written_as_a_pair(source, row):
     """Trap 11."""
     assert SOURCES[source].convert(row) is None
-    assert prepare_data.convert_rows([row, row], SOURCES[source].convert) == ([], {"ties": 2})
+    assert prepare_data.convert_pairs([row, row], SOURCES[source].convert) == ([], {"ties": 2})
 
 
 def test_repeated_equal_and_empty_pairs_are_left_out_and_counted():
@@ -113,7 +117,7 @@ def test_repeated_equal_and_empty_pairs_are_left_out_and_counted():
 
     answers = [("good", "bad"), ("same", "same"), ("good", "bad"), ("good", " "), ("a", "b")]
     rows = [skywork(*pair) for pair in answers]
-    pairs, left_out = prepare_data.convert_rows(rows, prepare_data.from_skywork)
+    pairs, left_out = prepare_data.convert_pairs(rows, prepare_data.from_skywork)
     assert pairs == [{**rows[0], "margin": 0.0}, {**rows[4], "margin": 0.0}]
     assert left_out == {
         "repeated pairs": 1,
@@ -124,12 +128,12 @@ def test_repeated_equal_and_empty_pairs_are_left_out_and_counted():
 
 def test_rows_of_another_source_are_refused_with_their_columns():
     with pytest.raises(DataError, match=r"row 0 has no column 'context'; it has \['chosen', .*Is --source right\?"):
-        prepare_data.convert_rows([ultrafeedback(8, 7)], prepare_data.from_helpsteer3)
+        prepare_data.convert_pairs([ultrafeedback(8, 7)], prepare_data.from_helpsteer3)
 
 
 def test_hh_rlhf_reading_conversations_is_refused_and_does_not_break_off():
     with pytest.raises(DataError, match="Is --source right"):
-        prepare_data.convert_rows([ultrafeedback(8, 7)], prepare_data.from_hh_rlhf)
+        prepare_data.convert_pairs([ultrafeedback(8, 7)], prepare_data.from_hh_rlhf)
 
 
 def test_longer_wins_counts_characters_of_the_answers_and_equal_lengths_one_half():
@@ -137,3 +141,136 @@ def test_longer_wins_counts_characters_of_the_answers_and_equal_lengths_one_half
     rows = [{"chosen": [user("x" * 99), assistant(left)], "rejected": [assistant(right)]} for left, right in answers]
     assert prepare_data.longer_wins(rows) == (1 + 0 + 0.5 + 1) / 4
     assert prepare_data.longer_wins([{"chosen": "Q: longer", "rejected": "Q: no"}]) == 1.0
+
+
+# ---- the command, in this process
+
+
+@pytest.fixture
+def run_main(tmp_path, monkeypatch, capsys):
+    """Run the command in this process, with a cache of its own and no way to the hub; return what it printed."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+    def run(*options) -> str:
+        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, options)])
+        prepare_data.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def written(folder) -> dict[str, list[dict]]:
+    return {split: pq.read_table(folder / f"{split}.parquet").to_pylist() for split in SPLITS}
+
+
+def write_lines(path, rows) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+
+
+@pytest.mark.parametrize("name", ["preference.jsonl", "preference.jsonl.gz", "preference.json", "preference.v2.jsonl"])
+def test_a_local_json_lines_file_becomes_three_files_without_a_shared_prompt(run_main, tmp_path, name):
+    rows = [helpsteer2(number % 3, f"question {number // 2}", number) for number in range(120)]
+    write_lines(tmp_path / name, rows)
+    printed = run_main("--source", "helpsteer2", "--path", tmp_path / name, "--output", tmp_path, "--val-share", 0.1)
+    splits = written(tmp_path)
+    assert [len(splits[split]) for split in SPLITS] == pytest.approx([64, 8, 8], abs=2)
+    assert "left out: 40 x ties" in printed
+    assert f"{tmp_path / 'train.parquet'}: {len(splits['train'])} pairs, the longer answer is the" in printed
+    pairs = [pair for split in SPLITS for pair in splits[split]]
+    assert sorted(pair["chosen"][-1]["content"] for pair in pairs) == sorted(
+        f"second {number}" for number in range(120) if number % 3
+    )
+    prompts = [{prompt_of(pair) for pair in splits[split]} for split in SPLITS]
+    assert sum(map(len, prompts)) == len(set().union(*prompts))
+
+
+def test_a_local_parquet_file_of_transcripts_becomes_conversations(run_main, tmp_path):
+    pq.write_table(pa.Table.from_pylist([hh_rlhf(number) for number in range(40)]), tmp_path / "hh.parquet")
+    run_main("--source", "hh-rlhf", "--path", tmp_path / "hh.parquet", "--output", tmp_path / "data")
+    splits = written(tmp_path / "data")
+    assert [len(splits[split]) for split in SPLITS] == [36, 2, 2]
+    assert all(pair["margin"] == 0.0 and len(pair["chosen"]) == 4 for pair in splits["train"])
+
+
+def test_a_damaged_local_file_is_refused_in_one_message(run_main, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"chosen": [{"role": "user"')
+    with pytest.raises(DataError, match="bad.jsonl"):
+        run_main("--source", "skywork", "--path", tmp_path / "bad.jsonl", "--output", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["rows.csv.bak", "rows"])
+def test_a_local_file_of_another_format_is_refused_and_not_looked_up_on_the_hub(run_main, tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("x")
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **_: pytest.fail(f"asked for {args}"))
+    with pytest.raises(DataError, match=r"expected a \.parquet, \.json or \.jsonl file"):
+        run_main("--source", "skywork", "--path", tmp_path / name, "--output", tmp_path)
+
+
+@pytest.mark.parametrize("path", ["missing.jsonl", "./missing.parquet", "/no/such/folder/rows.json.gz"])
+def test_a_missing_local_file_is_refused_without_asking_the_hub(monkeypatch, path):
+    """Away from the network the hub's client retries for half a minute, and calls the missing file a missing set."""
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **_: pytest.fail(f"asked for {args}"))
+    with pytest.raises(DataError, match=f"{path}: no such file"):
+        prepare_data.load_source(str(path), "train")
+
+
+def test_shares_that_leave_nothing_to_train_on_are_refused(run_main, tmp_path):
+    write_lines(tmp_path / "rows.jsonl", [helpsteer2(1, f"question {number}") for number in range(9)])
+    with pytest.raises(DataError, match="expected positive shares that sum to 1"):
+        run_main("--source", "helpsteer2", "--path", tmp_path / "rows.jsonl", "--output", tmp_path, "--val-share", 0.5)
+
+
+def test_the_demo_is_the_worlds_pairs_and_others_for_another_seed(run_main, tmp_path):
+    for seed in (3, 4):
+        run_main("--source", "demo", "--output", tmp_path / str(seed), "--demo-pairs", 600, "--seed", seed)
+    for split, count in (("train", 600), ("val", 500), ("test", 1000)):
+        path, other = (tmp_path / str(seed) / f"{split}.parquet" for seed in (3, 4))
+        assert pq.read_table(path).to_pylist() == preference_pairs(split, count, 3)
+        assert path.read_bytes() != other.read_bytes()
+
+
+def test_an_unknown_source_is_refused_with_the_known_ones(run_main, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_main("--source", "hellaswag", "--output", tmp_path)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert all(source in message for source in ["demo", *prepare_data.SOURCES])
+
+
+# ---- the command as it is called
+
+
+def run_command(folder, *options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "bradley_terry.prepare_data", *options, "--output", str(folder)],
+        cwd=folder.parent,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+@pytest.mark.run
+def test_the_demo_is_the_same_bytes_in_another_process(run_main, tmp_path):
+    """That process hashes text in another way, so the order of a set would show."""
+    command = run_command(tmp_path / "a", "--source", "demo", "--demo-pairs", "600", "--seed", "3")
+    assert (command.returncode, command.stderr) == (0, "")
+    printed = run_main("--source", "demo", "--output", tmp_path / "b", "--demo-pairs", 600, "--seed", 3)
+    assert printed == command.stdout.replace(str(tmp_path / "a"), str(tmp_path / "b"))
+    for split in SPLITS:
+        name = f"{split}.parquet"
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.run
+def test_a_missing_file_ends_the_command_with_one_line_and_an_error_code(tmp_path):
+    command = run_command(tmp_path / "out", "--source", "skywork", "--path", "missing.jsonl")
+    assert command.returncode == 1
+    assert command.stderr.startswith("prepare_data.py: missing.jsonl: ")
+    assert command.stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("*.parquet"))

@@ -12,6 +12,8 @@ from runs import finish, kill_group, log_of, metrics_of, run, start, wait_for
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.run
+
 SETTINGS = (
     "data.train_batch_size=8",
     "optim.lr=1e-3",
@@ -33,7 +35,7 @@ def reached(output: Path, step: int):
 
 def worker_of(process) -> psutil.Process:
     family = psutil.Process(process.pid).children(recursive=True)
-    return next(child for child in family if "PairWorker" in " ".join(child.cmdline()))
+    return next(child for child in family if "PackedWorker" in " ".join(child.cmdline()))
 
 
 @pytest.fixture(scope="module")

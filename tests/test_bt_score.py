@@ -1,4 +1,4 @@
-"""`score.py` as a user starts it: every row once and in order, rewards as of each text alone, and no crash that costs.
+"""`score.py` as a user starts it: every row once, in its order, with the rewards of its texts alone, after a crash too.
 
 Ray's own processes are no part of the command's process group, so what is started here is remembered and seen to end.
 """
@@ -19,21 +19,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from runs import REPO, kill_group, wait_for
+from rewards import plain_rewards
+from runs import kill_group, wait_for
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from common.demo.world import preference_pairs
+
+pytestmark = pytest.mark.run
 
 ROWS = 20_000
 NO_CLUSTER = {"RAY_ADDRESS": "127.0.0.1:1"}  # whoever starts Ray fails
 
 
 def start(model: Path, rows: object, output: Path, *more: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "score.py", "--model", str(model), "--input", str(rows), "--output", str(output), *more]
+    arguments = ["--model", str(model), "--input", str(rows), "--output", str(output), *more]
     with open(f"{output}.log", "wb") as log:
         return subprocess.Popen(
-            command,
-            cwd=REPO / "bradley_terry",
+            [sys.executable, "-m", "bradley_terry.score", *arguments],
+            cwd=output.parent,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -65,16 +68,6 @@ def run(*arguments, timeout: float = 240, **environment: str) -> tuple[int, str]
 
 def parts_of(output: Path) -> list[Path]:
     return sorted(output.glob("part-*.parquet"))
-
-
-@torch.inference_mode()
-def plain_rewards(model: Path, conversations: list) -> np.ndarray:
-    """What transformers gives, one conversation at a time."""
-    plain = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in conversations]
-    ids = [tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in texts]
-    return np.array([plain(input_ids=tokens).logits.item() for tokens in ids])
 
 
 # ---- one run over two files

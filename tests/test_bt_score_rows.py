@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
+from rewards import plain_rewards
 from shapes import assistant, system, user
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bradley_terry import score as bt_score
 from common.checkpoint import claim_folder
@@ -80,15 +79,6 @@ def test_a_row_that_holds_nothing_to_score_is_refused_by_its_column(row, shape, 
 def make_scorer(reward_checkpoint, shape, **changes):
     defaults = {"dtype": "float32", "trust_remote_code": False, "max_length": 4096, "max_tokens": None}
     return bt_score.Scorer(shape, argparse.Namespace(model=str(reward_checkpoint), **defaults | changes))
-
-
-@torch.inference_mode()
-def plain_rewards(reward_checkpoint, conversations: list) -> list[float]:
-    plain = AutoModelForSequenceClassification.from_pretrained(reward_checkpoint, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(reward_checkpoint)
-    texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in conversations]
-    ids = [tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in texts]
-    return [plain(input_ids=tokens).logits.item() for tokens in ids]
 
 
 def answers(count: int) -> list[tuple[str, str]]:

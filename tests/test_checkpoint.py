@@ -54,7 +54,7 @@ def test_a_failed_write_deletes_nothing_and_names_what_is_intact(tmp_path):
 
 def test_a_folder_has_one_run_at_a_time(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="file: no folder can be made there"):
+    with pytest.raises(CheckpointError, match="file: this folder cannot be made"):
         claim_folder(tmp_path / "file")
     with claim_folder(tmp_path / "outputs"), pytest.raises(CheckpointError, match="another run is writing to"):
         claim_folder(tmp_path / "outputs")

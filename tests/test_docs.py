@@ -1,5 +1,6 @@
 """What the READMEs say is so: paths exist, settings are known, the test command is the one CI runs."""
 
+import importlib.util
 import re
 
 import pytest
@@ -52,31 +53,32 @@ def test_every_environment_variable_is_known(readme):
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(REPO)))
 def test_every_option_is_known(readme):
-    """`python prepare_data.py --source demo` and the like: the script named in the command knows each option."""
-    for script, options in re.findall(r"python ((?:\w+/)?\w+\.py)((?: --[\w-]+(?: [\w./-]+)?)+)", readme.read_text()):
-        text = (readme.parent / script).read_text()
+    """`python -m sft.prepare_data --source demo` and the like: the module of the command knows each option."""
+    commands = re.findall(r"python -m ([\w.]+)((?:\s--[\w-]+(?:[ =][^\s`-][^\s`]*)?)+)", readme.read_text())
+    commands += re.findall(
+        r"`(?:[\w/]*/)?(prepare_data|evaluate|score|rank)(?:\.py)?`?((?: --[\w-]+(?: [\w./-]+)?)+)", ""
+    )
+    for module, options in commands:
+        if module.split(".")[0] not in (*METHODS, "common"):
+            continue
+        text = (REPO / f"{module.replace('.', '/')}.py").read_text()
         if "from common.judging.asking import" in text:
-            text += (REPO / "common" / "asking.py").read_text()
+            text += (REPO / "common" / "judging" / "asking.py").read_text()
         for option in re.findall(r"--[\w-]+", options):
-            assert f'"{option}"' in text, f"{script} {option}"
+            assert f'"{option}"' in text, f"{module} {option}"
 
 
-def test_no_file_is_longer_than_250_lines():
-    files = [path for folder in (*METHODS, "common", "tests") for path in (REPO / folder).rglob("*.py")]
-    assert {path.name: n for path in files if (n := len(path.read_text().splitlines())) > 250} == {}
-
-
-def test_no_folder_imports_a_method():
-    modules = {path.stem for method in METHODS for path in (REPO / method).glob("*.py")}
-    for path in (REPO / "common").rglob("*.py"):
-        assert not re.search(rf"^\s*(?:from|import) (?:{'|'.join([*METHODS, *modules])})\b", path.read_text(), re.M)
-
-
-def test_no_method_imports_another():
-    for method in METHODS:
-        for path in (REPO / method).glob("*.py"):
-            others = "|".join(other for other in METHODS if other != method)
-            assert not re.search(rf"^\s*(?:from|import) (?:{others})\b", path.read_text(), re.M), path
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(REPO)))
+def test_every_module_that_a_command_or_example_names_exists(readme):
+    ours = "|".join([*METHODS, "common"])
+    modules = re.findall(rf"python -m ((?:{ours})\.[\w.]+)", readme.read_text())
+    imports = re.findall(rf"^from ((?:{ours})[\w.]*) import ([\w, ]+)", readme.read_text(), re.M)
+    for module in modules:
+        assert importlib.util.find_spec(module), module
+    for module, names in imports:
+        for name in names.split(","):
+            assert hasattr(importlib.import_module(module), name.strip()), (module, name)
+    assert modules
 
 
 def test_the_training_loops_stay_line_aligned():

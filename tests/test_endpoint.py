@@ -11,9 +11,9 @@ import pytest
 from conftest import AtOnce
 
 from common.grading.endpoint import EndpointError, ask, connect, one
-from common.judge import parse_score, write_score
+from generative_pointwise.prompt import parse, write
 
-SCORE_3 = write_score(3, "all but one")
+SCORE_3 = write(3, "all but one")
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def test_a_single_question_can_be_awaited():
             return await one(client, "judge", user("Hi"), 8)
 
     with serve(lambda *_: SCORE_3) as (url, _):
-        assert parse_score(asyncio.run(grade(url))) == 3
+        assert parse(asyncio.run(grade(url))) == 3
 
 
 # ---- one text, however the server was started
@@ -129,7 +129,7 @@ def test_a_single_question_can_be_awaited():
 def test_a_verdict_is_read_alike_from_a_whole_and_from_a_split_answer(message, begun):
     """Traps 23 and 28."""
     with serve(lambda *_: message) as (url, _):
-        assert parse_score(ask_once(url, begun=[begun])) == 3
+        assert parse(ask_once(url, begun=[begun])) == 3
 
 
 def test_a_split_answer_is_the_whole_one():
@@ -149,7 +149,7 @@ def test_a_split_answer_is_the_whole_one():
 def test_joining_invents_no_verdict(message, text):
     with serve(lambda *_: message) as (url, _):
         given = ask_once(url)
-    assert given == text and parse_score(given) is None
+    assert given == text and parse(given) is None
 
 
 @pytest.mark.parametrize("reason, clipped", [("length", True), ("stop", False)])

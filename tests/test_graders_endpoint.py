@@ -11,11 +11,12 @@ from openjudge.runner.grading_runner import GradingRunner
 from test_endpoint import completion, serve
 
 from common.grading.contract import GraderError, GraderMode, GraderScore
-from common.judge import pointwise_prompt, write_preference, write_score
-from generative_pairwise import grader as PairwiseGrader
-from generative_pointwise import grader as PointwiseGrader
+from generative_pairwise import prompt as pairwise
+from generative_pairwise.grader import PairwiseGrader
+from generative_pointwise import prompt as pointwise
+from generative_pointwise.grader import PointwiseGrader
 
-SCORE_3 = write_score(3, "all but one")
+SCORE_3 = pointwise.write(3, "all but one")
 DIALOGUE = [{"role": "user", "content": "How many?"}]
 
 
@@ -49,8 +50,7 @@ def test_the_prompt_goes_out_as_a_users_turn_and_the_verdict_comes_back(tiny_mod
         for options in ({}, {"tokenizer": str(tiny_model)}):
             (graded,) = grade(PointwiseGrader("judge", url, max_new_tokens=17, **options), "Four.")
             assert (type(graded), graded.score, graded.reason) == (GraderScore, 3, "all but one")
-    messages = [{"role": "user", "content": pointwise_prompt(DIALOGUE, "Four.")}]
-    asked = {"model": "judge", "messages": messages, "max_tokens": 17, "temperature": 0.0}
+    asked = {"model": "judge", "messages": pointwise.ask(DIALOGUE, "Four."), "max_tokens": 17, "temperature": 0.0}
     assert requests == [{**asked, "key": "Bearer none", "path": "/v1/chat/completions"}] * 2
 
 
@@ -59,7 +59,7 @@ def test_one_grader_serves_event_loops_one_after_another_and_asks_no_more_at_onc
 
     def reply(request, _):
         at_once.take(0.02)
-        return write_score(int(response_in(request)))
+        return pointwise.write(int(response_in(request)))
 
     with serve(reply) as (url, _):
         grader = PointwiseGrader("judge", url, concurrency=3)
@@ -221,7 +221,7 @@ def test_what_the_chat_template_began_is_known_from_the_tokenizer(tiny_tokenizer
 def longer(request: dict, _) -> str:
     text = request["messages"][0]["content"]
     first, second = (text.partition(f"<response_{name}>\n")[2].partition("\n</")[0] for name in "ab")
-    return write_preference("A" if len(first) > len(second) else "B")
+    return pairwise.write("A" if len(first) > len(second) else "B")
 
 
 def test_pairs_are_asked_in_both_orders_and_ranked():

@@ -12,11 +12,11 @@ from test_pointwise_reward import TEXTS as NO_SCORES
 from common.conversation import DataError
 from common.generation import Answer
 from common.grading.contract import GraderError, GraderMode, GraderRank, GraderScore
-from common.judge import pointwise_prompt
-from common.judge import write_preference as preference
-from common.judge import write_score as score
-from generative_pairwise import grader as PairwiseGrader
-from generative_pointwise import grader as PointwiseGrader
+from generative_pairwise.grader import PairwiseGrader
+from generative_pairwise.prompt import write as preference
+from generative_pointwise.grader import PointwiseGrader
+from generative_pointwise.prompt import ask as ask_pointwise
+from generative_pointwise.prompt import write as score
 
 DIALOGUE = [{"role": "user", "content": "How many?"}]
 
@@ -32,7 +32,7 @@ def scripted(monkeypatch):
             batches.append(prompts)
             return [[Answer(reply(prompt), clipped)] for prompt in prompts]
 
-        monkeypatch.setattr("common.judging.grader.answer", answer)
+        monkeypatch.setattr("common.judging.grader.answer_prompts", answer)
         return batches
 
     return answer_by
@@ -60,7 +60,8 @@ def test_a_verdict_is_the_score_and_what_stood_before_it_the_reason(tiny_model, 
     assert {(type(result), result.reason) for result in graded} == {(GraderScore, "counted")}
     assert graded[0].metadata["answer"] == score(3, "counted")
     assert [len(batch) for batch in batches] == [5]
-    assert batches[0][0] == f"<|im_start|>user\n{pointwise_prompt(DIALOGUE, '3')}<|im_end|>\n<|im_start|>assistant\n"
+    (asked,) = ask_pointwise(DIALOGUE, "3")
+    assert batches[0][0] == f"<|im_start|>user\n{asked['content']}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_of_a_thousand_answers_without_a_verdict_none_becomes_a_number(tiny_model, scripted):

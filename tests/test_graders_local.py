@@ -1,9 +1,11 @@
 """The reward model as a grader in this process: transformers' own rewards, however many ask at once."""
 
 import asyncio
+import importlib
 import json
 import re
 import shutil
+import sys
 import time
 
 import pytest
@@ -13,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bradley_terry import grader as grader_module
 from common.conversation import DataError
+from common.generation import Answer
 from common.grading.contract import GraderError, GraderMode, GraderRank, GraderScore
 
 BradleyTerryGrader = grader_module.BradleyTerryGrader
@@ -156,7 +159,7 @@ WRONG = [
     ({"query": [], "response": "Four."}, "query: expected a list of messages"),
     ({"query": 3, "response": "Four."}, "query: expected a list of messages"),
     ({"query": "\ud83d", "response": "Four."}, "query: text that is not Unicode"),
-    ({"query": '[{"role": "user"', "response": "Four."}, "query: JSON that does not parse"),
+    ({"query": '[{"role": "user"', "response": "Four."}, "query: JSON that cannot be parsed"),
     ({"query": [{"role": "judge", "content": "Hi"}], "response": "Four."}, "query: unknown role"),
     ({"query": [{"role": "user"}], "response": "Four."}, "query: a message without role or content"),
     ({"query": [{"role": "user", "content": 3}], "response": "Four."}, "query: a message whose content is not text"),
@@ -245,3 +248,54 @@ def test_metadata_says_the_scale_and_a_config_makes_a_grader(reward_checkpoint, 
     graded = grade(grader, query="Hi", response="Four.")
     assert graded.score == pytest.approx(reward_of([user("Hi")], "Four."), abs=1e-5)
     assert graded.name == "BradleyTerryGrader"
+
+
+# ---- all graders in one process
+
+METHODS = ("bradley_terry", "generative_pointwise", "generative_pairwise")
+
+
+@pytest.fixture
+def strangers(tmp_path, monkeypatch):
+    """A process that has imported no method yet, with other people's modules of the same names in front."""
+    for module in [name for name in sys.modules if name.partition(".")[0] in METHODS]:
+        monkeypatch.delitem(sys.modules, module)
+    for name in ("evaluate", "dataset", "train", "prompt", "reward", "grader"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        folder = tmp_path / f"a project with {name}"
+        folder.mkdir()
+        (folder / f"{name}.py").write_text("raise AssertionError('this module is not part of a method')")
+        monkeypatch.syspath_prepend(str(folder))
+
+
+def answer_by_length(model, tokenizer, prompts: list[str], *_, **__) -> list[list[Answer]]:
+    """What a trained judge could write: a score of 3, or that the longer response is better."""
+    answers = []
+    for prompt in prompts:
+        shown = re.findall(r"<response_[ab]>\n(.*?)\n</response", prompt, re.DOTALL)
+        verdict = "<score>3</score>"
+        if shown:
+            verdict = f"<preference>{'A' if len(shown[0]) > len(shown[1]) else 'B'}</preference>"
+        answers.append([Answer(f"<think>counted</think>{verdict}", clipped=False)])
+    return answers
+
+
+def test_all_graders_work_in_one_process_beside_unrelated_modules(
+    strangers, reward_checkpoint, tiny_model, reward_of, monkeypatch
+):
+    reward, scores, pairs = (importlib.import_module(f"{method}.grader") for method in METHODS)
+    assert reward is not grader_module  # they were imported anew
+    monkeypatch.setattr("common.judging.grader.answer_prompts", answer_by_length)
+    rewards_by = reward.BradleyTerryGrader(str(reward_checkpoint))
+    scores_by = scores.PointwiseGrader(str(tiny_model))
+    prefers_by = pairs.PairwiseGrader(str(tiny_model))
+    texts = ["Four.", "Five, or maybe six."]
+
+    async def grade_all() -> list:
+        single = [grader.aevaluate(query="Hi", response=text) for grader in (rewards_by, scores_by) for text in texts]
+        both = [prefers_by.aevaluate(query="Hi", response_a=a, response_b=b) for a, b in (texts, texts[::-1])]
+        return await asyncio.gather(*single, *both)
+
+    given = rewards(asyncio.run(grade_all()))
+    assert given[:2] == pytest.approx([reward_of([user("Hi")], text) for text in texts], abs=1e-5)
+    assert given[2:] == [3, 3, 0.0, 1.0]

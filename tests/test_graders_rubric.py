@@ -1,70 +1,48 @@
-"""The rubric that a judge was trained by: read from its prompts, left in its checkpoint, found by its grader."""
+"""The rubric that a judge was trained by: left in its checkpoint, and found there by its grader."""
 
 import shutil
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
-from common.judge import HELPFULNESS, MORE_HELPFUL, pairwise_prompt, pointwise_prompt, rubric_of
-from common.judging.prompts import read_stored_rubric, store_rubric
-from generative_pairwise import grader as PairwiseGrader
-from generative_pointwise import grader as PointwiseGrader
+from common.judging.prompts import RUBRIC_FILE, read_stored_rubric, store_rubric
+from generative_pairwise import prompt as pairwise
+from generative_pairwise.grader import PairwiseGrader
+from generative_pointwise import prompt as pointwise
+from generative_pointwise.grader import PointwiseGrader
 
-GRADERS = {PointwiseGrader: HELPFULNESS, PairwiseGrader: MORE_HELPFUL}
-DIALOGUE = [{"role": "user", "content": "How many?"}]
+GRADERS = {PointwiseGrader: pointwise.RUBRIC, PairwiseGrader: pairwise.RUBRIC}
 
 
-def rows(*rubrics: str) -> list[dict]:
-    texts = [pointwise_prompt(DIALOGUE, "Four.", rubric) for rubric in rubrics]
-    return [{"prompt": [{"role": "user", "content": text}]} for text in texts]
-
-
-def with_rubric(tiny_model, tmp_path, *rubrics: str):
+def with_rubric(tiny_model, tmp_path, *rubrics: str | None):
     """A copy of the model, with what a run on prompts of those rubrics leaves in it."""
     folder = shutil.copytree(tiny_model, tmp_path / "trained")
-    store_rubric(folder, rows(*rubrics))
+    store_rubric(folder, [{"rubric": rubric} for rubric in rubrics])
     return folder
 
 
-@given(rubric=st.text(), text=st.text())
-@example(rubric="{dialogue} {} %s", text="{rubric}")
-@example(rubric="<response>\n\n<rubric>", text="\n\n<dialogue>\n<dialogue>")
-@example(rubric="Judge what stands in\n\n<dialogue>\nas a whole.", text="")
-def test_a_prompt_gives_its_rubric_back(rubric, text):
-    dialogue = [{"role": "user", "content": text}]
-    assert rubric_of(pointwise_prompt(dialogue, text, rubric)) == rubric
-    assert rubric_of(pairwise_prompt(dialogue, text, text, rubric)) == rubric
-
-
-@given(st.text())
-@example(pointwise_prompt(DIALOGUE, "Four.")[1:])
-@example(pointwise_prompt(DIALOGUE, "Four.").replace("<dialogue>", "<talk>"))
-@example("Score how well the response answers the dialogue.\n\n")
-def test_any_other_text_has_no_rubric(text):
-    assert rubric_of(text) is None
-
-
-@pytest.mark.parametrize("rubric", ["Count the words.", "Zählt: {0}\n\n4: 三 🙂", "a\tb\n c", "Count.\n", " 4: all"])
-def test_a_checkpoint_keeps_the_rubric_of_its_run(tiny_model, tmp_path, rubric):
+@pytest.mark.parametrize(
+    "rubric", ["Count the words.", "Zählt: {0}\n\n4: 三 🙂", "a\tb\n c", "Count.\n", " 4: all", "Count.\r\nThen add."]
+)
+def test_a_checkpoint_keeps_the_rubric_of_its_run(tiny_model, tmp_path, rubric, capsys):
     folder = with_rubric(tiny_model, tmp_path, rubric, rubric)
     assert read_stored_rubric(str(folder)) == rubric
+    assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("rubrics", [("Count the words.", "Count the letters."), ()])
-def test_a_checkpoint_of_several_rubrics_keeps_none_and_its_run_says_so(tiny_model, tmp_path, rubrics, capsys):
+@pytest.mark.parametrize(
+    "rubrics, why",
+    [
+        (("Count the words.", "Count the letters."), "are of several rubrics"),
+        (("Count the words.", None), "are of several rubrics"),
+        ((None, None), "do not say by which rubric they were written"),
+    ],
+)
+def test_a_checkpoint_of_several_or_unknown_rubrics_keeps_none_and_its_run_says_so(
+    tiny_model, tmp_path, rubrics, why, capsys
+):
     folder = with_rubric(tiny_model, tmp_path, *rubrics)
-    assert read_stored_rubric(str(folder)) is None
-    assert (
-        f"the training prompts have {len(rubrics)} rubrics or forms, so trained holds none" in capsys.readouterr().out
-    )
-
-
-def test_a_checkpoint_of_other_prompts_keeps_none(tmp_path, capsys):
-    other = {"prompt": [{"role": "user", "content": "How good is it?"}]}
-    for prompts in ([other], [*rows("Count the words."), other]):
-        store_rubric(tmp_path, prompts)
-        assert list(tmp_path.iterdir()) == [] and "holds none" in capsys.readouterr().out
+    assert read_stored_rubric(str(folder)) is None and not (folder / RUBRIC_FILE).exists()
+    assert f"the training prompts {why}, so trained holds no rubric for graders" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", [None, "", "Qwen/Qwen3-8B"])

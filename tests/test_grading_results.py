@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.conversation import BadRow
-from common.grading.contract import (
-    Grader,
-    GraderError,
-    GraderScore,
-    NoVerdict,
-    rank_by,
-    read_query,
-    read_response,
-    read_responses,
-)
+from common.conversation import BadRow, read_dialogue, read_response
+from common.grading.contract import Grader, GraderError, GraderScore, NoVerdict, rank_by, read_several
 from common.grading.endpoint import EndpointError
 
 # ---- ranks
@@ -59,13 +50,17 @@ def test_what_is_no_order_is_not_ranked(figures, kind):
 DIALOGUE = [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi"}]
 
 
+def read_query(query: object) -> list[dict]:
+    return read_dialogue(query, "query")
+
+
 def test_a_query_is_text_messages_or_their_json():
     assert read_query("Hi") == DIALOGUE[1:]
     assert read_query(DIALOGUE) == read_query(json.dumps(DIALOGUE)) == DIALOGUE
 
 
 def test_responses_are_a_list_or_its_json():
-    assert read_responses(["a", "b"]) == read_responses('["a", "b"]') == ["a", "b"]
+    assert read_several(["a", "b"]) == read_several('["a", "b"]') == ["a", "b"]
     assert read_response("") == ""
 
 
@@ -76,7 +71,7 @@ def test_responses_are_a_list_or_its_json():
         (read_query, " \n", "query", "empty text"),
         (read_query, None, "query", "expected a list of messages"),
         (read_query, [], "query", "expected a list of messages"),
-        (read_query, '[{"role": "user", ', "query", "JSON that does not parse"),
+        (read_query, '[{"role": "user", ', "query", "JSON that cannot be parsed"),
         (read_query, [{"role": "judge", "content": "Hi"}], "query", "unknown role"),
         (read_query, [{"role": "user", "content": 3}], "query", "content is not text"),
         (read_query, [{"role": "user", "content": "\ud83d"}], "query", "not Unicode"),
@@ -85,12 +80,12 @@ def test_responses_are_a_list_or_its_json():
         (read_response, b"Hi", "response", "expected text"),
         (read_response, {"content": "Hi"}, "response", "expected text"),
         (read_response, "\ud83d", "response", "not Unicode"),
-        (read_responses, None, "responses", "at least two texts"),
-        (read_responses, ["a"], "responses", "at least two texts"),
-        (read_responses, "ab", "responses", "JSON that does not parse"),
-        (read_responses, {"a": 1, "b": 2}, "responses", "at least two texts"),
-        (read_responses, ["a", None], "responses", "expected text"),
-        (read_responses, ["a", "\ud83d"], "responses", "not Unicode"),
+        (read_several, None, "responses", "at least two texts"),
+        (read_several, ["a"], "responses", "at least two texts"),
+        (read_several, "ab", "responses", "JSON that cannot be parsed"),
+        (read_several, {"a": 1, "b": 2}, "responses", "at least two texts"),
+        (read_several, ["a", None], "responses", "expected text"),
+        (read_several, ["a", "\ud83d"], "responses", "not Unicode"),
     ],
 )
 def test_what_cannot_be_graded_is_named(read, value, column, kind):

@@ -15,9 +15,10 @@ from openjudge.models.openai_chat_model import OpenAIChatModel
 from openjudge.runner.grading_runner import GradingRunner
 
 from common.demo.world import SCORE_RUBRIC, pointwise_rows
-from common.judge import parse_score, pointwise_prompt
-from generative_pointwise import grader
+from generative_pointwise.grader import PointwiseGrader
+from generative_pointwise.prompt import ask, parse
 
+pytestmark = pytest.mark.run
 ROWS = [
     {"query": row["input"], "response": row["output"][0]["answer"]["content"]}
     for row in pointwise_rows("test", 24, seed=0)
@@ -63,16 +64,14 @@ def grade_all(made) -> list[GraderScore | GraderError]:
 
 @pytest.fixture(scope="module")
 def local(judge) -> list[float]:
-    results = grade_all(grader.PointwiseGrader(judge, rubric=SCORE_RUBRIC, max_new_tokens=256))
+    results = grade_all(PointwiseGrader(judge, rubric=SCORE_RUBRIC, max_new_tokens=256))
     scores = [result.score for result in results]
     assert len(set(scores)) > 2
     return scores
 
 
 def served_grader(judge: str, server: str, **settings):
-    return grader.PointwiseGrader(
-        judge, server, rubric=SCORE_RUBRIC, max_new_tokens=256, hidden_reasoning=True, **settings
-    )
+    return PointwiseGrader(judge, server, rubric=SCORE_RUBRIC, max_new_tokens=256, hidden_reasoning=True, **settings)
 
 
 def test_the_openai_client_gets_the_local_verdicts(judge, server, local):
@@ -80,10 +79,9 @@ def test_the_openai_client_gets_the_local_verdicts(judge, server, local):
     with OpenAI(base_url=server, api_key="none") as client:
         verdicts = []
         for row in ROWS:
-            prompt = pointwise_prompt(row["query"], row["response"], SCORE_RUBRIC)
-            asked = {"model": judge, "messages": [{"role": "user", "content": prompt}], "max_tokens": 256}
-            reply = client.chat.completions.create(**asked, temperature=0)
-            verdicts.append(parse_score(f"<think></think>{reply.choices[0].message.content}"))
+            messages = ask(row["query"], row["response"], SCORE_RUBRIC)
+            reply = client.chat.completions.create(model=judge, messages=messages, max_tokens=256, temperature=0)
+            verdicts.append(parse(f"<think></think>{reply.choices[0].message.content}"))
     assert verdicts == local
 
 
@@ -96,7 +94,7 @@ def test_the_grader_and_openjudges_runner_get_the_local_verdicts(judge, server, 
 
 
 def test_reasoning_that_the_server_keeps_must_be_said_to_be_hidden(judge, server):
-    unaware = grader.PointwiseGrader(judge, server, rubric=SCORE_RUBRIC, max_new_tokens=256)
+    unaware = PointwiseGrader(judge, server, rubric=SCORE_RUBRIC, max_new_tokens=256)
     results = grade_all(unaware)
     assert all(isinstance(result, GraderError) and "hidden_reasoning=True" in result.error for result in results)
 

@@ -32,7 +32,7 @@ def run_script(method: str):
 
 def script_overrides(method: str, tmp_path, **environment: str) -> list[str]:
     """Run the script with a `python` that only notes its arguments."""
-    (tmp_path / "python").write_text('#!/bin/sh\ncase "$1" in *train.py) shift; printf "%s\\n" "$@" > "$NOTE";; esac\n')
+    (tmp_path / "python").write_text('#!/bin/sh\n[ "$4" != train ] || { shift 4; printf "%s\\n" "$@" > "$NOTE"; }\n')
     (tmp_path / "python").chmod(0o755)
     note = tmp_path / "overrides"
     settings = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTE": str(note), **environment}
@@ -81,7 +81,7 @@ def test_the_chat_templates_switches_reach_the_config(tmp_path):
 def attributes_read(folder) -> set[tuple[str, str]]:
     """Every `section.key` that code reads as an attribute; text in strings and comments does not count."""
     found = set()
-    for path in folder.glob("*.py"):
+    for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
                 owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr

@@ -14,13 +14,12 @@ from omegaconf import OmegaConf
 from shapes import SHAPES, assistant, make_tokenizer, system, user
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from common.conversation import DataError, prompt_of
+from common.conversation import RESPONSE_FORM, DataError
 from common.judging.prompts import measure_rows
-from common.labelled import RESPONSE_FORM
 from common.parquet import split_by_prompt, write_rows
-from generative_pairwise import dataset, prompt
-
-load_rows = dataset.load_rows
+from generative_pairwise import dataset
+from generative_pairwise.dataset import load_rows, prompt_of
+from generative_pairwise.prompt import RUBRIC, ask
 
 CHATML, GEMMA = (make_tokenizer(SHAPES[name]) for name in ("chatml", "gemma"))
 DIALOGUE = [system("Be brief."), assistant("Hi! 🙂"), user("Why?")]
@@ -34,8 +33,9 @@ def labelled(preferred: object = "A", texts=("So.", "No way."), dialogue=DIALOGU
 
 
 def rendered(label: object = "A", texts=("So.", "No way."), dialogue=DIALOGUE, **cells) -> dict:
-    (given, _), (swapped, _) = prompt.render(labelled("tie", texts, dialogue))
-    return {"prompt": given, "prompt_swapped": swapped, "label": label, **cells}
+    """A pair that has its prompts."""
+    prompts = {"prompt": ask(dialogue, *texts), "prompt_swapped": ask(dialogue, *texts[::-1])}
+    return {**prompts, "label": label, **cells}
 
 
 def as_json(row: dict) -> dict:
@@ -47,7 +47,7 @@ def orders(label: str, texts, longer: str | None, source: str, **cells) -> list[
     pair = rendered(texts=texts)
     given = {"prompt": pair["prompt"], "label": label, "longer": longer, "order": "as given"}
     swapped = {"prompt": pair["prompt_swapped"], "label": SWAPPED[label], "longer": SWAPPED[longer], "order": "swapped"}
-    shared = {"strength": None, "data_source": "judge", "source": source, **cells}
+    shared = {"rubric": RUBRIC, "strength": None, "data_source": "judge", "source": source, **cells}
     return [given | shared, swapped | shared]
 
 
@@ -70,13 +70,15 @@ def test_labelled_and_rendered_pairs_give_both_orders_one_below_the_other(write,
     """Trap 24. Label and longer response are turned round with the responses; ties have no strength."""
     texts, even = ("So.", "No way."), ("So.", "No.")
     first = write("a.parquet", form(labelled("A", texts, strength=2)), form(labelled("tie", even, strength=3)))
-    named = form(rendered("B", texts, longer="A", strength=0.5, input=DIALOGUE, data_source="demo", evidence=["x"]))
-    second = write("b.parquet", named, {**named, **dict.fromkeys(("longer", "strength", "input", "data_source"))})
+    named = rendered("B", texts, rubric="Brevity", longer="A", strength=0.5, input=DIALOGUE, data_source="demo")
+    named = form({**named, "evidence": ["x"]})
+    optional = ("rubric", "longer", "strength", "input", "data_source")
+    second = write("b.parquet", named, {**named, **dict.fromkeys(optional)})
     rows = [
         orders("A", texts, "B", "a.parquet row 0", strength=2.0),
         orders("tie", even, "tie", "a.parquet row 1"),
-        orders("B", texts, "A", "b.parquet row 0", strength=0.5, data_source="demo"),
-        orders("B", texts, None, "b.parquet row 1"),
+        orders("B", texts, "A", "b.parquet row 0", rubric="Brevity", strength=0.5, data_source="demo"),
+        orders("B", texts, None, "b.parquet row 1", rubric=None),
     ]
     read, dropped = load_rows([first, second])
     assert [{**row, "input": None} for row in read] == [{**row, "input": None} for both in rows for row in both]
@@ -121,7 +123,8 @@ def test_bad_pairs_are_one_error_by_file_row_and_column_or_dropped_whole_and_cou
 
 
 OPTIONAL = [("input", 7, "expected a list of messages, JSON text of one, or plain text")]
-OPTIONAL += [("data_source", 7, "expected text"), ("longer", "a", "expected one of A, B, tie, or nothing")]
+OPTIONAL += [("data_source", 7, "expected text"), ("rubric", 7, "expected text")]
+OPTIONAL += [("longer", "a", "expected one of A, B, tie, or nothing")]
 OPTIONAL += [("strength", strength, NOT_ABOVE_0) for strength in (0.0, -1, float("nan"), float("inf"), "3", True)]
 
 
@@ -161,7 +164,7 @@ def test_a_split_parts_neither_a_pairs_orders_nor_the_pairs_of_a_dialogue(write,
     """Trap 21: two pairs of each dialogue make four prompts that stay together; if unknown, one is the other turned."""
     rows, _ = load_rows(write("a.parquet", *pairs))
     for seed in range(3):
-        sides = split_by_prompt(rows, {"train": 0.7, "val": 0.3}, seed).values()
+        sides = split_by_prompt(rows, {"train": 0.7, "val": 0.3}, seed, prompt_of).values()
         assert [Counter(Counter(map(dialogue_of, side)).values()) for side in sides] == [{4: 14}, {4: 6}]
 
 
@@ -239,7 +242,7 @@ def test_no_real_pair_is_dropped_parted_or_read_otherwise_by_verl(shared_data, t
         assert [[row["label"] for row in order].count(label) for label in ("A", "B", "tie")] == counts
     assert all((row["strength"] is None) == (row["label"] == "tie") for row in rows)
     assert dropped == {} and [row["source"] for row in rows[::2]] == [row["source"] for row in rows[1::2]]
-    splits = split_by_prompt(rows, {"train": 0.9, "val": 0.1}, 0)
+    splits = split_by_prompt(rows, {"train": 0.9, "val": 0.1}, 0, prompt_of)
     parts = [Counter(map(dialogue_of, side)) for side in splits.values()]
     assert len(parts[0]) + len(parts[1]) == len(parts[0] | parts[1]) == dialogues
     assert all(set(Counter(row["source"] for row in side).values()) == {2} for side in splits.values())

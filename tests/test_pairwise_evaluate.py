@@ -10,15 +10,23 @@ from test_endpoint import completion, serve
 from common.conversation import DataError
 from common.demo.world import pairwise_rows
 from common.generation import Answer
-from common.judge import SWAPPED, write_preference
 from common.parquet import write_rows
-from generative_pairwise import evaluate, prompt
+from generative_pairwise import evaluate
+from generative_pairwise.prompt import PREFERENCES, SWAPPED, ask, read_row, write
 
 ROWS = pairwise_rows("test", 6, seed=0)
 LABELS = [row["metadata"]["preferred"] for row in ROWS]
-ASKED = [messages[0]["content"] for row in ROWS for messages, _ in prompt.render(row)]
+
+
+def prompts_of(row: dict) -> list[list[dict]]:
+    """Both prompts of a labelled row."""
+    orders = (read_row(row), read_row(row).swap())
+    return [ask(shown.dialogue, shown.response_a, shown.response_b) for shown in orders]
+
+
+ASKED = [turn["content"] for row in ROWS for (turn,) in prompts_of(row)]
 CLIPPED = "<think>\nHm, let me see"
-A, B, TIE = (write_preference(verdict, "as asked") for verdict in prompt.VERDICTS)
+A, B, TIE = (write(verdict, "as asked") for verdict in PREFERENCES)
 # as given and swapped: two pairs right, one judged by the place, one half right, one right, one half cut off
 MIXED = dict(zip(ASKED, [A, B, B, A, A, A, TIE, A, TIE, TIE, CLIPPED, A]))
 RIGHT = dict(zip(ASKED, [A, B, B, A, B, A, TIE, TIE, TIE, TIE, B, A]))
@@ -55,7 +63,7 @@ def loaded(monkeypatch):
             texts = [[given] * votes if isinstance(given, str) else given for given in found]
             return [[Answer(text, clipped=text == CLIPPED) for text in given] for given in texts]
 
-        monkeypatch.setattr("common.judging.asking.answer", answer)
+        monkeypatch.setattr("common.judging.asking.answer_prompts", answer)
         return calls
 
     return answer_by
@@ -137,9 +145,10 @@ def test_two_votes_that_contradict_each_other_are_no_verdict_loaded_or_served(ru
 
 
 def rendered(row: dict, **more) -> dict:
-    (given, label), (swapped, _) = prompt.render(row)
+    given, swapped = prompts_of(row)
     texts = [answer["answer"]["content"] for answer in row["output"]]
     longer = "A" if len(texts[0]) > len(texts[1]) else "B"
+    label = row["metadata"]["preferred"]
     return {"prompt": given, "prompt_swapped": swapped, "label": label, "longer": longer, **more}
 
 

@@ -6,11 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.judge import PREFERENCES, SWAPPED
-from common.judging.votes import confusion, vote_metrics
-from generative_pairwise import evaluate
+from generative_pairwise.evaluate import decide, preference_metrics
+from generative_pairwise.prompt import PREFERENCES, SWAPPED
 
-decide, judge_metrics = evaluate.decide, evaluate.judge_metrics
 LABEL = st.sampled_from(PREFERENCES)
 VERDICT = st.none() | LABEL
 VOTES = st.lists(VERDICT, min_size=1, max_size=9)
@@ -19,7 +17,7 @@ PAIRS = st.lists(st.tuples(LABEL, VERDICT, VERDICT, VERDICT), min_size=1)
 
 
 def measure(pairs: list[tuple]) -> dict:
-    return judge_metrics(*map(list, zip(*pairs)))
+    return preference_metrics(*map(list, zip(*pairs)))
 
 
 def swap(verdicts: list) -> list:
@@ -37,10 +35,6 @@ BY_HAND = [
     ("tie", "A", "tie", "A"),
     ("A", "tie", "tie", "A"),  # consistent
 ]
-
-
-def measure_votes(labels: list, votes: list[list]) -> tuple[dict, list[dict]]:
-    return vote_metrics(labels, votes, [decide(cast) for cast in votes])
 
 
 def test_figures_of_seven_pairs():
@@ -64,23 +58,23 @@ def test_figures_of_seven_pairs():
 
 def test_a_judge_that_is_always_right_and_one_that_always_prefers_the_worse():
     labels = ["A", "B", "tie", "A"]
-    right = judge_metrics(labels, labels, swap(labels), labels)
+    right = preference_metrics(labels, labels, swap(labels), labels)
     names = ("accuracy", "both_right", "consistency", "parse_rate", "tie_precision", "tie_recall", "longer_both_right")
     assert [right[name] for name in names] == [1.0] * 7 and right["first_rate"] == 0.5
-    worse = judge_metrics(labels, swap(labels), labels, labels)
+    worse = preference_metrics(labels, swap(labels), labels, labels)
     assert (worse["consistency"], worse["accuracy"], worse["both_right"]) == (1.0, 0.25, 0.25)  # the tie is right
 
 
 @pytest.mark.parametrize(("letter", "first_rate"), [("A", 1.0), ("B", 0.0)])
 def test_a_judge_that_looks_at_the_place_alone_is_never_consistent(letter, first_rate):
-    metrics = judge_metrics(["A", "B", "A", "tie"], [letter] * 4, [letter] * 4, [None] * 4)
+    metrics = preference_metrics(["A", "B", "A", "tie"], [letter] * 4, [letter] * 4, [None] * 4)
     assert (metrics["consistency"], metrics["both_right"], metrics["first_rate"]) == (0.0, 0.0, first_rate)
     assert metrics["accuracy"] == metrics["majority_accuracy"] == 3 / 8 and metrics["tie_recall"] == 0.0
     assert not {"tie_precision", "longer_both_right"} & metrics.keys()
 
 
 def test_a_judge_that_always_says_tie_is_right_twice_on_ties_and_never_else():
-    metrics = judge_metrics(["A", "B", "A", "tie"], ["tie"] * 4, ["tie"] * 4, [None] * 4)
+    metrics = preference_metrics(["A", "B", "A", "tie"], ["tie"] * 4, ["tie"] * 4, [None] * 4)
     assert metrics["consistency"] == metrics["tie_recall"] == 1.0 and "first_rate" not in metrics
     assert metrics["accuracy"] == metrics["both_right"] == metrics["tie_precision"] == 0.25
     assert metrics["majority_both_right"] == 0.25 and metrics["majority_accuracy"] == 3 / 8
@@ -88,11 +82,11 @@ def test_a_judge_that_always_says_tie_is_right_twice_on_ties_and_never_else():
 
 def test_missing_verdicts_are_wrong_whatever_the_label_and_never_consistent():
     """Trap 14: a tie is no default."""
-    metrics = judge_metrics(["tie", "A", "tie"], [None] * 3, [None] * 3, ["A"] * 3)
+    metrics = preference_metrics(["tie", "A", "tie"], [None] * 3, [None] * 3, ["A"] * 3)
     names = ("parse_rate", "accuracy", "both_right", "consistency", "tie_recall")
     assert [metrics[name] for name in names] == [0.0] * 5
     assert not {"first_rate", "tie_precision"} & metrics.keys()
-    assert "tie_recall" not in judge_metrics(["A"], ["A"], [None], [None])
+    assert "tie_recall" not in preference_metrics(["A"], ["A"], [None], [None])
 
 
 @given(PAIRS, st.randoms())
@@ -109,7 +103,7 @@ def test_figures_are_shares_that_agree_with_each_other_in_any_order_of_pairs(pai
 @given(PAIRS)
 def test_no_figure_depends_on_which_order_is_called_the_given_one(pairs):
     labels, verdicts, swapped, longer = map(list, zip(*pairs))
-    metrics, turned = measure(pairs), judge_metrics(swap(labels), swapped, verdicts, swap(longer))
+    metrics, turned = measure(pairs), preference_metrics(swap(labels), swapped, verdicts, swap(longer))
     assert turned.pop("accuracy_as_given") == metrics.pop("accuracy_swapped")
     assert turned.pop("accuracy_swapped") == metrics.pop("accuracy_as_given")
     assert turned == metrics
@@ -118,7 +112,7 @@ def test_no_figure_depends_on_which_order_is_called_the_given_one(pairs):
 @given(PAIRS)
 def test_the_baselines_are_what_judges_get_that_read_nothing(pairs):
     labels, _, _, longer = map(list, zip(*pairs))
-    constant = [judge_metrics(labels, [word] * len(pairs), [word] * len(pairs), longer) for word in PREFERENCES]
+    constant = [preference_metrics(labels, [word] * len(pairs), [word] * len(pairs), longer) for word in PREFERENCES]
     assert constant[0]["majority_accuracy"] == max(metrics["accuracy"] for metrics in constant)
     assert constant[0]["majority_both_right"] == max(metrics["both_right"] for metrics in constant)
     known = [(label, guess, SWAPPED[guess], guess) for label, _, _, guess in pairs if guess]
@@ -161,31 +155,3 @@ def test_neither_the_order_of_votes_nor_that_of_the_responses_changes_the_verdic
     assert decide(swap(votes)) == SWAPPED.get(verdict)
     random.shuffle(votes)
     assert decide(votes) == verdict
-
-
-def test_what_several_votes_tell():
-    """By hand: of 20 votes 4 + 2 + 0 + 1 + 0 are right.
-
-    Calibration over three rows: unanimous and right; half of the votes, right; three of four and wrong.
-    """
-    labels, draw = ["A", "B", "tie", "A", "tie"], ["A", "A", "B", "B"]
-    votes = [["A"] * 4, ["B", "B", "A", None], draw, [None, None, None, "A"], ["A", "A", "A", None]]
-    assert [decide(cast) for cast in votes] == ["A", "B", None, None, "A"]
-    metrics, bins = measure_votes(labels, votes)
-    error = pytest.approx((0 + 0.5 + 0.75) / 3)
-    assert metrics == {"single_vote_accuracy": 7 / 20, "calibration_error": error}
-    assert bins == [
-        {"agreeing": 2, "rows": 1, "right": 1},
-        {"agreeing": 3, "rows": 1, "right": 0},
-        {"agreeing": 4, "rows": 1, "right": 1},
-    ]
-    assert measure_votes(["A"], [[None] * 3]) == ({"single_vote_accuracy": 0.0}, [])
-
-
-# ---- confusion
-
-
-def test_the_confusion_has_a_row_a_label_and_a_column_for_no_verdict():
-    rows, columns, counts = confusion(["A", "A", "tie", "tie", "tie"], ["A", None, "B", "tie", None], evaluate.VERDICTS)
-    assert rows == ["A", "B", "tie"] and columns == [*rows, "no verdict"]
-    assert counts == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1]]

@@ -10,8 +10,8 @@ from shapes import assistant, user
 
 from common.conversation import DataError
 from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
-from common.judge import pairwise_prompt
-from generative_pairwise import prepare_data, prompt
+from generative_pairwise import prepare_data
+from generative_pairwise.prompt import RUBRIC, ask
 
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -56,7 +56,7 @@ def pairwise(preferred: object = "B", first: str = "Yes.", second: str = "No, ne
 
 
 def convert(rows: list[dict], source: str, rubric: str | None = None, on_bad_row: str = "error"):
-    return prepare_data.convert_rows(rows, source, rubric, on_bad_row)
+    return prepare_data.convert_comparisons(rows, source, rubric, on_bad_row)
 
 
 def orders(row: dict) -> tuple[str, str]:
@@ -65,8 +65,9 @@ def orders(row: dict) -> tuple[str, str]:
     return row["prompt"][0]["content"], row["prompt_swapped"][0]["content"]
 
 
-def both(dialogue: list[dict], first: str, second: str, rubric: str = prompt.RUBRIC) -> tuple[str, str]:
-    return pairwise_prompt(dialogue, first, second, rubric), pairwise_prompt(dialogue, second, first, rubric)
+def both(dialogue: list[dict], first: str, second: str, rubric: str = RUBRIC) -> tuple[str, str]:
+    texts = (ask(dialogue, *shown, rubric)[0]["content"] for shown in ((first, second), (second, first)))
+    return tuple(texts)
 
 
 def labelled(row: dict) -> tuple:

@@ -1,24 +1,21 @@
 """prepare_data.py of the pairwise judge as a command: files or the demo in, Parquet out, wrong calls named."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPO
 from shapes import assistant, user
 
 from common.conversation import DataError
 from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
-from common.judge import SWAPPED, pairwise_prompt
-from common.labelled import pairwise_transcripts
 from generative_pairwise import dataset, prepare_data
+from generative_pairwise.prompt import RUBRIC, SWAPPED, ask, read_row, transcripts, write
 
 SPLITS = ("train", "val", "test")
-COLUMNS = ("input", "prompt", "prompt_swapped", "label", "strength", "longer", "data_source")
+COLUMNS = ("input", "prompt", "prompt_swapped", "label", "rubric", "strength", "longer", "data_source")
 
 
 def pairwise(number: int, preferred: str | None = None) -> dict:
@@ -60,7 +57,12 @@ def shown(row: dict) -> tuple[str, str]:
 
 
 def both(dialogue: list[dict], first: str, second: str, *rubric: str) -> tuple[str, str]:
-    return pairwise_prompt(dialogue, first, second, *rubric), pairwise_prompt(dialogue, second, first, *rubric)
+    texts = (ask(dialogue, *shown, *rubric)[0]["content"] for shown in ((first, second), (second, first)))
+    return tuple(texts)
+
+
+def texts_of(row: dict) -> list[str]:
+    return [answer["answer"]["content"] for answer in row["output"]]
 
 
 @pytest.mark.parametrize("form", [lambda cell: cell, json.dumps], ids=["native", "json"])
@@ -72,10 +74,11 @@ def test_labelled_rows_are_split_by_dialogue_and_rendered_in_both_orders_for_the
     splits, printed = convert("pairwise", tmp_path / "pairs.parquet", "--val-share", 0.1)
     written = sum(splits.values(), [])
     assert {shown(row): (row["label"], row["strength"], row["longer"]) for row in written} == {
-        both(row["input"], *(answer["answer"]["content"] for answer in row["output"])): expected
+        both(row["input"], *texts_of(row)): expected
         for row, expected in zip(rows, [("A", 2.5, "A")] * 20 + [("B", None, "A")] * 20 + [("tie", None, "tie")] * 20)
     }
     assert all(tuple(row) == COLUMNS and row["data_source"] == "pairwise" for row in written)
+    assert {row["rubric"] for row in written} == {RUBRIC}
     assert all(shown(row)[0].count(f"\n{row['input'][0]['content']}\n") == 1 for row in written)
     assert [len(dialogues(splits[split])) for split in SPLITS] == [16, 2, 2] and len(dialogues(written)) == 20
     for split, n in (("train", 16), ("val", 2), ("test", 2)):
@@ -93,7 +96,7 @@ def test_what_is_written_is_what_the_trainer_reads_row_by_row_in_both_orders(con
         assert (given["prompt"], swapped["prompt"]) == (row["prompt"], row["prompt_swapped"])
         for name in ("label", "longer"):
             assert (given[name], swapped[name]) == (row[name], SWAPPED[row[name]])
-        for name in ("input", "strength", "data_source"):
+        for name in ("input", "rubric", "strength", "data_source"):
             assert given[name] == swapped[name] == row[name]
 
 
@@ -152,7 +155,7 @@ def test_a_rubric_of_ones_own_takes_the_place_of_the_sources(convert, tmp_path):
     (tmp_path / "mine.txt").write_text("Which is shorter?\n")
     splits, _ = convert("demo", None, "--rubric", tmp_path / "mine.txt", "--demo-rows", 20, "--biased-transcripts", 20)
     prompts = [text for rows in splits.values() for row in rows for text in shown(row)]
-    prompts += [turns[0]["content"] for turns in pq.read_table(tmp_path / "warm_start.parquet")["messages"].to_pylist()]
+    prompts += [turns[0]["content"] for turns in conversations(tmp_path / "warm_start.parquet")]
     assert len(prompts) == 2 * 320 + 20
     assert all("\n\nWhich is shorter?\n\n<dialogue>" in text and PREFERENCE_RUBRIC not in text for text in prompts)
 
@@ -193,27 +196,64 @@ def test_a_hub_set_is_asked_for_by_its_own_name_part_and_split(convert, monkeypa
     ]
 
 
+# ---- transcripts for SFT
+
+
+def conversations(path) -> list[list[dict]]:
+    return pq.read_table(path)["messages"].to_pylist()
+
+
+def test_transcripts_hold_the_prompts_of_each_split_with_the_right_answers(convert, tmp_path):
+    """In both orders, unless a reasoning speaks of A and B as they stand."""
+    reasons = {n: f"Because of {n}." if n % 2 else None for n in range(60)}
+    rows = [{**pairwise(n), "reasoning": reason} for n, reason in reasons.items()]
+    splits, _ = convert("pairwise", rows, "--val-share", 0.1, "--transcripts")
+    reason_of = {both(row["input"], *texts_of(row)): row["reasoning"] for row in rows}
+    for split in SPLITS:
+        expected = []
+        for row in splits[split]:
+            reason = reason_of[shown(row)]
+            expected.append([row["prompt"][0], assistant(write(row["label"], reason or ""))])
+            if not reason:
+                expected.append([row["prompt_swapped"][0], assistant(write(SWAPPED[row["label"]]))])
+        assert conversations(tmp_path / "transcripts" / f"{split}.parquet") == expected
+        assert all(tuple(row) == COLUMNS for row in splits[split])
+
+
+def test_transcripts_of_pairs_that_were_turned_round_agree_with_their_rows(convert, tmp_path):
+    rows = [json.loads(json.dumps(PUBLIC["skywork"][0]).replace("Why?", f"Why {n}?")) for n in range(20)]
+    (tmp_path / "mine.txt").write_text("Which is shorter?\n")
+    splits, _ = convert("skywork", rows, "--val-share", 0.1, "--transcripts", "--rubric", tmp_path / "mine.txt")
+    assert {row["label"] for row in splits["train"]} == {"A", "B"}
+    for split in SPLITS:
+        expected = []
+        for row in splits[split]:
+            expected.append([row["prompt"][0], assistant(write(row["label"]))])
+            expected.append([row["prompt_swapped"][0], assistant(write(SWAPPED[row["label"]]))])
+        assert conversations(tmp_path / "transcripts" / f"{split}.parquet") == expected
+
+
+def test_without_the_option_no_transcripts_are_written(convert, tmp_path):
+    convert("demo", None, "--demo-rows", 20)
+    assert not (tmp_path / "transcripts").exists()
+
+
 # ---- the demo
 
 
-def test_the_demo_and_a_biased_warm_start_are_the_same_in_another_process(convert, tmp_path):
-    options = ["--demo-rows", "300", "--seed", "3", "--biased-transcripts", "200"]
-    command = [sys.executable, str(REPO / "generative_pairwise" / "prepare_data.py"), "--source", "demo", *options]
-    run = subprocess.run([*command, "--output", str(tmp_path / "a")], capture_output=True, text=True, env=os.environ)
-    assert (run.returncode, run.stderr) == (0, "")
-    splits, printed = convert("demo", None, *options)
-    assert printed == run.stdout.replace(str(tmp_path / "a"), str(tmp_path))
-    for name in (*SPLITS, "warm_start"):
-        assert (tmp_path / "a" / f"{name}.parquet").read_bytes() == (tmp_path / f"{name}.parquet").read_bytes()
+DEMO = ("--demo-rows", "300", "--seed", "3", "--biased-transcripts", "200")
+
+
+def test_the_demo_is_made_of_the_worlds_pairs_and_its_warm_start_of_a_biased_annotators(convert, tmp_path):
+    splits, printed = convert("demo", None, *DEMO)
     assert [len(splits[split]) for split in SPLITS] == [300, 100, 200]
     for row, made in zip(splits["test"], pairwise_rows("test", 200, 3)):
-        texts = [answer["answer"]["content"] for answer in made["output"]]
-        assert shown(row) == both(made["input"], *texts, PREFERENCE_RUBRIC)
+        assert shown(row) == both(made["input"], *texts_of(made), PREFERENCE_RUBRIC)
         assert row["input"] == made["input"]
         assert (row["label"], row["data_source"]) == (made["metadata"]["preferred"], "demo")
     biased, right = (pairwise_rows("train", 200, 4, bias) for bias in (0.65, 0.0))
-    messages = pq.read_table(tmp_path / "warm_start.parquet")["messages"].to_pylist()
-    assert messages == [turns for row in biased for turns in pairwise_transcripts(row, PREFERENCE_RUBRIC)]
+    messages = conversations(tmp_path / "warm_start.parquet")
+    assert messages == [turns for row in biased for turns in transcripts(read_row(row), PREFERENCE_RUBRIC)]
     assert not {turns[0]["content"] for turns in messages} & {text for row in splits["train"] for text in shown(row)}
     called, labels = ([row["metadata"]["preferred"] for row in rows] for rows in (biased, right))
     called_a, ties = called.count("A") - labels.count("A"), labels.count("tie")
@@ -226,15 +266,7 @@ def test_a_warm_start_so_small_that_no_tie_is_in_it_is_written_all_the_same(conv
     assert pq.read_table(tmp_path / "warm_start.parquet").num_rows == 2
 
 
-def test_a_bad_row_ends_the_command_with_its_number_and_an_error_code(tmp_path):
-    pq.write_table(pa.Table.from_pylist([pairwise(0), pairwise(1, "neither")]), tmp_path / "pairs.parquet")
-    command = [sys.executable, str(REPO / "generative_pairwise" / "prepare_data.py"), "--source", "pairwise"]
-    paths = ["--path", str(tmp_path / "pairs.parquet"), "--output", str(tmp_path / "data")]
-    run = subprocess.run(command + paths, capture_output=True, text=True, env={**os.environ, "HF_HOME": str(tmp_path)})
-    assert run.returncode == 1 and "Traceback" not in run.stderr
-    expected = "row 1, column 'metadata': `preferred` is not one of A, B, tie (found {'preferred': 'neither', "
-    assert f"prepare_data.py: 1 of 2 rows cannot be used:\n  {expected}" in run.stderr
-    assert not (tmp_path / "data").exists()
+# ---- real files
 
 
 @pytest.mark.parametrize(("name", "rows"), [("pairwise_train", 2202), ("pairwise_multiturn_train_json", 630)])
@@ -245,3 +277,33 @@ def test_real_files_are_converted_whole_but_for_repetitions(convert, shared_data
     assert len(written) == rows == pq.read_metadata(shared_data / f"{name}.parquet").num_rows - repeated
     assert [len(splits[split]) / rows for split in SPLITS] == pytest.approx([0.9, 0.05, 0.05], abs=0.01)
     assert len(dialogues(written)) == sum(len(dialogues(splits[split])) for split in SPLITS)
+
+
+# ---- as a command of its own
+
+
+def command(monkeypatch, tmp_path, *options: str) -> subprocess.CompletedProcess:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    called = [sys.executable, "-m", "generative_pairwise.prepare_data", *options]
+    return subprocess.run(called, capture_output=True, text=True, cwd=tmp_path)
+
+
+@pytest.mark.run
+def test_the_demo_is_the_same_in_another_process(convert, tmp_path, monkeypatch):
+    run = command(monkeypatch, tmp_path, "--source", "demo", *DEMO, "--output", str(tmp_path / "a"))
+    assert (run.returncode, run.stderr) == (0, "")
+    _, printed = convert("demo", None, *DEMO)
+    assert printed == run.stdout.replace(str(tmp_path / "a"), str(tmp_path))
+    for name in (*SPLITS, "warm_start"):
+        assert (tmp_path / "a" / f"{name}.parquet").read_bytes() == (tmp_path / f"{name}.parquet").read_bytes()
+
+
+@pytest.mark.run
+def test_a_bad_row_ends_the_command_with_its_number_and_an_error_code(tmp_path, monkeypatch):
+    pq.write_table(pa.Table.from_pylist([pairwise(0), pairwise(1, "neither")]), tmp_path / "pairs.parquet")
+    paths = ["--path", str(tmp_path / "pairs.parquet"), "--output", str(tmp_path / "data")]
+    run = command(monkeypatch, tmp_path, "--source", "pairwise", *paths)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    expected = "row 1, column 'metadata': `preferred` is not one of A, B, tie (found {'preferred': 'neither', "
+    assert f"prepare_data.py: 1 of 2 rows cannot be used:\n  {expected}" in run.stderr
+    assert not (tmp_path / "data").exists()

@@ -10,11 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_tokenizer, system, user
 
-from common.judge import OWN_TAGS, quote
-from common.labelled import read_comparison
-from generative_pairwise import prompt
-
-parse, render, write = prompt.parse, prompt.render, prompt.write
+from common.judging.quoting import OWN_TAGS, quote
+from generative_pairwise.prompt import COLUMNS, RUBRIC, VERDICTS, Judged, ask, parse, read_row, write
 
 # The prompt as judges are trained with it. Change this text only with the prompt itself: a judge that was trained with
 # the old one has to be trained again.
@@ -60,11 +57,20 @@ def row(dialogue, first: str, second: str, preferred: str = "A") -> dict:
     return {"input": dialogue, "output": output, "metadata": {"preferred": preferred}}
 
 
+def asked(judged: Judged, *rubric: str) -> str:
+    """The prompt's text, which is one turn of the user."""
+    (turn,) = ask(judged.dialogue, judged.response_a, judged.response_b, *rubric)
+    assert turn.keys() == {"role", "content"} and turn["role"] == "user"
+    return turn["content"]
+
+
+def both_orders(judged: Judged, *rubric: str) -> list[str]:
+    return [asked(judged, *rubric), asked(judged.swap(), *rubric)]
+
+
 def rendered(dialogue, first: str, second: str) -> list[str]:
     """The two prompts' texts, as given and swapped."""
-    ((given,), label), ((swapped,), label_swapped) = render(row(dialogue, first, second, "tie"))
-    assert (given["role"], swapped["role"], label, label_swapped) == ("user", "user", "tie", "tie")
-    return [given["content"], swapped["content"]]
+    return both_orders(read_row(row(dialogue, first, second, "tie")))
 
 
 # ---- the prompt, in both orders
@@ -73,16 +79,15 @@ def rendered(dialogue, first: str, second: str) -> list[str]:
 def test_the_prompts_bytes_in_both_orders_from_native_cells_and_from_json():
     first, second = SLOTS.search(GOLDEN).groups()
     changed = GOLDEN.replace(first, "…").replace(second, first).replace("…", second)
-    for native, labels in ((row(DIALOGUE, *ANSWERS, "A"), "AB"), (row(DIALOGUE, *ANSWERS, "B"), "BA")):
-        expected = [([user(GOLDEN)], labels[0]), ([user(changed)], labels[1])]
-        assert render(native) == expected
-        assert render({name: json.dumps(cell) for name, cell in native.items()}) == expected
+    native = row(DIALOGUE, *ANSWERS)
+    for cells in (native, {name: json.dumps(cell) for name, cell in native.items()}):
+        assert both_orders(read_row(cells)) == [GOLDEN, changed]
 
 
 def test_a_rubric_of_ones_own_replaces_what_counts_in_both_orders_and_nothing_else():
-    for (default, label), (other, same) in zip(render(row(DIALOGUE, *ANSWERS)), render(row(DIALOGUE, *ANSWERS), "{0}")):
-        assert (same, default[0]["content"].count(prompt.RUBRIC)) == (label, 1)
-        assert other == [user(default[0]["content"].replace(prompt.RUBRIC, "{0}"))]
+    judged = read_row(row(DIALOGUE, *ANSWERS))
+    for default, other in zip(both_orders(judged), both_orders(judged, "{0}")):
+        assert default.count(RUBRIC) == 1 and other == default.replace(RUBRIC, "{0}")
 
 
 ROLE = st.sampled_from(["system", "user", "assistant", "tool"])
@@ -90,20 +95,15 @@ TEXT = st.text(max_size=5) | st.sampled_from(["</response_a>", "<response_b>\n",
 TURNS = st.lists(st.builds(lambda role, text: {"role": role, "content": text}, ROLE, TEXT), min_size=1, max_size=4)
 
 
-@settings(max_examples=300)
-@given(TURNS, TEXT, TEXT, st.sampled_from(prompt.VERDICTS))
+@given(TURNS, TEXT, TEXT, st.sampled_from(VERDICTS))
 def test_swapping_moves_responses_and_label_and_nothing_else_and_twice_is_as_before(dialogue, first, second, label):
     """Trap 19 too: every turn is in both prompts, whoever speaks first."""
     if first == second:
         label = "tie"
-    labelled = row(dialogue, first, second, label)
-    comparison = read_comparison(labelled)
-    turned = row(dialogue, second, first, comparison.swap().preferred)
-    assert comparison.swap() == read_comparison(turned) and comparison.swap().swap() == comparison
-    assert comparison.swap().preferred == {"A": "B", "B": "A", "tie": "tie"}[label]
-    given, swapped = render(labelled)
-    assert [swapped, given] == render(turned)
-    (text,), (text_swapped,) = ([message["content"] for message in messages] for messages, _ in (given, swapped))
+    judged = read_row(row(dialogue, first, second, label))
+    turned = row(dialogue, second, first, {"A": "B", "B": "A", "tie": "tie"}[label])
+    assert judged.swap() == read_row(turned) and judged.swap().swap() == judged
+    text, text_swapped = both_orders(judged)
     assert SLOTS.search(text).groups() == SLOTS.search(text_swapped).groups()[::-1] == (quote(first), quote(second))
     assert SLOTS.split(text)[::3] == SLOTS.split(text_swapped)[::3]  # what stands before the responses, and behind
     shown = "\n".join(f"<{turn['role']}>\n{quote(turn['content'])}\n</{turn['role']}>" for turn in dialogue)
@@ -119,15 +119,15 @@ PIECE = st.sampled_from(PIECES)
 REASONING = st.tuples(PIECE, PIECE, st.characters(exclude_categories=["Cs"]), PIECE).map("".join)
 
 
-@settings(max_examples=10_000)
+@settings(max_examples=1_000)
 @given(REASONING)
 def test_a_written_preference_is_read_back_whatever_the_reasoning_holds(reasoning):
-    for preference in prompt.VERDICTS:
+    for preference in VERDICTS:
         answer = write(preference, reasoning)
         assert parse(answer) == parse(answer.removeprefix("<think>\n")) == parse(f"\n {answer}\n") == preference
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(REASONING, REASONING, st.sampled_from(["</think>", "<preference>", "</preference>"]))
 def test_a_text_that_lacks_one_of_the_tags_is_none(before, after, lost):
     """Trap 14."""
@@ -137,8 +137,8 @@ def test_a_text_that_lacks_one_of_the_tags_is_none(before, after, lost):
 VISIBLE = st.sampled_from("ABtieab<>/|＞ＡА.\u200b\ufeff\0") | st.characters(exclude_categories=["Cs"])
 
 
-@settings(max_examples=500)
-@given(st.sampled_from(prompt.VERDICTS), st.data(), VISIBLE.filter(lambda sign: not sign.isspace()))
+@settings(max_examples=300)
+@given(st.sampled_from(VERDICTS), st.data(), VISIBLE.filter(lambda sign: not sign.isspace()))
 def test_a_right_answer_cut_off_or_with_one_character_too_many_is_none(preference, data, sign):
     tail = f"</think>\n\n<preference>{preference}</preference>"
     answer, place = write(preference, "why"), data.draw(st.integers(2, len(tail)))
@@ -215,32 +215,33 @@ REAL = dict(pairwise_train=2308, pairwise_multiturn_train_json=630)
 
 
 @functools.cache
-def every_row(path) -> list[tuple[dict, list[str]]]:
-    rows = pq.read_table(path, columns=list(prompt.COLUMNS)).to_pylist()
-    return [(cells, [message["content"] for (message,), _ in render(cells)]) for cells in rows]
+def every_row(path) -> list[tuple[Judged, list[str]]]:
+    """The labelled rows of a file, each with its prompts in both orders."""
+    rows = [read_row(cells) for cells in pq.read_table(path, columns=list(COLUMNS)).to_pylist()]
+    return [(judged, both_orders(judged)) for judged in rows]
 
 
 @pytest.mark.parametrize("file", REAL)
 def test_every_real_row_is_shown_whole_in_both_orders_with_one_format(shared_data, file):
     """Traps 18, 19 and 24."""
-    for cells, texts in (rows := every_row(shared_data / f"{file}.parquet")):
-        comparison = read_comparison(cells)
-        tags = [f"<{slash}{turn['role']}>" for turn in comparison.dialogue for slash in ("", "/")]
+    for judged, texts in (rows := every_row(shared_data / f"{file}.parquet")):
+        tags = [f"<{slash}{turn['role']}>" for turn in judged.dialogue for slash in ("", "/")]
         frame = ["<dialogue>", *tags, "</dialogue>", "<response_a>", "</response_a>", "<response_b>", "</response_b>"]
-        for text, shown in zip(texts, (comparison, comparison.swap())):
+        for text, shown in zip(texts, (judged, judged.swap())):
             assert structure(text) == [*frame, FORMAT] and text.endswith(f"\n</response_b>\n\n{FORMAT}")
             whole, place = without_breaks(text), 0
-            for judged in [*(turn["content"] for turn in shown.dialogue), shown.response_a, shown.response_b]:
-                place = whole.index(f">\n{without_breaks(judged)}\n</", place) + len(without_breaks(judged))
+            for part in [*(turn["content"] for turn in shown.dialogue), shown.response_a, shown.response_b]:
+                place = whole.index(f">\n{without_breaks(part)}\n</", place) + len(without_breaks(part))
     assert len(rows) == REAL[file]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_no_real_row_adds_a_turn_or_a_special_token_under_any_template(shared_data, name):
-    """Trap 17. Added tokens are found by their letters in all rows, and by the tokenizer in the longest and oddest."""
+def test_no_real_row_adds_a_turn_or_a_special_token_under_any_template(shared_data):
+    """Trap 17. Added tokens are found by their letters in all rows, and by the tokenizers in the longest and oddest."""
     texts = [text for file in REAL for _, both in every_row(shared_data / f"{file}.parquet") for text in both]
-    added = re.compile("|".join(map(re.escape, sorted(tokenizer_of(name).get_added_vocab(), key=len, reverse=True))))
-    (harmless,), chats = templated(name, rendered("x", "x", "x")[:1]), templated(name, texts)
-    assert [added.findall(chat) for chat in chats] == [added.findall(harmless)] * 2 * sum(REAL.values())
-    odd = sorted(chats, key=len)[-10:] + sorted(chats, key=lambda chat: len(re.findall(r"[^\w\s.,]", chat)))[-30:]
-    assert added_ids(name, odd) == added_ids(name, [harmless]) * 40
+    vocabulary = {token for name in TEMPLATES for token in tokenizer_of(name).get_added_vocab()}
+    added = re.compile("|".join(map(re.escape, sorted(vocabulary, key=len, reverse=True))))
+    harmless = rendered("x", "x", "x")[0]
+    assert [added.findall(text) for text in texts] == [added.findall(harmless)] * 2 * sum(REAL.values())
+    odd = sorted(texts, key=len)[-10:] + sorted(texts, key=lambda text: len(re.findall(r"[^\w\s.,]", text)))[-30:]
+    for name in TEMPLATES:
+        assert added_ids(name, templated(name, odd)) == added_ids(name, templated(name, [harmless])) * 40

@@ -14,10 +14,10 @@ from test_endpoint import serve
 
 from common.conversation import DataError
 from common.generation import Answer
-from common.judge import PREFERENCES, pairwise_prompt, write_preference
-from common.judging.votes import POINTS
 from common.parquet import write_rows
 from generative_pairwise import rank
+from generative_pairwise.prompt import PREFERENCES, ask, write
+from generative_pairwise.win_rates import POINTS, ranks, win_rates
 
 LABEL = st.sampled_from(PREFERENCES)
 
@@ -29,39 +29,39 @@ def test_every_response_is_compared_with_every_other_in_both_places():
     dialogue = [{"role": "user", "content": "Why?"}]
     shown = [("a", "b"), ("a", "c"), ("b", "a"), ("b", "c"), ("c", "a"), ("c", "b")]
     prompts = rank.round_robin(dialogue, ["a", "b", "c"])
-    assert prompts == [[{"role": "user", "content": pairwise_prompt(dialogue, *two)}] for two in shown]
+    assert prompts == [ask(dialogue, *two) for two in shown]
     (asked, _) = rank.round_robin(dialogue, ["a", "b"], "Which is shorter?")
-    assert asked[0]["content"] == pairwise_prompt(dialogue, "a", "b", "Which is shorter?")
+    assert asked == ask(dialogue, "a", "b", "Which is shorter?")
 
 
 def test_win_rates_by_hand():
     """Points of the first: 1, 1/2, 1, 0; of the second 0, 0; of the third 1/2, 1; theirs lacks an order."""
-    assert rank.win_rates(3, ["A", "tie", "B", None, "A", "tie"]) == pytest.approx([2.5 / 4, 0, 1.5 / 2])
-    assert rank.win_rates(2, [None, None]) == [None, None]
-    assert rank.win_rates(3, [None, None, None, "A", None, "B"]) == [None, 1.0, 0.0]
+    assert win_rates(3, ["A", "tie", "B", None, "A", "tie"]) == pytest.approx([2.5 / 4, 0, 1.5 / 2])
+    assert win_rates(2, [None, None]) == [None, None]
+    assert win_rates(3, [None, None, None, "A", None, "B"]) == [None, 1.0, 0.0]
     with pytest.raises(ValueError):
-        rank.win_rates(3, ["A", "B"])
+        win_rates(3, ["A", "B"])
 
 
 def test_a_missing_verdict_makes_no_order_of_what_stands_first():
     for missing in range(6):
         verdicts = ["A"] * 6
         verdicts[missing] = None
-        assert rank.win_rates(3, verdicts) == [0.5, 0.5, 0.5]
+        assert win_rates(3, verdicts) == [0.5, 0.5, 0.5]
 
 
 def test_equal_rates_share_the_better_place_and_none_has_none():
-    assert rank.ranks([0.5, None, 1.0, 0.5, 0.0]) == [2, None, 1, 2, 4]
-    assert rank.ranks([None, None]) == [None, None]
+    assert ranks([0.5, None, 1.0, 0.5, 0.0]) == [2, None, 1, 2, 4]
+    assert ranks([None, None]) == [None, None]
 
 
 @given(st.integers(2, 7).flatmap(lambda count: st.permutations(range(count))))
 def test_a_judge_that_knows_the_order_ranks_in_that_order_and_one_that_looks_at_the_place_in_none(places):
     count, pairs = len(places), list(permutations(places, 2))
-    rates = rank.win_rates(count, ["A" if first < second else "B" for first, second in pairs])
+    rates = win_rates(count, ["A" if first < second else "B" for first, second in pairs])
     assert rates == pytest.approx([(count - 1 - place) / (count - 1) for place in places])
-    assert rank.ranks(rates) == [1 + place for place in places]
-    assert rank.ranks(rank.win_rates(count, ["A"] * len(pairs))) == [1] * count
+    assert ranks(rates) == [1 + place for place in places]
+    assert ranks(win_rates(count, ["A"] * len(pairs))) == [1] * count
 
 
 @settings(max_examples=50)
@@ -77,12 +77,12 @@ def test_win_rates_order_responses_as_bradley_terry_strengths_do(verdicts):
         return np.logaddexp(0, -odds) @ won + np.logaddexp(0, odds) @ (1 - won) + 0.05 * strengths @ strengths
 
     strengths = minimize(loss, np.zeros(count), tol=1e-8).x.round(3)
-    assert rank.ranks(rank.win_rates(count, verdicts)) == rank.ranks(list(strengths))
+    assert ranks(win_rates(count, verdicts)) == ranks(list(strengths))
 
 
 # ---- the command
 
-A, B, TIE = (write_preference(verdict) for verdict in PREFERENCES)
+A, B, TIE = (write(verdict) for verdict in PREFERENCES)
 UNREADABLE = "<think>\nHm, let me see"
 TEXTS = ["one", "two", "three"]
 CANDIDATES = [{"input": "Why?", "output": TEXTS}, {"input": "How?", "output": TEXTS[:2]}]
@@ -92,7 +92,7 @@ CANDIDATES = [
 ]
 SHOWN = {"Why?": [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)], "How?": [(0, 1), (1, 0)]}
 COMPARED = [
-    pairwise_prompt([{"role": "user", "content": question}], TEXTS[first], TEXTS[second])
+    ask([{"role": "user", "content": question}], TEXTS[first], TEXTS[second])[0]["content"]
     for question, places in SHOWN.items()
     for first, second in places
 ]
@@ -128,7 +128,7 @@ def loaded(monkeypatch):
             found = [next(answers[text] for text in answers if text in given) for given in prompts]
             return [[Answer(text, False) for text in ([given] if isinstance(given, str) else given)] for given in found]
 
-        monkeypatch.setattr("common.judging.asking.answer", answer)
+        monkeypatch.setattr("common.judging.asking.answer_prompts", answer)
         return calls
 
     return answer_by

@@ -13,17 +13,17 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
 from common.cluster import TrainingError
-from common.judge import PAIRWISE_PROMPT, pairwise_prompt, write_preference, write_score
-from generative_pairwise import prompt, reward
-
-compute_score, preference_reward, weigh = reward.compute_score, reward.preference_reward, reward.weigh
+from generative_pairwise import prompt
+from generative_pairwise.prompt import write
+from generative_pairwise.reward import compute_score, preference_reward, weigh
 
 PREFERENCES, LABELS = ("A", "B", "tie"), ["A", "B", "tie", None]
 OPENED, CLOSED = "<think>\n", "<think>\n\n</think>\n\n"  # what some chat templates write of the answer
 MALFORMED = {"score": -0.5, "acc": 0.0, "first": 0.0, "tie": 0.0, "parsed": 0.0}
 END = "</think>\n\n<preference>tie</preference>"
 THOUGHT = "<think>\nThe first one is mostly right.\n</think>\n\n"
-PROMPT = pairwise_prompt([{"role": "user", "content": "Why?"}], "Say A, B or tie.", "The answer is A.")
+PROMPT = prompt.ask([{"role": "user", "content": "Why?"}], "Say A, B or tie.", "The answer is A.")[0]["content"]
+SCORES = [f"<think>\n\n</think>\n\n<score>{score}</score>" for score in range(5)]  # the pointwise judge's answers
 
 
 def preference(value) -> str:
@@ -64,20 +64,20 @@ TRAPS = {
         Both are fine.   Neither.   I cannot judge this.   As an AI, I   It is a tie.   The better one is {}.   [[{}]]
         """),
     "echoes of the prompt": [
-        *(PROMPT, PROMPT.splitlines()[-1], PAIRWISE_PROMPT, prompt.RUBRIC, "A, B or tie", "Say A, B or tie."),
+        *(PROMPT, PROMPT.splitlines()[-1], prompt.PROMPT, prompt.RUBRIC, "A, B or tie", "Say A, B or tie."),
         *("between <preference> and </preference>", "<think> and </think> <preference> and </preference>"),
         *listed(f"{THOUGHT}§   ⏎⏎§   {{}}   </think>⏎§.", before=PROMPT),
         *listed(f"§   {THOUGHT}§   {{}}", before=PROMPT.splitlines()[-1]),
     ],
     "no preference in the tag": [THOUGHT + preference(value) for value in [*listed(LETTERS), *BLANKS]],
-    "a score": ["3", *map(write_score, range(5)), *listed("<score>{}</score>   <score>3</score>§   Score: 3", THOUGHT)],
+    "a score": ["3", *SCORES, *listed("<score>{}</score>   <score>3</score>§   Score: 3", THOUGHT)],
     "another tag, or a verdict that does not stand alone": listed(ENDS, THOUGHT),
     "another format": [
         *listed("{}   Preference: {}   [[{}]]   \\boxed{{}}   **{}**   # {}   {} is better   Response {}.", THOUGHT),
         *listed('{"preference": "{}"}   ```json⏎{"preference": "{}"}⏎```   preference={}   My verdict: {}   <p>{}</p>'),
         *listed("```⏎§⏎```   `§`   **§**   <b>§</b>   - §   <!-- § -->   (§)   <p>§</p>   $§$   > §   # §", THOUGHT),
         *listed(f'```⏎{THOUGHT}§⏎```   "{THOUGHT}§"   <answer>{THOUGHT}§</answer>   <!-- {THOUGHT}§ -->'),
-        *map(json.dumps, map(write_preference, PREFERENCES)),
+        *map(json.dumps, map(write, PREFERENCES)),
     ],
     "two verdicts": [
         *listed(f"§{preference('B')}   §⏎{preference('A')}   § or {preference('tie')}   §§   §, §   §⏎⏎§", THOUGHT),
@@ -93,7 +93,7 @@ TRAPS = {
         <think>a</think><think>b</think>§   <think>a</think>b</think>§   <think>a</think></think>§
         """),
     "a verdict split from its reasoning": [*listed("§"), *listed("§⏎", "\n\n"), *listed("§⏎⏎", " ")],
-    "cut off": [write_preference("tie", "Both.")[:length] for length in range(len(write_preference("tie", "Both.")))],
+    "cut off": [write("tie", "Both.")[:length] for length in range(len(write("tie", "Both.")))],
     "one character of the end lost, blank or in capitals": [
         f"<think>\nwhy{END[:place]}{other}{END[place + 1 :]}"
         for place, sign in enumerate(END)
@@ -188,7 +188,7 @@ def test_a_label_that_is_none_earns_nothing_for_any_verdict_and_is_never_a_tie(l
 @pytest.mark.parametrize("value", PREFERENCES)
 def test_what_the_template_began_belongs_to_the_answer(value):
     """Traps 23 and 28: a prefilled <think> or think block; an opening tag that was written twice is not mended."""
-    answer, right = write_preference(value, f"Not {preference('A')}."), earned(THOUGHT + preference(value), value)
+    answer, right = write(value, f"Not {preference('A')}."), earned(THOUGHT + preference(value), value)
     assert right["score"] == 1 and earned(answer, np.str_(value)) == right
     assert earned(answer, value) == earned(answer.removeprefix(OPENED), value, OPENED) == right
     assert earned(preference(value), value, CLOSED) == earned(f"\n{preference(value)}\n", value, CLOSED) == right
@@ -221,18 +221,18 @@ def test_a_groups_spread_takes_the_strength_out_and_without_it_the_strength_acts
 # ---- as verl calls it
 
 NOTES = [{"source": "a.parquet row 7, swapped", "begun": begun, "strength": 2.0} for begun in ("", OPENED, CLOSED)]
-A, TIE = write_preference("A", "So."), write_preference("tie", "So.")
+A, TIE = write("A", "So."), write("tie", "So.")
 ASKED = [(A, "A", NOTES[0]), (A, "B", NOTES[0]), (A.removeprefix(OPENED), "A", NOTES[1]), (TIE, "B", NOTES[0])]
 ASKED += [(preference("tie"), "A", NOTES[2]), (TIE, None, NOTES[0]), ("Response A", "A", NOTES[0])]
 
 
 def test_verl_loads_the_function_that_the_settings_name_and_passes_its_options_on():
-    method_modules("generative_pairwise", "reward")  # again: `module: reward` is looked up by name
     declared = OmegaConf.load(REPO / "generative_pairwise" / "config.yaml").reward
     assert declared.custom_reward_function.reward_kwargs.keys() == {"module", "tie_credit", "by_strength"}
 
     def rewards(**options) -> list[float]:
-        chosen = {"reward": {"custom_reward_function": {"reward_kwargs": {"by_strength": False} | options}}}
+        options = {"module": "generative_pairwise.reward", "by_strength": False} | options
+        chosen = {"reward": {"custom_reward_function": {"reward_kwargs": options}}}
         function = get_custom_reward_fn(OmegaConf.merge({"reward": declared}, chosen))
         calls = [dict(solution_str=text, ground_truth=label, extra_info=note) for text, label, note in ASKED]
         return [function(data_source="judge", **call)["score"] for call in calls]

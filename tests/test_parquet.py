@@ -54,7 +54,7 @@ def test_rows_come_in_file_order_with_file_and_row_number(tmp_path):
 def test_a_missing_file_is_named_with_the_folder_it_was_looked_for_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert error_of(read_text, "data/train.parquet") == (
-        f"data/train.parquet: no such file (looked in {tmp_path}). Make one with prepare_data.py or mend the path."
+        f"data/train.parquet: no such file (looked in {tmp_path}). Make one with prepare_data.py, or correct the path."
     )
 
 
@@ -129,7 +129,7 @@ def test_bad_rows_are_shown_by_file_row_column_and_value_then_counted(tmp_path):
         "  train.parquet row 1, column 'text': empty text",
         "  train.parquet row 3, column 'text': the last turn is not the assistant's (found \"role 'user'\")",
         "In all: 1 x column 'text': empty text; 1 x column 'text': the last turn is not the assistant's.",
-        "Mend these rows, or drop them with data.on_bad_row=drop (--on-bad-row drop, on_bad_row='drop').",
+        "Fix these rows, or drop them with data.on_bad_row=drop (--on-bad-row drop, on_bad_row='drop').",
     ]
 
 
@@ -179,7 +179,7 @@ def test_an_error_in_a_check_that_is_no_bad_row_is_not_swallowed():
 
 
 FAULTS = [
-    ('[{"role": "user", "content": "Wh', "JSON that does not parse", "Unterminated string"),
+    ('[{"role": "user", "content": "Wh', "JSON that cannot be parsed", "Unterminated string"),
     ([{"role": "user"}, ANSWER], "a message without role or content", "message 0: {'role': 'user'}"),
     ([USER, {"content": "Because."}], "a message without role or content", "message 1: {'content': 'Because.'}"),
     ([USER, {"role": "assistant", "content": None}], "a message without role or content", "message 1"),
@@ -193,6 +193,10 @@ FAULTS = [
     (3.5, "expected a list of messages, JSON text of one, or plain text", "3.5"),
     (b"bytes", "expected a list of messages, JSON text of one, or plain text", "b'bytes'"),
     ("\n ", "empty text", ""),
+    ([USER, {**ANSWER, "reasoning_content": "Hm."}], "a message with reasoning_content; write it into", "'Hm.'"),
+    ([USER, {**ANSWER, "reasoning": "Hm."}], "a message with reasoning; write it into the content, between", "'Hm.'"),
+    ([USER, {**ANSWER, "thinking": "Hm."}], "a message with thinking; write it into the content, between", "'Hm.'"),
+    ([USER, {**ANSWER, "tool_calls": ["f()"]}], "a message with tool calls; write them into the content", "['f()']"),
 ]
 
 

@@ -18,7 +18,7 @@ def batch(rows: range) -> pa.RecordBatch:
 
 
 def write_file(path, rows: int, row_group: int, first: int = 0) -> str:
-    """A file of ids and of columns whose types are easily lost."""
+    """A file of ids and of columns whose types are easily lost; pyarrow's batches end where a dictionary does."""
     ids = range(first, first + rows)
     columns = {
         "id": pa.array(ids, pa.int64()),
@@ -173,6 +173,6 @@ def test_another_run_is_refused_by_what_is_different_and_the_note_stays(tmp_path
 
 def test_parts_of_unknown_origin_are_not_taken_for_done(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), part_path(tmp_path, 0))
-    with pytest.raises(DataError, match="holds part-000000.parquet, which no such run left there"):
+    with pytest.raises(DataError, match="holds part-000000.parquet, which this command did not write"):
         check_same_run(tmp_path, RUN)
     assert not (tmp_path / "_run.json").exists()

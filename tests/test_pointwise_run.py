@@ -1,4 +1,4 @@
-"""A judge's training run as a user starts it: what it leaves, resumed, on two workers, copied elsewhere."""
+"""A judge's training run as a user starts it: what it leaves, resumed, on two workers, copied elsewhere, as a demo."""
 
 import asyncio
 import json
@@ -12,8 +12,10 @@ from runs import POINTWISE_SCRIPT, finish, kill_group, log_of, metrics_of, run, 
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.demo.world import pointwise_rows
-from generative_pointwise import prompt
+from common.demo.world import SCORE_RUBRIC, pointwise_rows
+from generative_pointwise import grader, prompt
+
+pytestmark = pytest.mark.run
 
 STEPS = 6
 POLICY = "actor_rollout_ref"
@@ -74,6 +76,7 @@ def test_what_a_run_leaves(reference):
             path.name for path in folder.iterdir()
         }
         assert AutoTokenizer.from_pretrained(folder).chat_template
+        assert (folder / "rubric.txt").read_text() == SCORE_RUBRIC  # the one in the rows
     assert sorted(path.name for path in reference.glob("global_step_*")) == [f"global_step_{STEPS}"]
     assert any((reference / "tensorboard").iterdir())
     card = (reference / "checkpoint" / "README.md").read_text()
@@ -104,13 +107,11 @@ def test_the_exported_judge_gives_the_trainers_verdicts(reference, small_judge_r
 
 def test_the_grader_gives_the_verdicts_of_evaluate(reference):
     """Of the checkpoint alone: the rubric, too, is what the run left in it."""
-    from generative_pointwise import grader as module
-
-    grader = module.PointwiseGrader(str(reference / "checkpoint"), max_new_tokens=48)
+    judge = grader.PointwiseGrader(str(reference / "checkpoint"), max_new_tokens=48)
 
     async def grade_all() -> list:
         asked = [(row["input"], row["output"][0]["answer"]["content"]) for row in pointwise_rows("val", 24, seed=0)]
-        return await asyncio.gather(*(grader.aevaluate(query=query, response=text) for query, text in asked))
+        return await asyncio.gather(*(judge.aevaluate(query=query, response=text) for query, text in asked))
 
     expected = pq.read_table(reference / "evaluation_val.parquet")["verdict"].to_pylist()
     assert [getattr(result, "score", None) for result in asyncio.run(grade_all())] == expected
@@ -150,8 +151,8 @@ def test_two_workers_get_the_same_answers(tmp_path, small_judge_run, reference):
         assert values == pytest.approx(expected, abs=tolerance), (name, step)
 
 
-def test_a_copied_folder_runs_and_says_what_it_misses(tmp_path, small_judge_run):
-    folder = tmp_path / "elsewhere" / "my_judge"
+def test_a_copied_folder_of_any_name_runs_and_says_what_it_misses(tmp_path, small_judge_run):
+    folder = tmp_path / "elsewhere" / "my-judge v2.1"
     shutil.copytree(POINTWISE_SCRIPT.parent, folder, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
     script = folder / POINTWISE_SCRIPT.name
     assert finish(start(tmp_path / "none", script=script, TRAIN_FILES=small_judge_run["TRAIN_FILES"])) != 0
@@ -167,3 +168,31 @@ def test_a_copied_folder_runs_and_says_what_it_misses(tmp_path, small_judge_run)
     assert (output / "checkpoint_last_adapter" / "adapter_config.json").exists()
     divergence = metrics_of(output, "actor/kl_loss")  # from the model without the adapter, which starts as nothing
     assert divergence[1] == pytest.approx(0, abs=1e-4) and divergence[2] > divergence[1]
+
+
+@pytest.mark.timeout(1800)
+def test_the_whole_demo_as_a_newcomer_starts_it(tmp_path, monkeypatch):
+    """Nothing is set but where to write. GRPO mends the leniency that the warm start has learned."""
+    for name in ("MODEL_PATH", "TRAIN_FILES", "VAL_FILES", "TEST_FILES", "SEED", "ROLLOUT", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    output = tmp_path / "outputs"
+    text = run(output, script=POINTWISE_SCRIPT, timeout=1700)
+    stages = [line for line in text.splitlines() if line.startswith("=== ")]
+    assert stages == [
+        "=== the demo's data",
+        "=== warm start: a judge to start from, by SFT",
+        "=== GRPO",
+        "=== before training:",
+        "=== before training -> the best policy:",
+    ]
+    before, after = (
+        json.loads((output / path).read_text()) for path in ("before/evaluation_test.json", "evaluation_test.json")
+    )
+    assert before["rows"] == after["rows"] == 400
+    assert before["parse_rate"] == pytest.approx(1, abs=0.01) and after["parse_rate"] == pytest.approx(1, abs=0.01)
+    assert before["majority_accuracy"] < before["accuracy"] < 0.75  # lenient, not clueless
+    assert after["accuracy"] >= before["accuracy"] + 0.2
+    assert after["mae"] < before["mae"] and after["kappa"] > before["kappa"]
+    shown = next(line for line in reversed(text.splitlines()) if line.startswith("accuracy "))
+    assert shown.split() == ["accuracy", f"{before['accuracy']:.4g}", "->", f"{after['accuracy']:.4g}"]
+    assert "Measured on test.parquet" in (output / "checkpoint" / "README.md").read_text()

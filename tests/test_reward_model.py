@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, LlamaConfig, MistralConfig, Qwen3Config
 
 from bradley_terry import dataset
-from bradley_terry.reward_model import encode, load_reward_model, score, share_starts
+from bradley_terry.reward_model import batches_of, encode, load_reward_model, score, share_starts
 
 CONFIGS = {
     "qwen3": Qwen3Config(**SMALL, head_dim=16),
@@ -148,6 +148,19 @@ def test_rewards_of_real_pairs(reward_checkpoint, shared_data, file):
         np.testing.assert_allclose(score(packed, pairs, max_tokens), expected, atol=1e-5, rtol=0)
 
 
+# ---- batches_of
+
+
+@given(lengths=st.lists(st.integers(1, 50), max_size=20), max_tokens=st.integers(1, 300))
+def test_batches_hold_every_text_once_and_pad_to_the_budget_at_most(lengths, max_tokens):
+    batches = list(batches_of(lengths, max_tokens))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= max_tokens
+    longest_first = [lengths[index] for batch in batches for index in batch]
+    assert longest_first == sorted(lengths, reverse=True)
+
+
 # ---- share_starts
 
 
@@ -161,8 +174,9 @@ def test_groups_hold_every_text_once_and_what_they_share(sequences, max_tokens):
     for group in groups:
         first, *others = (sequences[index] for index in group.members)
         assert group.tokens == len(first) + sum(len(ids) - group.shared for ids in others)
+        assert group.longest == max(map(len, (first, *others)))
         if not others:
-            assert group.shared == 0
+            assert group.shared == len(first)
             continue
         assert group.tokens <= max_tokens and group.shared <= len(first)
         for ids in others:
@@ -175,9 +189,9 @@ def test_groups_hold_every_text_once_and_what_they_share(sequences, max_tokens):
     ("sequences", "max_tokens", "expected"),
     [
         (start_with(PROMPT, 10, 20, 30), 260, [(200, 3, 260)]),
-        (start_with(PROMPT, 10, 20), 229, [(0, 1, 210), (0, 1, 220)]),
+        (start_with(PROMPT, 10, 20), 229, [(210, 1, 210), (220, 1, 220)]),
         (start_with(PROMPT, 200, 200), 10**6, [(200, 2, 600)]),
-        (start_with(PROMPT, 201, 201), 10**6, [(0, 1, 401), (0, 1, 401)]),
+        (start_with(PROMPT, 201, 201), 10**6, [(401, 1, 401), (401, 1, 401)]),
         ([PROMPT, PROMPT], 10**6, [(199, 2, 201)]),
         ([PROMPT, PROMPT[:150]], 10**6, [(150, 2, 200)]),
     ],

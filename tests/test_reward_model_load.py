@@ -147,13 +147,14 @@ def test_a_model_of_two_labels_is_refused(folder):
         load_reward_model(str(folder), packed=True)
 
 
-def test_a_model_without_its_head_is_refused(folder):
+@pytest.mark.parametrize("packed", [True, False], ids=["to score", "to evaluate"])
+def test_a_model_without_its_head_is_refused(folder, packed):
     """Trap 3: transformers would draw a random head and only warn."""
     weights = load_file(folder / "model.safetensors")
     del weights["score.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(DataError, match="score.weight is missing. Is it a reward model"):
-        load_reward_model(str(folder), packed=True)
+        load_reward_model(str(folder), packed=packed)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""SFT runs that cannot work say why in one message and exit with an error, before Ray or a model starts."""
+"""SFT runs that cannot work say why in one message and exit with an error; all but one of them before Ray starts."""
 
 import json
+import shutil
 
 import pytest
 from conftest import REPO
@@ -40,27 +41,23 @@ def attempt(tmp_path, small_sft_run, monkeypatch):
     return call
 
 
+# ---- refused before Ray starts; what is wrong with a row is in test_sft_dataset and test_sft_turns
+
+
 def test_a_file_without_messages(attempt, tmp_path):
     path = write_rows(tmp_path / "pairs.parquet", [{"chosen": "a", "rejected": "b"}])
     with pytest.raises(DataError, match="column 'messages' is missing; the file has 'chosen', 'rejected'"):
         attempt(f"data.train_files='{path}'")
 
 
-def test_conversations_without_an_assistant_turn(attempt):
+def test_a_missing_test_file_is_missed_before_training(attempt):
+    with pytest.raises(DataError, match="later.parquet: no such file"):
+        attempt("data.test_files=later.parquet")
+
+
+def test_a_conversation_without_an_assistant_turn(attempt):
     with pytest.raises(DataError, match=r"rows.parquet row 1, column 'messages': no assistant turn"):
         attempt(rows=[[QUESTION, ANSWER], [QUESTION]])
-
-
-def test_an_empty_assistant_turn(attempt):
-    empty = {"role": "assistant", "content": " "}
-    with pytest.raises(DataError, match=r"rows.parquet row 0, column 'messages': an empty assistant turn"):
-        attempt(rows=[[QUESTION, empty, QUESTION, ANSWER]])
-
-
-@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
-def test_thinking_beside_the_content_is_not_lost_without_a_word(attempt, key):
-    with pytest.raises(DataError, match=f"{key}; write it into the content, between <think> and </think>"):
-        attempt(rows=[[QUESTION, {**ANSWER, key: "Let me see."}]])
 
 
 def test_a_text_that_would_end_its_own_turn(attempt):
@@ -69,17 +66,17 @@ def test_a_text_that_would_end_its_own_turn(attempt):
         attempt(rows=[[forged, ANSWER]])
 
 
-def test_assistant_turns_cut_away_by_truncation(attempt):
-    long_answer = {"role": "assistant", "content": "word " * 300}
-    with pytest.raises(DataError, match="8 x longer than 100 tokens, dropped, as no assistant turn would be left"):
-        attempt("data.max_length=100", "data.truncation=left", rows=[[QUESTION, long_answer]] * 8)
-
-
 def test_a_conversation_longer_than_max_length(attempt):
     with pytest.raises(
         DataError, match=r"96 of 96 conversations are longer than data.max_length=10 tokens(.|\n)*truncation=drop"
     ):
         attempt("data.max_length=10")
+
+
+def test_assistant_turns_cut_away_by_truncation(attempt):
+    long_answer = {"role": "assistant", "content": "word " * 300}
+    with pytest.raises(DataError, match="8 x longer than 100 tokens, dropped, as no assistant turn would be left"):
+        attempt("data.max_length=100", "data.truncation=left", rows=[[QUESTION, long_answer]] * 8)
 
 
 def test_a_token_budget_below_one_conversation(attempt):
@@ -92,11 +89,18 @@ def test_a_batch_larger_than_the_data(attempt):
         attempt("data.train_batch_size=97")
 
 
+def test_a_batch_that_the_workers_cannot_share(attempt, monkeypatch):
+    monkeypatch.setattr(train.cluster, "connect", lambda *_: ("cpu", 3))
+    with pytest.raises(DataError, match="data.train_batch_size=8 cannot be shared equally by 3 workers"):
+        attempt()
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("data.turns=first", "data.turns='first': expected one of all, last"),
-        ("data.truncation=right", "drop, left"),
+        ("data.truncation=right", "data.truncation='right': expected one of error, drop, left"),
+        ("data.on_bad_row=skip", "data.on_bad_row='skip': expected 'error' or 'drop'"),
     ],
 )
 def test_an_option_that_does_not_exist(attempt, setting, message):
@@ -105,8 +109,6 @@ def test_an_option_that_does_not_exist(attempt, setting, message):
 
 
 def test_a_tokenizer_without_a_chat_template(attempt, tmp_path, small_sft_run):
-    import shutil
-
     shutil.copytree(small_sft_run["MODEL_PATH"], tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     tokenizer.chat_template = None
@@ -116,6 +118,21 @@ def test_a_tokenizer_without_a_chat_template(attempt, tmp_path, small_sft_run):
         attempt(f"model.path='{tmp_path / 'base'}'")
 
 
+def test_held_out_prompts_that_are_also_trained_on_are_warned_about(attempt, tmp_path, capsys):
+    """The prompt is all before the last turn, so the first of these two is known and the second is not."""
+    held_out = [[QUESTION, {**ANSWER, "content": "No reason."}], [QUESTION, ANSWER, QUESTION, ANSWER]]
+    path = write_rows(tmp_path / "held_out.parquet", [{"messages": messages} for messages in held_out])
+    with pytest.raises(DataError, match="larger than the 1 conversations"):
+        attempt(f"data.val_files='{path}'", rows=[[QUESTION, ANSWER]])
+    warning = "warning: the prompts of 1 val rows are also in train; val figures flatter the model\n"
+    printed = capsys.readouterr().out
+    assert warning in printed and printed.count("warning") == 1
+
+
+# ---- by the script
+
+
+@pytest.mark.run
 def test_bad_rows_are_listed_by_the_script_and_nothing_is_left(tmp_path, small_sft_run):
     rows = [{"messages": json.dumps([QUESTION, ANSWER])} for _ in range(20)]
     rows[7] = {"messages": rows[7]["messages"][:-1]}
@@ -124,6 +141,6 @@ def test_bad_rows_are_listed_by_the_script_and_nothing_is_left(tmp_path, small_s
     assert finish(start(tmp_path / "outputs", script=SFT_SCRIPT, **settings), timeout=120) != 0
     message = log_of(tmp_path / "outputs")
     assert "train.py: 1 of 20 rows cannot be used:" in message
-    assert "bad.parquet row 7, column 'messages': JSON that does not parse" in message
+    assert "bad.parquet row 7, column 'messages': JSON that cannot be parsed" in message
     assert "data.on_bad_row=drop" in message
     assert "Traceback" not in message and not (tmp_path / "outputs").exists()

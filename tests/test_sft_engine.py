@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from common import training
+from common.demo.transcripts import comparing, scoring
 from common.demo.world import pairwise_rows, pointwise_rows
-from common.labelled import pairwise_transcripts, pointwise_transcript
 from sft import dataset, engine
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "pad_token_id": 0}
@@ -32,11 +32,11 @@ def tokenizer(tiny_model):
 @pytest.fixture(scope="module")
 def examples(tokenizer):
     """24 judge's conversations, some of them with several turns."""
-    conversations = [pointwise_transcript(row) for row in pointwise_rows("train", 10, seed=0)]
-    conversations += [pairwise_transcripts(row)[0] for row in pairwise_rows("train", 10, seed=0)]
+    conversations = [scoring(row) for row in pointwise_rows("train", 10, seed=0)]
+    conversations += [comparing(row) for row in pairwise_rows("train", 10, seed=0)]
     conversations += [conversations[turn] + conversations[turn + 11] for turn in range(4)]
     rows = [{"messages": messages, "source": f"row {number}"} for number, messages in enumerate(conversations)]
-    return dataset.encode_rows(rows, tokenizer, 2048, "error")[0]
+    return dataset.encode_conversations(rows, tokenizer, 2048, "error")[0]
 
 
 def make_engine(model_path, compute: str = "fp32", **model_settings):
@@ -111,8 +111,8 @@ def test_other_architectures_learn_alike(process_group, tmp_path, tokenizer, exa
 
 
 def test_a_real_batch_learns_alike(process_group, tiny_model, tokenizer, shared_data):
-    rows, _ = dataset.load_rows(shared_data / "sft_judge_train.parquet", on_bad_row="drop")
-    examples, _ = dataset.encode_rows(rows[-200:], tokenizer, 1500, "drop", "drop")
+    rows, _ = dataset.load_conversations(shared_data / "sft_judge_train.parquet", on_bad_row="drop")
+    examples, _ = dataset.encode_conversations(rows[-200:], tokenizer, 1500, "drop", "drop")
     assert_same(packed(tiny_model, examples[:8], 4096), one_at_a_time(tiny_model, examples[:8]))
 
 

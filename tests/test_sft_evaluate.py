@@ -133,7 +133,7 @@ def test_tokens_are_measured_as_in_each_conversation_alone_whatever_the_batch(mo
     chats += [pairwise_transcripts(row)[0] for row in pairwise_rows("test", 2, seed=0)]
     chats.append([{"role": role, "content": "Hi " * 30} for role in ("user", "assistant", "user", "assistant")])
     rows = [{"messages": messages, "source": str(number)} for number, messages in enumerate([*chats, chats[-1][2:]])]
-    examples, _ = dataset.encode_rows(rows, tiny_tokenizer, 4096, "error")
+    examples, _ = dataset.encode_conversations(rows, tiny_tokenizer, 4096, "error")
     alone = [measured_alone(model, example) for example in examples]
     for max_tokens in (1, 900, 10**6):
         measured = evaluate.measure_tokens(model, examples, tiny_tokenizer.pad_token_id, max_tokens)

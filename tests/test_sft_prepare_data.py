@@ -133,7 +133,7 @@ def test_the_command_writes_the_demo_the_same_in_another_process_and_otherwise_f
     for split in SPLITS:
         assert (tmp_path / "a" / f"{split}.parquet").read_bytes() == (tmp_path / f"{split}.parquet").read_bytes()
     assert [len(rows) for rows in written(tmp_path).values()] == [30, 300, 600]
-    assert len(dataset.load_rows(tmp_path / "train.parquet")[0]) == 30
+    assert len(dataset.load_conversations(tmp_path / "train.parquet")[0]) == 30
     run_main(*arguments[:-1], "4")
     assert not set(map(repr, written(tmp_path)["train"])) & set(map(repr, written(tmp_path / "a")["train"]))
 

@@ -24,9 +24,9 @@ def stock(path, name: str, ignore_mismatch: bool) -> tuple[str, str]:
 
 def ours(path, name: str) -> tuple[str, str]:
     tokenizer = make_tokenizer(SHAPES[name])
-    rows, _ = dataset.load_rows(path)
+    rows, _ = dataset.load_conversations(path)
     set_template_options(tokenizer, dict(SHAPES[name].options))
-    (example,), _ = dataset.encode_rows(rows, tokenizer, 999, "error")
+    (example,), _ = dataset.encode_conversations(rows, tokenizer, 999, "error")
     return tokenizer.decode(example.ids), tokenizer.decode(example.ids[example.mask])
 
 

@@ -63,7 +63,7 @@ def encode(messages, tokenizer, options=(), **others):
     rows = [{"messages": messages, "source": "train.parquet row 0"}]
     with_options = copy.copy(tokenizer)
     set_template_options(with_options, dict(options))
-    (example,), _ = dataset.encode_rows(rows, with_options, LONG, "error", **others)
+    (example,), _ = dataset.encode_conversations(rows, with_options, LONG, "error", **others)
     return example
 
 

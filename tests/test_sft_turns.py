@@ -8,7 +8,7 @@ from common.conversation import DataError
 from common.tokenizer import set_template_options
 from sft import dataset, turns
 
-encode_rows = dataset.encode_rows
+encode_conversations = dataset.encode_conversations
 
 LONG = 10**6
 TALK = [user("Why?"), assistant("So."), user("How?"), assistant("By hand.")]
@@ -61,7 +61,7 @@ def test_a_template_that_has_no_generation_prompt_leaves_its_header_to_nobody():
     without_prompt = CHATML.partition("{%- if add")[0]
     assert turns.find_seam(renderer("chatml", chat_template=without_prompt)) == ("", "")
     tokenizer = make_tokenizer(SHAPES["chatml"], chat_template=without_prompt)
-    (example,), _ = encode_rows([row(*TALK)], tokenizer, LONG, "error")
+    (example,), _ = encode_conversations([row(*TALK)], tokenizer, LONG, "error")
     assert decoded(example, tokenizer)[1] == "So.<|im_end|>By hand.<|im_end|>"
 
 
@@ -76,8 +76,8 @@ def test_turns_are_found_in_the_real_text_without_their_end():
 
 
 def test_all_turns_are_trained_on_or_only_the_last(chatml):
-    (every,), _ = encode_rows([row(*TALK)], chatml, LONG, "error")
-    (last,), _ = encode_rows([row(*TALK)], chatml, LONG, "error", turns="last")
+    (every,), _ = encode_conversations([row(*TALK)], chatml, LONG, "error")
+    (last,), _ = encode_conversations([row(*TALK)], chatml, LONG, "error", turns="last")
     assert decoded(every, chatml)[1] == "So.<|im_end|>By hand.<|im_end|>"
     assert decoded(last, chatml)[1] == "By hand.<|im_end|>"
     assert every.ids.tolist() == last.ids.tolist()
@@ -86,9 +86,9 @@ def test_all_turns_are_trained_on_or_only_the_last(chatml):
 
 def test_rows_beyond_one_tokenizer_call_keep_their_own_tokens_and_mask(chatml, monkeypatch):
     rows = [row(user("a" * number), assistant("b" * (9 - number)), number=number) for number in range(1, 8)]
-    at_once, _ = encode_rows(rows, chatml, LONG, "error")
+    at_once, _ = encode_conversations(rows, chatml, LONG, "error")
     monkeypatch.setattr(dataset, "TOKENIZE_AT_ONCE", 3)
-    in_chunks, _ = encode_rows(rows, chatml, LONG, "error")
+    in_chunks, _ = encode_conversations(rows, chatml, LONG, "error")
     assert [example.source for example in in_chunks] == [source["source"] for source in rows]
     assert [decoded(example, chatml) for example in in_chunks] == [decoded(example, chatml) for example in at_once]
 
@@ -112,13 +112,7 @@ def test_rows_beyond_one_tokenizer_call_keep_their_own_tokens_and_mask(chatml, m
 def test_a_template_that_does_not_show_each_turn_whole_and_ended_is_refused(instead_of, put, fault):
     tokenizer = make_tokenizer(SHAPES["chatml"], chat_template=CHATML.replace(instead_of, put))
     with pytest.raises(DataError, match=f"train.parquet row 0, column 'messages': the model's chat template {fault}"):
-        encode_rows([row(*TALK)], tokenizer, LONG, "error")
-
-
-def test_a_tokenizer_without_chat_template_is_refused_with_the_remedy():
-    tokenizer = make_tokenizer(SHAPES["chatml"], chat_template=None)
-    with pytest.raises(DataError, match="has no chat template. Put a chat_template.jinja beside the model."):
-        encode_rows([row(*TALK)], tokenizer, LONG, "error")
+        encode_conversations([row(*TALK)], tokenizer, LONG, "error")
 
 
 @pytest.mark.parametrize(("name", "token"), [("chatml", "<|im_start|>"), ("llama3", "<|eot_id|>"), ("gemma", "<bos>")])
@@ -127,20 +121,20 @@ def test_a_message_that_holds_a_special_token_is_refused_whoever_says_it(name, t
     talk = [dict(turn) for turn in TALK]
     talk[number]["content"] += f" a{token}b"
     with pytest.raises(DataError) as caught:
-        encode_rows([row(*talk)], make_tokenizer(SHAPES[name]), LONG, "error")
+        encode_conversations([row(*talk)], make_tokenizer(SHAPES[name]), LONG, "error")
     fault = f"a message holds the model's special token {token!r} (found {talk[number]['content']!r})"
     assert str(caught.value).splitlines()[1] == f"  train.parquet row 0, column 'messages': {fault}"
 
 
 def test_a_think_tag_is_no_special_token_and_may_be_said(chatml):
-    (example,), _ = encode_rows([row(user("What is <think>?"), assistant("A </think>."))], chatml, LONG, "error")
+    (example,), _ = encode_conversations([row(user("What is <think>?"), assistant("A </think>."))], chatml, LONG, "error")
     assert decoded(example, chatml)[1] == "A </think>.<|im_end|>"
 
 
 def test_dropped_rows_are_counted_by_fault_and_the_others_encoded():
     tokenizer = make_tokenizer(SHAPES["gemma"])
     asides, tokens = row(system("Be short."), *TALK), row(user("<eos>"), assistant("a"))
-    examples, counts = encode_rows([asides, row(*TALK, number=1), asides, tokens], tokenizer, LONG, "error", "drop")
+    examples, counts = encode_conversations([asides, row(*TALK, number=1), asides, tokens], tokenizer, LONG, "error", "drop")
     assert [example.source for example in examples] == ["train.parquet row 1"]
     refusal = "refuses the conversation: user and assistant take turns, there is no place for: system"
     assert counts == {
@@ -148,38 +142,26 @@ def test_dropped_rows_are_counted_by_fault_and_the_others_encoded():
         "column 'messages': a message holds the model's special token '<eos>'": 1,
     }
     with pytest.raises(DataError, match="no usable conversation: 1 x column 'messages': the model's chat"):
-        encode_rows([asides], tokenizer, LONG, "error", "drop")
+        encode_conversations([asides], tokenizer, LONG, "error", "drop")
 
 
 def test_rows_dropped_for_their_missing_end_of_turn_are_counted_too():
     unended = CHATML.replace("'<|im_end|>", "('<|im_end|>' if messages | length > 2 else '') ~ '")
     tokenizer = make_tokenizer(SHAPES["chatml"], chat_template=unended)
     rows = [row(*TALK), row(*TALK[:2], number=1)]
-    examples, counts = encode_rows(rows, tokenizer, LONG, "error", "drop")
+    examples, counts = encode_conversations(rows, tokenizer, LONG, "error", "drop")
     assert [example.source for example in examples] == ["train.parquet row 0"]
     assert counts == {"column 'messages': the model's chat template ends an assistant turn with no special token": 1}
-
-
-@pytest.mark.parametrize(
-    ("option", "words"),
-    [
-        ({"truncation": "right"}, "data.truncation='right': expected one of error, drop, left"),
-        ({"turns": "first"}, "data.turns='first': expected one of all, last"),
-    ],
-)
-def test_an_unknown_option_is_refused_with_the_known_ones(option, words, chatml):
-    with pytest.raises(DataError, match=words):
-        encode_rows([row(*TALK)], chatml, LONG, **{"truncation": "error", **option})
 
 
 def test_thinking_that_the_generation_prompt_has_already_closed_is_refused():
     """Served with thinking switched off, the model would have to think behind a closed think block."""
     tokenizer = make_tokenizer(SHAPES["qwen3"])
     thoughtful = row(user("Why?"), assistant("<think>\nHm.\n</think>\n\nSo."))
-    assert len(encode_rows([thoughtful], tokenizer, LONG, "error")[0]) == 1
+    assert len(encode_conversations([thoughtful], tokenizer, LONG, "error")[0]) == 1
     set_template_options(tokenizer, {"enable_thinking": False})
     with pytest.raises(DataError, match="the generation prompt begins the answer with '<think>.*</think>"):
-        encode_rows([thoughtful], tokenizer, LONG, "error")
+        encode_conversations([thoughtful], tokenizer, LONG, "error")
 
 
 def test_a_template_that_opens_the_thinking_and_drops_it_from_what_is_trained_on_is_refused():
@@ -189,14 +171,14 @@ def test_a_template_that_opens_the_thinking_and_drops_it_from_what_is_trained_on
     tokenizer = make_tokenizer(SHAPES["chatml"], chat_template=dropping)
     assert turns.find_seam(lambda m, **o: tokenizer.apply_chat_template(m, tokenize=False, **o))[0] == "<think>\n"
     with pytest.raises(DataError, match="begins the answer with '<think>.*but the last turn starts otherwise"):
-        encode_rows([row(user("Why?"), assistant("<think>\nHm.\n</think>\n\nSo."))], tokenizer, LONG, "error")
+        encode_conversations([row(user("Why?"), assistant("<think>\nHm.\n</think>\n\nSo."))], tokenizer, LONG, "error")
 
 
 def test_thinking_that_the_template_leaves_out_is_counted():
     tokenizer, thoughtful = make_tokenizer(SHAPES["qwen3"]), assistant("<think>\nHm.\n</think>\n\nSo.")
     talk = row(user("Why?"), thoughtful, user("How?"), thoughtful | {"content": "<think>\nOh.\n</think>\n\nBy hand."})
-    assert encode_rows([talk], tokenizer, LONG, "error")[1] == {dataset.NOT_SHOWN: 1}
-    assert encode_rows([talk], tokenizer, LONG, "error", turns="last")[1] == {}
+    assert encode_conversations([talk], tokenizer, LONG, "error")[1] == {dataset.NOT_SHOWN: 1}
+    assert encode_conversations([talk], tokenizer, LONG, "error", turns="last")[1] == {}
 
 
 def test_options_of_the_template_are_written_into_it_for_whoever_loads_it(tmp_path):
@@ -220,11 +202,11 @@ def test_a_template_that_writes_the_date_is_spoken_of(capsys):
 def test_a_template_that_refuses_a_lone_question_says_so():
     tokenizer = make_tokenizer(SHAPES["chatml"], chat_template="{{ raise_exception('A system message comes first.') }}")
     with pytest.raises(DataError, match="refuses a question and an answer: A system message comes first."):
-        encode_rows([row(user("Why?"), assistant("So."))], tokenizer, LONG, "error")
+        encode_conversations([row(user("Why?"), assistant("So."))], tokenizer, LONG, "error")
 
 
 def test_thinking_is_trained_on_where_its_tags_are_special_tokens_too():
     tokenizer = make_tokenizer(SHAPES["chatml"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
-    (example,), _ = encode_rows([row(user("Why?"), assistant("<think>Hm.</think>So."))], tokenizer, LONG, "error")
+    (example,), _ = encode_conversations([row(user("Why?"), assistant("<think>Hm.</think>So."))], tokenizer, LONG, "error")
     assert decoded(example, tokenizer)[1] == "<think>Hm.</think>So.<|im_end|>"

@@ -81,5 +81,5 @@ def test_models_of_one_shape_have_names_of_their_own_wherever_they_lie(tiny_mode
 def test_a_model_of_text_and_images_is_refused_by_name(tiny_model, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "model")
     Gemma3Config(architectures=["Gemma3ForConditionalGeneration"]).save_pretrained(tmp_path / "model")
-    with pytest.raises(DataError, match="Gemma3ForConditionalGeneration is no plain text model"):
+    with pytest.raises(DataError, match="Gemma3ForConditionalGeneration is not a plain text model"):
         load_tokenizer(model_section(tmp_path / "model"))

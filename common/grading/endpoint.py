@@ -2,11 +2,11 @@
 
 - The chat template is the server's, so conversations go out as messages and not as rendered prompts.
 - A server behind a reasoning parser returns the reasoning apart from the rest. The two are put together again, so that
-  one parser reads an answer in the same way, however its server was started. Some servers keep the reasoning to
-  themselves; that must be said (`hidden_reasoning`), or an answer without any would pass for one.
-- What may pass is asked for again after growing pauses: no connection, a timeout, 408, 409, 429, 5xx, a reply that is
-  none. What still fails then is an error: an empty text in its place would count as the judge's own answer. The client
-  would repeat some of these by itself; here one count holds for all.
+  one parser reads an answer in the same way, however its server was started. Some servers do not return the reasoning
+  at all. The caller must say so (`hidden_reasoning`), or an answer without reasoning would pass for one with it.
+- Some failures may pass: no connection, a timeout, 408, 409, 429, 5xx, a reply that cannot be read. Then the request is
+  repeated after growing pauses. What still fails is an error: an empty text in its place would count as the judge's own
+  answer. The client would repeat some of these by itself; here one count holds for all.
 - vLLM lets a checkpoint's generation_config.json (a repetition penalty, top-k) bend even greedy answers, unless it is
   started with `--generation-config vllm`.
 """
@@ -20,6 +20,7 @@ import httpx
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 from tqdm import tqdm
 
 from common.conversation import Conversation
@@ -71,7 +72,7 @@ async def one(
     begun: str = "",
     hidden_reasoning: bool = False,
 ) -> Answer:
-    """Return one answer, whole; temperature 0 is greedy. Raise `EndpointError` where none comes.
+    """Return one answer, whole; temperature 0 is greedy. Raise `EndpointError` if none comes.
 
     Args:
         begun, hidden_reasoning: see `whole_answer`.
@@ -83,44 +84,61 @@ async def one(
 
 
 async def _send(client: AsyncOpenAI, model: str, request: Callable[[AsyncOpenAI], Awaitable], read: Callable):
-    """Return what `read` makes of the reply to a request; None is no reply, so the request is repeated.
+    """Return what `read` makes of the reply to a request. If it makes None of it, the request is repeated.
 
     Raises:
         EndpointError: no reply came, or none that can be read, however often it was asked for.
     """
-    place, once = f"{client.base_url} (model {model})", client.with_options(max_retries=0)
-    for pause in [*(min(0.5 * 2**retry, 8) for retry in range(client.max_retries)), None]:
-        try:
-            # the client's own limit is for each piece of a reply, so that a trickle would go on for ever
-            reply = await asyncio.wait_for(request(once), client.timeout)
-        except asyncio.TimeoutError:
-            found = f"timed out: no whole reply in {client.timeout:g} s"
-        except OpenAIError as error:
-            # the client says "Connection error." or "Error code: 500"; the cause has the rest
-            cause = error.response.text[:500] if isinstance(error, APIStatusError) else error.__cause__ or ""
-            found = f"{type(error).__name__}: {error} {cause}".strip()
-            if not _may_pass(error):
-                raise EndpointError(f"{place}: {found}") from error
-            pause = pause and (_pause_asked_for(error) or pause)
-        except (ValueError, RecursionError) as error:  # a body that is no JSON, or none that can be read
-            found = f"{type(error).__name__}: {error}"
-        else:
-            if (known := read(reply)) is not None:
-                return known
-            found = f"the reply is not what was asked for: {str(reply)[:200]!r}"
-        if pause is not None:
-            await asyncio.sleep(pause)
-    raise EndpointError(f"{place}: {found}")
+    retrying = AsyncRetrying(
+        stop=stop_after_attempt(client.max_retries + 1),
+        retry=retry_if_exception_type(_MayPass),
+        wait=_pause,
+        reraise=True,
+    )
+    place = f"{client.base_url} (model {model})"
+    return await retrying(_send_once, client.with_options(max_retries=0), request, read, place)
 
 
-def _may_pass(error: OpenAIError) -> bool:
+async def _send_once(client: AsyncOpenAI, request: Callable, read: Callable, place: str):
+    try:
+        # the client's own limit is for each piece of a reply, so a reply that trickles would go on for ever
+        reply = await asyncio.wait_for(request(client), client.timeout)
+    except asyncio.TimeoutError:
+        raise _MayPass(f"{place}: timed out: no whole reply in {client.timeout:g} s") from None
+    except OpenAIError as error:
+        # the client says "Connection error." or "Error code: 500"; the cause has the rest
+        cause = error.response.text[:500] if isinstance(error, APIStatusError) else error.__cause__ or ""
+        found = f"{place}: {type(error).__name__}: {error} {cause}".strip()
+        if _is_final(error):
+            raise EndpointError(found) from error
+        raise _MayPass(found, _pause_asked_for(error)) from error
+    except (ValueError, RecursionError) as error:  # a body that is not JSON, or cannot be read
+        raise _MayPass(f"{place}: {type(error).__name__}: {error}") from error
+    if (known := read(reply)) is None:
+        raise _MayPass(f"{place}: the reply is not what was asked for: {str(reply)[:200]!r}")
+    return known
+
+
+class _MayPass(EndpointError):
+    """What may be better at the next try, after `pause` seconds if the server asks for that."""
+
+    def __init__(self, text: str, pause: float | None = None):
+        super().__init__(text)
+        self.pause = pause
+
+
+def _pause(tried: RetryCallState) -> float:
+    return tried.outcome.exception().pause or min(0.5 * 2 ** (tried.attempt_number - 1), 8)
+
+
+def _is_final(error: OpenAIError) -> bool:
     if isinstance(error, APIStatusError):
-        return error.status_code in (408, 409, 429) or error.status_code >= 500
-    return isinstance(error, APIConnectionError)
+        return error.status_code < 500 and error.status_code not in (408, 409, 429)
+    return not isinstance(error, APIConnectionError)
 
 
 def _pause_asked_for(error: OpenAIError) -> float | None:
-    """Return the seconds that a server asks to wait for; None where it names none, a date, or more than a minute."""
+    """Return the seconds that a server asks to wait for; None if it names none, a date, or more than a minute."""
     headers = error.response.headers if isinstance(error, APIStatusError) else {}
     milliseconds = headers.get("retry-after-ms")
     try:
@@ -153,7 +171,7 @@ async def classify(client: AsyncOpenAI, model: str, ids: list[int]) -> float:
 
 
 def _read_reward(reply: object) -> float | None:
-    """Return the one number of a classifier's reply; None where it is none, or a classifier of several labels."""
+    """Return the one number of a classifier's reply; None if there is not one, as of a classifier of several labels."""
     found = reply if isinstance(reply, dict) else {}
     if isinstance(found.get("data"), list) and len(found["data"]) == 1 and isinstance(found["data"][0], dict):
         found = found["data"][0]

@@ -10,6 +10,8 @@ import functools
 import importlib
 import inspect
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import transfer_queue
@@ -25,8 +27,25 @@ from common.grpo.preflight import IN_PROCESS
 
 RolloutReplicaRegistry.register(IN_PROCESS, lambda: None)  # verl looks a server up, and then starts none
 
-JAGGED = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
-JAGGED += ("rollout_log_probs", "rm_scores")
+JAGGED = (
+    "prompts",
+    "responses",
+    "response_mask",
+    "loss_mask",
+    "input_ids",
+    "position_ids",
+    "rollout_log_probs",
+    "rm_scores",
+)
+
+
+@dataclass
+class Entry:
+    """One rewarded answer, as verl's queue takes it."""
+
+    key: str
+    field: dict  # what verl's trainer reads
+    tag: dict  # what verl's sampler reads
 
 
 class BatchRollout:
@@ -34,13 +53,19 @@ class BatchRollout:
 
     Args:
         trainer: gives `config`, `tokenizer`, `actor_rollout_wg` (see `common.grpo.policy`) and `end_tokens`.
+
+    Raises:
+        TrainingError: the reward function is a coroutine.
     """
 
     def __init__(self, trainer):
         self.trainer, self.rollout = trainer, trainer.config.actor_rollout_ref.rollout
-        self.reward_function, self.columns = get_custom_reward_fn(trainer.config), None
-        if inspect.iscoroutinefunction(self.reward_function):
-            raise TrainingError("the reward function is a coroutine; where the policy itself generates it is called")
+        self.reward_keys = None  # those of the first answer's reward
+        function = get_custom_reward_fn(trainer.config)
+        if inspect.iscoroutinefunction(function):
+            raise TrainingError("the reward function is `async def`. Use `def`: without vLLM it is called directly.")
+        is_checked = trainer.config.reward.custom_reward_function.name == checked_reward.__name__
+        self.reward_function = function if is_checked else functools.partial(check_reward, function)
 
     def generate_sequences(self, prompts: TensorDict) -> None:
         """Answer and reward a batch of prompts, and put both into verl's queue."""
@@ -48,85 +73,102 @@ class BatchRollout:
         step, validate = int(rows[0]["global_steps"]), bool(rows[0].pop("validate", False))
         settings = self.rollout.val_kwargs if validate else self.rollout
         sampling = {name: settings[name] for name in ("temperature", "top_p", "top_k")}
-        tokenizer, repeats = self.trainer.tokenizer, settings.n
+
+        encoded = [self._encode(row) for row in rows]
+        asked = [(row, ids, number) for row, ids in zip(rows, encoded) for number in range(settings.n)]
+        answers = self._generate([ids for _, ids, _ in asked], sampling, step, validate)
+        entries = [
+            self._reward(row, ids, number, tokens, log_probs, step)
+            for (row, ids, number), (tokens, log_probs) in zip(asked, answers)
+        ]
+        _put(entries, [row["uid"] for row in rows], "val" if validate else "train")
+
+    def _encode(self, row: dict) -> list[int]:
         template = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
-        encoded = [tokenizer.apply_chat_template(list(row["raw_prompt"]), **template) for row in rows]
-        answers = self._generate([ids for ids in encoded for _ in range(repeats)], sampling, step, validate)
-        keys, fields, tags = [], [], []
-        for number, (tokens, log_probs) in enumerate(answers):
-            row, prompt = rows[number // repeats], encoded[number // repeats]
-            text = decode(tokenizer, tokens, self.trainer.end_tokens)
-            result = call_reward(self.reward_function, row, text)
-            self.columns = self.columns or result.keys()
-            if result.keys() != self.columns:
-                found = f"columns {list(result)}, others have {list(self.columns)}"
-                raise TrainingError(f"the reward of {row['extra_info']['source']}: {found}")
-            keys.append(f"{row['uid']}_{number % repeats}_0")
-            fields.append(_field(row, prompt, tokens, log_probs, result, step) | {"session_id": number % repeats})
-            lengths = {"prompt_len": len(prompt), "response_len": len(tokens), "seq_len": len(prompt) + len(tokens)}
-            versions = {"global_steps": step, "min_global_steps": step - 1, "max_global_steps": step - 1}
-            tags.append({"status": "success", **lengths, **versions})
-        batch = list_of_dict_to_tensordict(fields)
-        for name in JAGGED:
-            batch[name] = torch.nested.as_nested_tensor([field[name] for field in fields], layout=torch.jagged)
-        partition, groups = "val" if validate else "train", [row["uid"] for row in rows]
-        transfer_queue.kv_batch_put(keys=keys, fields=batch, tags=tags, partition_id=partition)
-        finished = [{"status": "finished"}] * len(groups)
-        transfer_queue.kv_batch_put(keys=groups, tags=finished, partition_id=partition)
+        return self.trainer.tokenizer.apply_chat_template(list(row["raw_prompt"]), **template)
 
     def _generate(self, prompts: list[list[int]], sampling: dict, step: int, validate: bool) -> list:
-        """Share the prompts out between the workers in turn, and put their answers back in order."""
-        workers = self.trainer.actor_rollout_wg.world_size
+        """Give each worker its share of the prompts, in turn; return the answers in the order of the prompts."""
         first_seed = (self.rollout.seed * 1_000_003 + 2 * step + validate) * 1_000_003
         seeds = [(first_seed + number) % 2**63 for number in range(len(prompts))]
+        workers = self.trainer.actor_rollout_wg.world_size
         # a worker without a prompt would leave the others waiting for its share of the weights
-        count, missing = len(prompts), max(0, workers - len(prompts))
-        prompts, seeds = prompts + prompts[:1] * missing, seeds + seeds[:1] * missing
+        missing = max(0, workers - len(prompts))
+        padded = {"prompts": prompts + prompts[:1] * missing, "seeds": seeds + seeds[:1] * missing}
+        shares = [[values[worker::workers] for worker in range(workers)] for values in padded.values()]
         options = sampling | {
             "max_new_tokens": self.rollout.response_length,
             "max_tokens": self.rollout.max_num_batched_tokens,
         }
-        shares = [[values[worker::workers] for worker in range(workers)] for values in (prompts, seeds)]
         answered = self.trainer.actor_rollout_wg.generate(*shares, [options] * workers)
-        answers = [None] * len(prompts)
+        answers = [None] * len(padded["prompts"])
         for worker, share in enumerate(answered):
             answers[worker::workers] = share
-        return answers[:count]
+        return answers[: len(prompts)]
 
-
-def call_reward(reward_function, row: dict, text: str) -> dict[str, float]:
-    """Call the method's reward function on one answer.
-
-    Raises:
-        TrainingError: naming the row, where the function raises, or returns what verl cannot train on.
-    """
-    where = f"the reward of {row['extra_info']['source']}"
-    truth = row["reward_model"]["ground_truth"]
-    try:
-        result = reward_function(
-            data_source=row["data_source"], solution_str=text, ground_truth=truth, extra_info=row["extra_info"]
+    def _reward(
+        self, row: dict, prompt: list[int], number: int, tokens: list[int], log_probs: list, step: int
+    ) -> Entry:
+        """Reward one answer, the one of that number to its prompt."""
+        reward = self.reward_function(
+            data_source=row["data_source"],
+            solution_str=decode(self.trainer.tokenizer, tokens, self.trainer.end_tokens),
+            ground_truth=row["reward_model"]["ground_truth"],
+            extra_info=row["extra_info"],
         )
-    except TrainingError:
-        raise
-    except Exception as error:
-        found = f"{type(error).__name__}: {error}. The label was {truth!r}, the answer {text[:200]!r}"
-        raise TrainingError(f"{where}: the reward function raised {found}") from error
-    numbers = result.values() if isinstance(result, dict) and "score" in result else [None]
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise TrainingError(f"{where}: expected a dict of finite numbers with a `score`, found {result!r}")
-    return result
+        self.reward_keys = self.reward_keys or reward.keys()
+        if reward.keys() != self.reward_keys:
+            found = f"columns {list(reward)}, others have {list(self.reward_keys)}"
+            raise TrainingError(f"the reward of {row['extra_info']['source']}: {found}")
+        field = _field(row, prompt, tokens, log_probs, reward, step) | {"session_id": number}
+        lengths = {"prompt_len": len(prompt), "response_len": len(tokens), "seq_len": len(prompt) + len(tokens)}
+        return Entry(f"{row['uid']}_{number}_0", field, {"status": "success", **lengths, **_versions(step)})
+
+
+def _put(entries: list[Entry], groups: list[str], partition: str) -> None:
+    """Put answers into verl's queue, then the word that their groups are complete."""
+    fields = [entry.field for entry in entries]
+    batch = list_of_dict_to_tensordict(fields)
+    for name in JAGGED:
+        batch[name] = torch.nested.as_nested_tensor([field[name] for field in fields], layout=torch.jagged)
+    keys, tags = [entry.key for entry in entries], [entry.tag for entry in entries]
+    transfer_queue.kv_batch_put(keys=keys, fields=batch, tags=tags, partition_id=partition)
+    finished = [{"status": "finished"}] * len(groups)
+    transfer_queue.kv_batch_put(keys=groups, tags=finished, partition_id=partition)
 
 
 def checked_reward(
     data_source: str, solution_str: str, ground_truth, extra_info: dict, module: str, **options
 ) -> dict[str, float]:
-    """Reward an answer by `compute_score` of the module of that name, with `call_reward`'s errors.
+    """Reward an answer by `compute_score` of the module of that name; see `check_reward` for errors.
 
-    For verl's settings, `reward_kwargs` gives module and options: its processes would log an error without the row.
+    This is what verl's settings name, with module and options as `reward_kwargs`. verl's own processes would log an
+    error without the row.
     """
     compute_score = functools.partial(importlib.import_module(module).compute_score, **options)
-    row = {"data_source": data_source, "extra_info": extra_info, "reward_model": {"ground_truth": ground_truth}}
-    return call_reward(compute_score, row, solution_str)
+    return check_reward(compute_score, data_source, solution_str, ground_truth, extra_info)
+
+
+def check_reward(
+    reward_function: Callable, data_source: str, solution_str: str, ground_truth, extra_info: dict
+) -> dict[str, float]:
+    """Call a reward function on one answer.
+
+    Raises:
+        TrainingError: the function raises, or returns what verl cannot train on; the row is named.
+    """
+    where = f"the reward of {extra_info['source']}"
+    try:
+        reward = reward_function(
+            data_source=data_source, solution_str=solution_str, ground_truth=ground_truth, extra_info=extra_info
+        )
+    except Exception as error:  # whatever a user's function raises
+        found = f"{type(error).__name__}: {error}. The label was {ground_truth!r}, the answer {solution_str[:200]!r}"
+        raise TrainingError(f"{where}: the reward function raised {found}") from error
+    numbers = reward.values() if isinstance(reward, dict) and "score" in reward else [None]
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        raise TrainingError(f"{where}: expected a dict of finite numbers with a `score`, found {reward!r}")
+    return reward
 
 
 def _rows_of(batch: TensorDict) -> list[dict]:
@@ -141,12 +183,12 @@ def _rows_of(batch: TensorDict) -> list[dict]:
     return rows
 
 
-def _field(row: dict, prompt: list[int], tokens: list[int], log_probs: list[float], result: dict, step: int) -> dict:
+def _field(row: dict, prompt: list[int], tokens: list[int], log_probs: list[float], reward: dict, step: int) -> dict:
     """What verl's trainer reads of one answer."""
     prompts, responses = torch.tensor(prompt), torch.tensor(tokens)
     ids = torch.cat([prompts, responses])
     rewards = torch.zeros(len(tokens))
-    rewards[-1] = result["score"]  # the outcome's reward stands at the last token
+    rewards[-1] = reward["score"]  # the outcome's reward stands at the last token
     return {
         **row,
         "prompts": prompts,
@@ -161,14 +203,18 @@ def _field(row: dict, prompt: list[int], tokens: list[int], log_probs: list[floa
         "num_turns": 2,
         "metrics": {},
         "extra_fields": {
-            "reward_extra_info": result,
-            "global_steps": step - 1,
-            "min_global_steps": step - 1,
-            "max_global_steps": step - 1,
+            "reward_extra_info": reward,
             "turn_scores": [],
             "tool_rewards": [],
+            **_versions(step),
+            "global_steps": step - 1,
         },
     }
+
+
+def _versions(step: int) -> dict[str, int]:
+    """With which weights an answer was made: those of the step before."""
+    return {"global_steps": step, "min_global_steps": step - 1, "max_global_steps": step - 1}
 
 
 class StrictReplayBuffer(ReplayBuffer):

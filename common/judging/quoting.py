@@ -44,7 +44,7 @@ def quote_dialogue(dialogue: Conversation, frame: str = "") -> str:
 
 @cache
 def _opens_a_tag(frame: str) -> re.Pattern:
-    tags = "|".join([OWN_TAGS, *sorted(set(re.findall(r"</(\w+)>", frame)))])
+    tags = "|".join([OWN_TAGS, *sorted(set(re.findall(r"</([\w-]+)>", frame)))])
     return re.compile(
         rf"<(?=[|｜]|/?(?:{tags}|{ANGLE_TOKENS})\b|/?sys>>|/?role>|/?[a-z0-9]{{1,20}}_[a-z0-9_]{{1,30}}>|unused\d"
         r"|extra_id_\d|[a-z]{1,20}\|>)"

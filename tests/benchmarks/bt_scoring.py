@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-REPO = Path(__file__).resolve().parents[2]
 TIMEOUT, WATCH_SECONDS = 3600, 0.02  # for the command; between two looks at its output
 SIDES = ("chosen", "rejected")
 WHOLE, ALONE = "start to end", "scoring alone"
@@ -31,10 +30,8 @@ WHOLE, ALONE = "start to end", "scoring alone"
 
 def usable_rows(options: argparse.Namespace) -> list[dict]:
     """Return the first rows that hold two responses short enough for the model, as both sides read them."""
-    sys.path.insert(0, str(REPO / "bradley_terry"))
-    from score import read_texts, shape_of
-
     from bradley_terry.reward_model import encode, load_reward_tokenizer
+    from bradley_terry.score import read_texts, shape_of
     from common.conversation import BadRow
 
     tokenizer, longest = load_reward_tokenizer(options.model)
@@ -60,8 +57,8 @@ def run_ours(file: Path, folder: Path, options: argparse.Namespace) -> tuple[dic
     arguments = ["--model", os.path.abspath(options.model), "--input", str(file), "--output", str(output)]
     started = time.perf_counter()
     with open(folder / "log", "w") as log:
-        command = [sys.executable, "score.py", *arguments]
-        process = subprocess.Popen(command, cwd=REPO / "bradley_terry", stdout=log, stderr=subprocess.STDOUT)
+        command = [sys.executable, "-m", "bradley_terry.score", *arguments]
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
     try:
         while process.poll() is None and time.perf_counter() - started < TIMEOUT:
             for part in set(output.glob("part-*.parquet")) - set(seen):

@@ -13,13 +13,11 @@ fused, no decay of norms; here: torch's default, all decay).
 import argparse
 import random
 import statistics
-import sys
 from pathlib import Path
 
 from measure import (
     BATCH,
     OURS,
-    REPO,
     SEED,
     compare,
     make_parser,
@@ -58,9 +56,7 @@ def prepare(folder: Path, profile: str, options: argparse.Namespace) -> dict:
     """Write what both sides read, and say what is in it."""
     from transformers import Qwen3ForSequenceClassification
 
-    sys.path.insert(0, str(REPO / "bradley_terry"))
-    from dataset import encode_pairs, load_pairs
-
+    from bradley_terry.dataset import encode_pairs, load_pairs
     from common.parquet import write_rows
 
     data = profile == "real" and options.data
@@ -103,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.role:
         return train_with_trl(options)
-    sides = {OURS: (run_ours, "PairWorker"), TRL: (run_trl, "--role trl")}
+    sides = {OURS: (run_ours, "PackedWorker"), TRL: (run_trl, "--role trl")}
     compare(prepare, sides, "pairs", lambda history: [BATCH] * len(history["train/loss"]), options)
 
 
