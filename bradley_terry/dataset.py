@@ -163,7 +163,7 @@ def takes_special_tokens(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -
     if any(plain) and not all(plain):
         raise DataError(
             "plain text and conversations in one set: only plain text gets the tokenizer's special tokens, "
-            "so keep them in sets of their own"
+            "so make two sets of them"
         )
     if not all(plain) and not tokenizer.chat_template:
         raise DataError(

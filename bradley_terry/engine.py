@@ -1,4 +1,4 @@
-"""verl's FSDP2 engine, taught to score pairs; on CPU and CUDA alike.
+"""verl's FSDP2 engine for pairs, on CPU and CUDA alike.
 
 Three things differ from verl's own engine for value models. The module is transformers' sequence classifier with one
 label, so the checkpoint is what servers and libraries load. A micro-batch stays one packed row of pairs (see

@@ -40,7 +40,7 @@ def pair_metrics(rewards: np.ndarray, pairs: list[Pair]) -> dict[str, float]:
             frequent class, and guessing gets one half.
         accuracy_chosen_longer, accuracy_chosen_shorter: a model that learned length is good at one of them only.
         accuracy_short_quarter, accuracy_long_quarter: over the pairs with the fewest and the most tokens.
-        accuracy_margin_X: by the data's `margin` column, where it holds at most ten different values above 0.
+        accuracy_margin_X: by the data's `margin` column, if it holds at most ten different values above 0.
         margin_mean, margin_std: of r_chosen - r_rejected; log_loss: -log σ of it;
         calibration_error: mean gap between the confidence σ(|margin|) and how often it is right, over ten bins.
     """

@@ -1,6 +1,6 @@
-"""The Bradley-Terry loss, pure: rewards in, numbers out. The one place to edit for another preference loss.
+"""The Bradley-Terry loss, pure: rewards in, numbers out. **Edit it for another loss.**
 
-Differs from the textbook in two options, both off unless asked for: a margin per pair, and a pull of the rewards
+It differs from the textbook in two options, both off unless asked for: a margin per pair, and a pull of the rewards
 towards zero. Everything is computed in fp32 whatever the model computes in: in bf16 the difference of two close
 rewards rounds to 0 or to the wrong sign.
 """

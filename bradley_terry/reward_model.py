@@ -112,7 +112,7 @@ def score_ends(
     The class's own forward would score every token and find the end by comparing ids with the pad token.
 
     Args:
-        input_ids, position_ids: (rows, length), one row where it is packed.
+        input_ids, position_ids: (rows, length), one row if it is packed.
         segments: the cuts of the packed row.
         ends: where to score, as an index into (rows, length).
 
@@ -185,7 +185,7 @@ def _join(group: Group, index: int, sequences: list[np.ndarray], max_tokens: int
 
 
 def fill_rows(groups: list[Group], max_tokens: int) -> Iterator[list[Group]]:
-    """Yield groups that make a row of `max_tokens` at most; a larger one is a row of its own."""
+    """Yield groups that make a row of `max_tokens` at most; a larger one is a row by itself."""
     row: list[Group] = []
     for group in groups:
         if row and sum(other.tokens for other in row) + group.tokens > max_tokens:
@@ -215,7 +215,7 @@ def pack_groups(sequences: list[np.ndarray], row: list[Group], device: torch.dev
 
 
 def pad_texts(sequences: list[np.ndarray], device: torch.device) -> dict:
-    """Lay texts out in rows of their own, as `score_ends` takes them; attention never sees what is padded behind."""
+    """Lay texts out one in a row, as `score_ends` takes them; attention never sees the padding behind them."""
     ends = torch.tensor([len(ids) - 1 for ids in sequences], device=device)
     rows = [torch.from_numpy(ids).long() for ids in sequences]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
@@ -229,7 +229,7 @@ def score(model: PreTrainedModel, sequences: list[np.ndarray], max_tokens: int |
 
     Args:
         model: loaded with `packed=True`.
-        max_tokens: of a batch; a longer text, or several that share a long start, are one of their own. By default
+        max_tokens: of a batch; a longer text is a batch by itself; so are several that share a long start. By default
             what keeps the device busy: a CPU's caches want small batches.
     """
     max_tokens = max_tokens or (2048 if model.device.type == "cpu" else 32768)

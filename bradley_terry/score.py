@@ -90,7 +90,7 @@ def read_blocks(batch: dict, size: int) -> Iterator[dict]:
 
 
 class Scorer:
-    """An actor with a model of its own, which scores parts and writes them."""
+    """An actor with its own model, which scores parts and writes them."""
 
     def __init__(self, shape: tuple[str, ...], options: argparse.Namespace):
         transformers.utils.logging.disable_progress_bar()
@@ -152,7 +152,7 @@ def score_parts(
     context.target_max_block_size = 1  # a part is a block, so that it goes to whichever actor is free
     left = [vars(plan) for plan in plans if plan.wanted]
     pool = {"compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": 1, "num_gpus": int(device == "cuda")}
-    pool |= {"max_restarts": 3, "max_task_retries": 3}  # a part that kills its worker would else do so for ever
+    pool |= {"max_restarts": 3, "max_task_retries": 3}  # else a part that kills its worker would do so for ever
     scored = (
         ray.data.from_items(left, override_num_blocks=len(left))
         .map_batches(read_blocks, fn_kwargs={"size": size}, batch_size=1, num_cpus=0.5)

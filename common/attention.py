@@ -38,7 +38,7 @@ class Segments:
     Args:
         spans: one `(start, end, prefix_start, prefix_end)` per segment, in row order. The segments tile the row; a
             segment without a prefix has `prefix_start == prefix_end`.
-        device: where the row lives.
+        device: of the row.
     """
 
     def __init__(self, spans: list[tuple[int, int, int, int]], device: torch.device):
@@ -175,8 +175,8 @@ AttentionInterface.register(SEGMENT_ATTENTION, segment_attention)
 def self_test(model: PreTrainedModel) -> None:
     """Compute a few random sequences packed, two of them behind a shared prompt, and one by one; both must agree.
 
-    An architecture that routes tokens past transformers' attention interface (recurrent or convolutional layers)
-    would let packed sequences leak into one another, and train without a word.
+    Layers that do not attend through transformers' attention interface (recurrent or convolutional ones) would let
+    packed sequences leak into one another, and nothing would say so.
 
     Afterwards the model attends by segments.
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and are known again: what goes on after a crash finds no half and no other."""
+"""Files that appear whole or not at all, and digests to know them again: after a crash no half file is found."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def tails_digest(files: Iterable[Path]) -> str:
-    """Hash the size and the last megabyte of each file: enough to tell trained models apart, cheap for large ones."""
+    """Hash the size and the last megabyte of each file: this tells trained models apart, and is cheap."""
     total = hashlib.sha256()
     for file in sorted(files):
         with file.open("rb") as content:
@@ -31,7 +31,7 @@ def tails_digest(files: Iterable[Path]) -> str:
 
 
 def content_digest(file: Path) -> str:
-    """Hash a whole file: tables may differ in any of their rows."""
+    """Hash a whole file: tables may differ in any row."""
     total = hashlib.sha256()
     with file.open("rb") as content:
         while block := content.read(2**20):

@@ -4,7 +4,7 @@
 - Prompts of similar length share a batch, padded on the left, so that a batch costs little more than its longest row.
 - Log-probabilities are those of the distribution that was sampled from, after temperature and cuts.
 - A sampled answer depends on its prompt and its seed alone, not on the rows beside it.
-- Greedy is greedy: a model's own settings (repetition penalty, beams, …) do not bend the choice.
+- Greedy is greedy: a model's own settings (repetition penalty, beams, …) do not change the choice.
 """
 
 import re
@@ -61,7 +61,7 @@ def begun_answer(prompt: str) -> str:
 
 
 def load_answering(path: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return a language model, ready to answer: bf16 where there is a GPU, fp32 on CPU.
+    """Return a language model, ready to answer: bf16 on a GPU, fp32 on CPU.
 
     Raises:
         DataError: it cannot be loaded, lacks weights and would answer at random, or is a reward model.
@@ -76,12 +76,12 @@ def load_answering(path: str, trust_remote_code: bool = False) -> PreTrainedMode
     if missing := sorted(loading["missing_keys"]):
         raise DataError(f"{path}: {', '.join(missing[:5])} is missing. Is it a language model?")
     if "score.weight" in loading["unexpected_keys"]:
-        raise DataError(f"{path}: it has a reward head, score.weight. Is it bradley_terry's, and no judge?")
+        raise DataError(f"{path}: it has a reward head, score.weight. Is it a reward model, and not a judge?")
     return model.to(device).eval()
 
 
 def make_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Have a model forget its own settings of generation, except at which tokens it stops."""
+    """Make a model forget its own settings of generation, except at which tokens it stops."""
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
@@ -94,7 +94,7 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
 
 
 class SeededSampling(LogitsProcessor):
-    """Samples by the Gumbel-max trick, every row with a random generator of its own, and notes log-probabilities.
+    """Samples by the Gumbel-max trick, each row with its own random generator, and notes log-probabilities.
 
     What a row draws then depends on its seed alone, not on the rows beside it: neither the batch size nor the number
     of workers changes an answer. Argmax over `log_prob + Gumbel noise` is a sample (Maddison et al., arXiv:1411.0030),
@@ -132,7 +132,7 @@ def generate_batch(
     """Continue tokenised prompts, all in one batch.
 
     Args:
-        model: with settings of its own it may not do as told; see `make_plain`.
+        model: its own settings may change the answers; see `make_plain`.
         seeds: one per prompt; equal seeds give equal answers to equal prompts.
         temperature: 0 is greedy.
         top_p, top_k: 1 and 0 (or -1) cut nothing.

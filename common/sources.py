@@ -1,4 +1,4 @@
-"""Where labelled rows come from before they are a method's Parquet: local files, or sets on the Hugging Face hub."""
+"""Where labelled rows come from: local files, or sets on the Hugging Face hub."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +23,7 @@ def load_source(path: str, split: str, **options: str) -> Iterable[dict]:
     is_file = Path(path).is_file()
     if is_file and not form:
         raise DataError(f"{path}: expected a .parquet, .json or .jsonl file")
-    if not is_file and (form or path.startswith((".", "/"))):  # no hub id: do not wait for the network
+    if not is_file and (form or path.startswith((".", "/"))):  # not a hub id: do not wait for the network
         raise DataError(f"{path}: no such file (looked in {Path.cwd()})")
     try:
         if is_file:

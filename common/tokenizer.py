@@ -69,7 +69,7 @@ def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict) -> N
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the tokenizer a pad token that is not its end token.
 
-    A served reward model reads the last token that is not padding. Where pad and end are one token, that is the token
+    A served reward model reads the last token that is not padding. If pad and end are one token, that is the token
     before the end, and every served reward is wrong.
 
     Raises:

@@ -1,4 +1,4 @@
-"""verl's training workers, started and called from one process: the calls that a method's loop is made of."""
+"""verl's training workers, started and called from one process: the calls that a method's loop consists of."""
 
 import math
 import os
@@ -65,7 +65,7 @@ def _free_port() -> int:
 
 
 def balance(rows: list, workers: int) -> list:
-    """Order a batch so that its equal cut over the workers gives each about the same number of `row.tokens`."""
+    """Order a batch so that each worker's equal share of rows has about the same number of `row.tokens`."""
     from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
     parts = get_seqlen_balanced_partitions([row.tokens for row in rows], workers, equal_size=True)
@@ -92,7 +92,7 @@ def make_batch(rows: list, collate: Callable[[list], dict], max_tokens: int, **s
 
 
 def train_batch(worker_group, batch, rows: list, step: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Make one training step and join the workers' metrics of it.
+    """Make one training step and join the workers' metrics.
 
     Returns:
         loss, grad_norm, lr and memory_gb; and the sums that the loss function reports.

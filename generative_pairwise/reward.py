@@ -15,8 +15,8 @@ MALFORMED = -0.5  # below 0, the reward of the wrongest verdict; the distance is
 def preference_reward(verdict: str | None, label: str | None, tie_credit: float = 0.0) -> float:
     """Return 1 for the label itself, `tie_credit` if one of the two is a tie, else 0.
 
-    A draw is half a win where ratings are computed (Chatbot Arena, arXiv:2403.04132). As a reward, 0.5 makes "tie" the
-    best answer of a judge that is not sure, and it will say so ever more often: hence 0. If the label is None (verl may
+    In ratings a draw is half a win (Chatbot Arena, arXiv:2403.04132). As a reward, 0.5 makes "tie" the best answer of a
+    judge that is not sure, and it will say so more and more often; so the default is 0. If the label is None (verl may
     pass anything), every verdict gets 0.
     """
     if verdict is None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train a judge that reasons, then scores 0 to 4. With nothing set, it makes scored responses with a known right score,
-# warm-starts a tiny judge from a lenient annotator's transcripts, and mends its leniency by GRPO, on the CPU in a few
+# warm-starts a tiny judge from a lenient annotator's transcripts, and corrects its leniency by GRPO, on the CPU in a few
 # minutes. The same script trains an 8B judge on a cluster.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,7 +15,7 @@ OUTPUT=${OUTPUT:-outputs}               # everything the run leaves; a second ru
 NNODES=${NNODES:-1}
 N_GPUS_PER_NODE=${N_GPUS_PER_NODE:-null} # null: all GPUs of a node; without GPUs, how many processes (null: one)
 SEED=${SEED:-0}
-ROLLOUT=${ROLLOUT:-}                    # vllm, or hf: the policy answers by itself; empty: vllm where it is installed
+ROLLOUT=${ROLLOUT:-}                    # vllm, or hf: the policy answers by itself; empty: vllm if it is installed
 # RAY_ADDRESS=auto or head:6379         # join a running Ray cluster instead of starting one on this machine
 # -------------------------------------------------------------------------------------------------------------------
 
@@ -29,10 +29,10 @@ if [[ -z "$TRAIN_FILES" && -n "$VAL_FILES$TEST_FILES" ]]; then
     exit 1
 fi
 if [[ -n "$TRAIN_FILES" && -z "$MODEL_PATH" ]]; then
-    echo "MODEL_PATH is not set: the demo's tiny judge is trained on your rows, which shows the way and no more."
+    echo "MODEL_PATH is not set: the demo's tiny judge is trained on your rows. This shows the way only."
 fi
 if [[ -z "$TRAIN_FILES" && -n "$MODEL_PATH" ]]; then
-    echo "TRAIN_FILES is not set: your model is trained on the demo's rows, which shows the way and no more."
+    echo "TRAIN_FILES is not set: your model is trained on the demo's rows. This shows the way only."
 fi
 if [[ -z "$TRAIN_FILES" || -z "$MODEL_PATH" ]]; then
     echo "=== the demo's data"
@@ -87,7 +87,7 @@ ACTOR=(
     actor_rollout_ref.actor.ppo_max_token_len_per_gpu=32768
     actor_rollout_ref.actor.optim.lr=$LR
     actor_rollout_ref.actor.optim.lr_warmup_steps=5 # Adam's averages need some steps before they can be trusted
-    actor_rollout_ref.actor.optim.weight_decay=0.0  # the policy should stay near its start where rewards say nothing
+    actor_rollout_ref.actor.optim.weight_decay=0.0  # the policy should stay near its start if rewards say nothing
     actor_rollout_ref.actor.optim.betas='[0.9,0.95]' # a memory of 20 updates: runs are short
     actor_rollout_ref.actor.grad_clip=1.0
     actor_rollout_ref.actor.clip_ratio_low=0.2      # an update moves a token's odds by this much, then its gradient stops
@@ -120,7 +120,7 @@ TRAINER=(
 echo "=== GRPO"
 "${RUN[@]}" train "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUTS[@]}" "${ALGORITHM[@]}" "${TRAINER[@]}" "$@"
 
-# Where it started, then what became of it, on the same rows and with the run's own limits
+# The judge before and after training, on the same rows and with the run's own limits
 NAME=${TEST_FILES##*/}
 BEFORE=("${RUN[@]}" evaluate --model "$MODEL_PATH" --tokenizer "$OUTPUT/tokenizer" --data "$TEST_FILES"
     --settings "$OUTPUT/settings.yaml" --output "$OUTPUT/before")

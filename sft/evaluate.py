@@ -43,8 +43,8 @@ def token_metrics(measured: list[np.ndarray]) -> dict[str, float]:
     """Return loss, perplexity and accuracy over all trained tokens of all conversations, each token weighing the same.
 
     Args:
-        measured: for each conversation (2, trained tokens): each token's loss in nats, and 1 where it is the most
-            probable one, else 0.
+        measured: for each conversation (2, trained tokens): each token's loss in nats, and 1 if it is the most probable
+            one, else 0.
     """
     losses, correct = np.concatenate(measured, axis=1).astype(np.float64)
     return {

@@ -1,6 +1,6 @@
-"""The SFT loss, pure: logits in, numbers out. The one place to edit for another token loss.
+"""The SFT loss, pure: logits in, numbers out. **Edit it for another loss.**
 
-Differs from the textbook in what it divides by. A mean over each micro-batch, averaged again over micro-batches and
+It differs from the textbook in what it divides by. A mean over each micro-batch, averaged again over micro-batches and
 workers, weighs a token more when it lies among fewer others. Here every token of the global batch weighs the same: the
 losses are summed, and the sum is divided once by the number of trained tokens in the whole batch. Computed in fp32
 whatever the model computes in: over a large vocabulary, bf16 loses the differences that matter.

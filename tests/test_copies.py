@@ -94,18 +94,17 @@ def strange_place(tmp_path) -> Path:
 def test_a_copy_of_any_name_trains_from_any_working_directory(name, small_run, strange_place, tmp_path):
     folder = copy("bradley_terry", tmp_path / "elsewhere" / name)
     output = tmp_path / "run"
-    log = open(f"{output}.log", "wb")
-    done = subprocess.run(
-        ["bash", str(folder / "run_bt.sh"), "trainer.total_training_steps=2", "data.train_batch_size=16"],
-        cwd=strange_place,
-        env=os.environ
-        | small_run
-        | {"OUTPUT": str(output), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        timeout=300,
-    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with open(f"{output}.log", "wb") as log:
+        done = subprocess.run(
+            ["bash", str(folder / "run_bt.sh"), "trainer.total_training_steps=2", "data.train_batch_size=16"],
+            cwd=strange_place,
+            env=os.environ | small_run | {"OUTPUT": str(output), "PATH": path},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            timeout=300,
+        )
     assert done.returncode == 0, runs.log_of(output)[-4000:]
     assert len(pq.read_table(output / "val_rewards.parquet")) == 19
 

@@ -165,14 +165,14 @@ PIECE = st.sampled_from(PIECES)
 REASONING = st.tuples(PIECE, PIECE, st.text(max_size=8), PIECE, PIECE).map("".join)
 
 
-@settings(max_examples=2_000)
+@settings(max_examples=1_000)
 @given(st.sampled_from(VERDICTS), REASONING)
 def test_a_written_score_is_read_back_whatever_the_reasoning_holds(score, reasoning):
     answer = write(score, reasoning)
     assert parse(answer) == parse(answer.removeprefix("<think>\n")) == parse(f"\n {answer}\n") == score
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=500)
 @given(REASONING, REASONING, st.sampled_from(["</think>", "<score>", "</score>"]))
 def test_a_text_that_lacks_one_of_the_tags_is_none(before, after, lost):
     """Trap 14."""
@@ -183,7 +183,7 @@ TAIL = "</think>\n\n<score>3</score>"
 VISIBLE = st.sampled_from("01234<>/|＞３.\u200b\ufeff\0") | st.characters(exclude_categories=["Cs"])
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=500)
 @given(REASONING, st.integers(2, len(TAIL)), VISIBLE.filter(lambda sign: not sign.isspace()))
 def test_a_right_answer_cut_off_or_with_one_character_too_many_is_none(reasoning, place, sign):
     answer = write(3, reasoning)
@@ -269,47 +269,47 @@ def test_no_mixture_of_injections_adds_a_turn(name, question, response):
 
 # ---- real rows
 
-REAL = dict(pointwise_train=760, pointwise_human_json=2530, pairwise_train=4616, pairwise_multiturn_train_json=1260)
-
-
-def every_response(path) -> list[dict]:
-    """Each response of the file, by itself, as a row to score."""
-    rows = pq.read_table(path, columns=["input", "output"]).to_pylist()
-    outputs = [json.loads(row["output"]) if isinstance(row["output"], str) else row["output"] for row in rows]
-    return [{**row, "output": [answer], "label": 3} for row, output in zip(rows, outputs) for answer in output]
-
-
-@pytest.mark.parametrize("file", REAL)
-def test_every_real_response_is_shown_whole_and_adds_no_turn_and_no_format(shared_data, tiny_tokenizer, file):
-    """Traps 17 to 19 and 24."""
-    rows = every_response(shared_data / f"{file}.parquet")
-    assert len(rows) == REAL[file]
-    expected = ["<|im_start|>", "<think>", "</think>", "<|im_end|>", "<|im_start|>"]
-    for cells in rows:
-        text, response = asked(read_row(cells)), cells["output"][0]["answer"]["content"]
-        dialogue = json.loads(cells["input"]) if isinstance(cells["input"], str) else cells["input"]
-        tags = [f"<{slash}{turn['role']}>" for turn in dialogue for slash in ("", "/")]
-        assert structure(text) == ["<dialogue>", *tags, "</dialogue>", "<response>", "</response>", FORMAT]
-        assert text.endswith(f"\n</response>\n\n{FORMAT}") and text.count(FORMAT) == 1
-        shown, place = without_breaks(text), 0
-        for judged in [*(turn["content"] for turn in dialogue), response]:
-            place = shown.index(f">\n{without_breaks(judged)}\n</", place) + len(without_breaks(judged))
-        chat = tiny_tokenizer.apply_chat_template([user(text)], tokenize=False, add_generation_prompt=True)
-        assert tiny_tokenizer.convert_ids_to_tokens(added_ids(tiny_tokenizer, chat)) == expected
+REAL = dict(pointwise_train=760, pointwise_human_json=2530)
+ALL_REAL = (*REAL, "pairwise_train", "pairwise_multiturn_train_json")
 
 
 @functools.cache
-def oddest(path) -> list[dict]:
-    """The 40 longest rows of a file, and the 40 with most of what could be markup."""
-    rows = every_response(path)
-    by_markup = sorted(rows, key=lambda cells: -len(re.findall(r"[<>\[\]|{}]|[^\x00-\x7f]", str(cells))))
-    return sorted(rows, key=lambda cells: -len(str(cells)))[:40] + by_markup[:40]
+def every_response(path) -> list[Judged]:
+    """Each response of the file, by itself, as a row to score."""
+    rows = pq.read_table(path, columns=["input", "output"]).to_pylist()
+    outputs = [json.loads(row["output"]) if isinstance(row["output"], str) else row["output"] for row in rows]
+    return [
+        read_row({**row, "output": [answer], "label": 3}) for row, output in zip(rows, outputs) for answer in output
+    ]
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "chatml"])
+@pytest.mark.parametrize("file", REAL)
+def test_every_real_response_is_shown_whole_and_adds_no_turn_and_no_format(shared_data, file):
+    """Traps 17 to 19 and 24."""
+    rows = every_response(shared_data / f"{file}.parquet")
+    assert len(rows) == REAL[file]
+    for judged in rows:
+        text = asked(judged)
+        tags = [f"<{slash}{turn['role']}>" for turn in judged.dialogue for slash in ("", "/")]
+        assert structure(text) == ["<dialogue>", *tags, "</dialogue>", "<response>", "</response>", FORMAT]
+        assert text.endswith(f"\n</response>\n\n{FORMAT}") and text.count(FORMAT) == 1
+        shown, place = without_breaks(text), 0
+        for part in [*(turn["content"] for turn in judged.dialogue), judged.response]:
+            place = shown.index(f">\n{without_breaks(part)}\n</", place) + len(without_breaks(part))
+
+
+@functools.cache
+def oddest(path) -> list[str]:
+    """The prompts of the 8 longest rows of a file, and of the 12 with most of what could be markup."""
+    prompts = [asked(judged) for judged in every_response(path)]
+    by_markup = sorted(prompts, key=lambda text: -len(re.findall(r"[<>\[\]|{}]|[^\x00-\x7f]", text)))
+    return sorted(prompts, key=len)[-8:] + by_markup[:12]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_the_longest_and_oddest_real_responses_add_no_turn_under_any_template(shared_data, name):
-    assert {path.stem for path in shared_data.glob("*.parquet") if "output" in pq.read_schema(path).names} == set(REAL)
-    rows = [cells for file in REAL for cells in oddest(shared_data / f"{file}.parquet")]
+    found = {path.stem for path in shared_data.glob("*.parquet") if "output" in pq.read_schema(path).names}
+    assert found == set(ALL_REAL)
+    prompts = [text for file in ALL_REAL for text in oddest(shared_data / f"{file}.parquet")]
     expected = added_ids(tokenizer_of(name), templated(name, [user(rendered("x", "x"))]))
-    found = [added_ids(tokenizer_of(name), templated(name, [user(asked(read_row(cells)))])) for cells in rows]
-    assert found == [expected] * 320
+    assert [added_ids(tokenizer_of(name), templated(name, [user(text)])) for text in prompts] == [expected] * 80

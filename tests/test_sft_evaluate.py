@@ -1,18 +1,39 @@
-"""Figures of a language model and of a judge on cases counted by hand, and measurements no batch changes."""
+"""Figures of a language model and of a judge on cases counted by hand; verdicts found without knowing the judge."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
+import generative_pairwise.prompt as pairwise
+import generative_pointwise.prompt as pointwise
+from common.demo.transcripts import comparing, scoring
 from common.demo.world import pairwise_rows, pointwise_rows
-from common.judge import write_score
-from common.labelled import pairwise_transcripts, pointwise_transcript
+from common.report import Table
 from sft import dataset, evaluate
 
-judge_metrics, confusion, token_metrics = evaluate.judge_metrics, evaluate.confusion, evaluate.token_metrics
+find_judgements, split_answer = evaluate.find_judgements, evaluate.split_answer
+confusion, token_metrics, verdict_metrics = evaluate.confusion, evaluate.token_metrics, evaluate.verdict_metrics
+
+
+def talk(*turns: str) -> dict:
+    """A row whose turns are the user's and the assistant's; its source is its last turn."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[number % 2], "content": turn} for number, turn in enumerate(turns)]
+    return {"messages": messages, "source": turns[-1]}
+
+
+def judged(*ends: str) -> list[dict]:
+    """Rows whose last turns reason, each in other words, and then end so."""
+    return [talk("Judge.", f"<think>\nHm, {number}.\n</think>\n\n{end}") for number, end in enumerate(ends)]
+
+
+def verdicts_of(rows: list[dict]) -> dict[str, list[str]]:
+    return {kind: [verdict for _, verdict in found] for kind, found in find_judgements(rows).items()}
 
 
 def test_every_trained_token_weighs_the_same_in_whichever_conversation_it_lies():
@@ -32,13 +53,126 @@ def test_many_small_fp32_losses_are_not_lost_beside_a_large_one():
     assert token_metrics(measured)["loss"] == pytest.approx((1 + 1e-5) / 1001, rel=1e-10)
 
 
+# ---- what an answer ends with
+
+ENDS = {
+    "<think>\nHm.\n</think>\n\n<score>3</score>": ("score", "3"),
+    "<think>\n\n</think>\n\n<score>0</score>": ("score", "0"),
+    "<think>Hm.</think><preference>tie</preference>\n": ("preference", "tie"),
+    "Hm.</think><label>not good</label>": ("label", "not good"),  # the prompt has written <think>
+    "<think>Is it <score>4</score>?</think><score>2</score>": ("score", "2"),
+    '<think>Hm.</think>\n{"score": 7}': ("verdict", '{"score": 7}'),
+    "<think>Hm.</think> B ": ("verdict", "B"),
+    # no tag around the whole end, so it is of the kind that has none
+    "<think>Hm.</think><score>3</score> of 4": ("verdict", "<score>3</score> of 4"),
+    "<think>Hm.</think><score>3</score><score>4</score>": ("verdict", "<score>3</score><score>4</score>"),
+    "<think>Hm.</think><score>3</preference>": ("verdict", "<score>3</preference>"),
+    "<think>Hm.</think><score></score>": ("verdict", "<score></score>"),
+    "<think>Hm.</think>Hm.</think><score>3</score>": ("verdict", "Hm.</think><score>3</score>"),
+}
+
+
+@pytest.mark.parametrize("text", ENDS)
+def test_an_answer_is_split_behind_its_closed_reasoning(text):
+    assert split_answer(text) == ENDS[text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<score>3</score>",
+        "<think>Hm. <score>3</score>",  # not closed
+        "<score>3</score><think>Hm.</think>",  # before the reasoning
+        "<score>3</score>\n<think>Hm.</think>\n<score>4</score>",
+        "<think>Hm.<think>Hm.</think><score>3</score>",
+    ],
+)
+def test_an_answer_without_one_closed_reasoning_in_front_has_no_end(text):
+    assert split_answer(text) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "verdicts"),
+    [("score", pointwise.write, pointwise.VERDICTS), ("preference", pairwise.write, pairwise.VERDICTS)],
+)
+def test_what_the_judges_write_is_split_into_their_verdicts(kind, write, verdicts):
+    for reasoning in ("", "Hm.", "<score>1</score>", "a </think> b <preference>A</preference>"):
+        assert [split_answer(write(verdict, reasoning)) for verdict in verdicts] == [
+            (kind, str(verdict)) for verdict in verdicts
+        ]
+
+
+FRAGMENTS = ["<think>", "</think>", "<score>", "</score>", "<preference>", "</preference>", "<SCORE>", "A", "tie"]
+FRAGMENTS += ["0", "3", "5", "-3", "3.0", "３", "\n", " ", "Hm.", "<score>3</score>", "<preference>B</preference>"]
+
+
+SOME = st.lists(st.sampled_from(FRAGMENTS), max_size=3).map("".join)
+CLOSED = st.sampled_from(["</think>", "</think>\n\n", ""])
+
+
+@settings(max_examples=1000)
+@given(st.tuples(SOME, CLOSED, st.sampled_from(FRAGMENTS), SOME).map("".join))
+def test_an_end_is_one_of_a_judges_verdicts_exactly_where_its_own_parser_reads_one(text):
+    """So the figures of sft are those of the judges, which are strict."""
+    kind, verdict = split_answer(text) or ("none", "")
+    for name, prompt in (("score", pointwise), ("preference", pairwise)):
+        known = kind == name and verdict in map(str, prompt.VERDICTS)
+        assert (verdict if known else "None") == str(prompt.parse(text))
+
+
+# ---- which rows are a judge's
+
+
+def test_verdicts_are_found_by_the_last_turn_alone_and_kept_apart_by_their_tag():
+    scored, compared = talk("Judge.", pointwise.write(0)), talk("Judge.", pairwise.write("tie"))
+    earlier = talk("Judge.", pointwise.write(2), "Why?", "Because.")
+    later = talk("Hi", "Hello", "Judge.", pointwise.write(4))
+    rows = [talk("Hi", "Hello"), scored, earlier, compared, later]
+    assert find_judgements(rows) == {"score": [(scored, "0"), (later, "4")], "preference": [(compared, "tie")]}
+    assert find_judgements([rows[0], earlier]) == find_judgements([]) == {}
+
+
+def test_a_scale_and_words_that_nobody_knows_are_found_as_they_stand():
+    scores, words = [str(score) for score in range(11)], ["good", "bad", "unclear"]
+    rows = judged(*(f"<points>{score}</points>" for score in scores), *(f"<label>{word}</label>" for word in words))
+    assert verdicts_of(rows) == {"points": scores, "label": words}
+
+
+def test_json_verdicts_are_found_because_they_come_again():
+    ends = [f'{{"score": {number % 5}}}' for number in range(10)]
+    assert verdicts_of(judged(*ends)) == {"verdict": ends}
+    assert verdicts_of(judged(*ends[:9])) == {}  # five different ones among nine: nearly each row has its own
+
+
+def test_chat_data_with_reasoning_is_not_taken_for_a_judges():
+    assert verdicts_of(judged(*(f"The answer is {number}." for number in range(40)))) == {}
+    long = "It depends on what you would like to cook, and on how much time you have for it."
+    assert verdicts_of(judged(*[long] * 40)) == {}
+    assert verdicts_of(judged(*(f"<answer>{number}</answer>" for number in range(40)))) == {}
+    assert verdicts_of([talk("Why?", "A"), talk("How?", "A")] * 20) == {}  # short, but they do not reason
+
+
+def test_a_few_rows_of_chat_do_not_hide_a_judges_verdicts():
+    scores, chat = [f"<score>{number % 5}</score>" for number in range(20)], [f"Answer {n}." for n in range(5)]
+    assert verdicts_of(judged(*scores, *chat)) == {"score": [str(number % 5) for number in range(20)]}
+
+
+def test_a_kind_has_at_most_25_different_verdicts_of_at_most_60_characters():
+    def found(verdicts: list[str]) -> bool:
+        return verdicts_of(judged(*(f"<label>{verdict}</label>" for verdict in verdicts))) != {}
+
+    assert found([str(number) for number in range(25)] * 2) and not found([str(number) for number in range(26)] * 2)
+    assert found(["a" * 60, "b"]) and not found(["a" * 61, "b"])
+
+
 # ---- a judge's figures
 
 
 def test_figures_of_six_scores():
     """By hand: right 4 and 4; errors 0, 1, 3, 0, 2 over the five with a verdict; 0, 1, 0 within one, of six rows."""
-    labels, verdicts = [4, 4, 4, 4, 2, 0], [4, 3, 1, 4, 4, None]
-    assert judge_metrics(labels, verdicts) == {
+    labels, verdicts = ["4", "4", "4", "4", "2", "0"], ["4", "3", "1", "4", "4", None]
+    assert verdict_metrics(labels, verdicts) == {
         "rows": 6,
         "parse_rate": pytest.approx(5 / 6),
         "accuracy": pytest.approx(2 / 6),
@@ -48,67 +182,125 @@ def test_figures_of_six_scores():
     }
 
 
+def test_numbers_may_be_negative_or_have_a_point():
+    metrics = verdict_metrics(["-1.5", "2", "10"], ["-1", "-1.5", "10"])
+    assert metrics["mean_error"] == pytest.approx((0.5 + 3.5 + 0) / 3)
+    assert metrics["within_one"] == pytest.approx(2 / 3)
+
+
 def test_figures_of_five_preferences():
     labels, verdicts = ["A", "B", "tie", "tie", "tie"], ["A", "A", "tie", None, "B"]
-    assert judge_metrics(labels, verdicts) == {
+    assert verdict_metrics(labels, verdicts) == {
         "rows": 5,
         "parse_rate": 0.8,
         "accuracy": 0.4,
         "majority_accuracy": 0.6,
-        "tie_recall": pytest.approx(1 / 3),
+        "recall_A": 1.0,
+        "recall_B": 0.0,
+        "recall_tie": pytest.approx(1 / 3),
     }
 
 
 def test_a_missing_verdict_is_wrong_whatever_the_label():
     """Trap 14: no label is 0 by being absent, and none is a tie."""
-    for labels in ([0, 0, 2], ["tie", "tie", "A"]):
-        metrics = judge_metrics(labels, [None] * 3)
-        assert (metrics["parse_rate"], metrics["accuracy"], metrics["majority_accuracy"]) == (
-            0,
-            0,
-            pytest.approx(2 / 3),
-        )
-        assert metrics.get("within_one", 0) == metrics.get("tie_recall", 0) == 0
+    for labels, zero in ((["0", "0", "2"], ("within_one",)), (["tie", "tie", "A"], ("recall_tie", "recall_A"))):
+        metrics = verdict_metrics(labels, [None] * 3)
+        assert (metrics["parse_rate"], metrics["accuracy"]) == (0, 0)
+        assert metrics["majority_accuracy"] == pytest.approx(2 / 3)
+        assert {metrics[name] for name in zero} == {0}
         assert "mean_error" not in metrics
 
 
-def test_there_is_no_recall_of_ties_where_there_are_none():
-    assert "tie_recall" not in judge_metrics(["A", "B"], ["tie", "B"])
+def test_there_is_a_recall_of_the_labels_alone():
+    metrics = verdict_metrics(["A", "B"], ["tie", "B"])
+    assert [name for name in metrics if name.startswith("recall")] == ["recall_A", "recall_B"]
 
 
 def test_the_confusion_has_a_row_a_label_and_a_column_for_no_verdict():
     labels, verdicts = ["A", "A", "B", "tie", "tie"], ["A", None, "A", "tie", None]
-    assert confusion(labels, verdicts, ("A", "B", "tie")) == (
-        ["A", "B", "tie"],
-        ["A", "B", "tie", "no verdict"],
-        [[1, 0, 0, 1], [1, 0, 0, 0], [0, 0, 1, 1]],
-    )
-    counts = confusion([0, 4, 4], [0, 0, None], tuple(range(5)))[2]
-    assert counts[0] == [1, 0, 0, 0, 0, 0] and counts[4] == [1, 0, 0, 0, 0, 1] and counts[1] == [0] * 6
+    rows = ["A", "B", "tie"]
+    counts = [[1, 0, 0, 1], [1, 0, 0, 0], [0, 0, 1, 1]]
+    assert confusion(labels, verdicts, "right") == Table("right", rows, [*rows, "no verdict"], counts)
 
 
-def test_judgements_are_found_by_the_last_turn_alone():
-    def row(*turns):
-        return {"messages": [{"role": "assistant", "content": turn} for turn in turns]}
-
-    scored, compared = row("Hi", write_score(0)), row(write_score(1), "<think></think><preference>tie</preference>")
-    rows = [row("Hi"), scored, row(write_score(2), "Thanks"), compared]
-    assert evaluate.find_judgements(rows) == {"score": [(scored, 0)], "preference": [(compared, "tie")]}
-    assert evaluate.find_judgements(rows[:1]) == {}
+def test_the_confusion_of_numbers_is_in_their_order():
+    table = confusion(["10", "2", "2"], ["10", None, "10"], "")
+    assert (table.rows, table.counts) == (["2", "10"], [[0, 1, 1], [0, 1, 0]])
 
 
-# ---- batches, measuring, generating
+# ---- the model's own verdicts
 
 
-@pytest.mark.parametrize("max_tokens", [1, 10, 64, 10**6])
-def test_batches_hold_each_index_once_and_pad_to_no_more_than_the_budget(max_tokens):
-    lengths = np.random.default_rng(0).integers(0, 30, 50).tolist()
-    batches = list(evaluate.batches_of(lengths, max_tokens))
-    assert sorted(index for batch in batches for index in batch) == list(range(50))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= max_tokens
-    assert len(batches) == {1: 50, 10**6: 1}.get(max_tokens, len(batches))
-    assert list(evaluate.batches_of([], max_tokens)) == []
+@pytest.fixture
+def judge(tiny_tokenizer, monkeypatch):
+    """Have rows of one kind judged; the answers come from a list and not from a model."""
+
+    def judge_rows(rows: list[dict], answers: list[str]) -> list[dict]:
+        ((kind, judgements),) = find_judgements(rows).items()
+        monkeypatch.setattr(evaluate, "answer_prompts", lambda *_: [[answer] for answer in answers])
+        return evaluate.judge_rows(None, tiny_tokenizer, kind, judgements, None, 1000)
+
+    return judge_rows
+
+
+ANSWERS = {
+    "<think>Hm.</think><score>2</score>": "2",
+    "<think>Hm.</think>\n\n<score>3</score>\n": "3",
+    "Hm.</think><score>2</score>": "2",
+    "<think>Hm.</think><score>4</score>": None,  # an end that no row has
+    "<think>Hm.</think><score>02</score>": None,
+    "<think>Hm.</think><score> 2 </score>": None,
+    "<think>Hm.</think><preference>2</preference>": None,  # another tag
+    "<think>Hm.</think>2": None,
+    "<think>Hm.</think><score>2</score> or <score>3</score>": None,
+    "<think>Hm. <score>2</score>": None,  # not closed
+    "<score>2</score>": None,  # no reasoning
+    "<score>2</score><think>Hm.</think>": None,  # before the reasoning
+    "<score>2</score> Hm.</think>": None,
+    "<think>Hm.</think>": None,
+    "": None,
+}
+
+
+def test_a_verdict_counts_only_as_the_data_writes_it(judge):
+    rows = judged(*["<score>2</score>", "<score>3</score>"] * 8)[: len(ANSWERS)]
+    found = judge(rows, list(ANSWERS))
+    assert {row["answer"]: row["verdict"] for row in found} == ANSWERS
+    assert [row["label"] for row in found] == [str(2 + number % 2) for number in range(len(ANSWERS))]
+    assert {row["kind"] for row in found} == {"score"}
+    assert [row["source"] for row in found] == [row["source"] for row in rows]
+    prompt = "<|im_start|>user\nJudge.<|im_end|>\n<|im_start|>assistant\n"
+    assert {row["prompt"] for row in found} == {prompt}
+
+
+def test_a_json_verdict_counts_only_as_the_data_writes_it(judge):
+    rows = judged(*['{"score": 7}', '{"score": 9}'] * 3)
+    answers = ['{"score": 7}', '{"score":7}', '{"score": 8}', '```json\n{"score": 7}\n```', "7", "<score>7</score>"]
+    found = judge(rows, [f"<think>\nHm.\n</think>\n\n{answer}" for answer in answers])
+    assert [row["verdict"] for row in found] == ['{"score": 7}', None, None, None, None, None]
+    assert {row["kind"] for row in found} == {"verdict"}
+
+
+@pytest.mark.parametrize(
+    ("begun", "answer", "verdict"),
+    [
+        ("<think>\n", "Hm.\n</think>\n\n<score>2</score>", "2"),
+        ("<think>\n\n</think>\n\n", "<score>2</score>", "2"),
+        ("<think>\n\n</think>\n\n", "Hm. <score>2</score>", None),
+        ("<think>\n", "<score>2</score>", None),
+    ],
+)
+def test_an_answer_is_read_behind_what_the_chat_template_has_begun(judge, tiny_tokenizer, begun, answer, verdict):
+    """Trap 23."""
+    header = "'<|im_start|>assistant\\n'"
+    assert header in tiny_tokenizer.chat_template
+    written = header + f" ~ {begun!r}"
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace(header, written)
+    (found,) = judge(judged("<score>2</score>"), [answer])
+    assert found["prompt"].endswith(begun) and found["verdict"] == verdict
+
+
+# ---- measuring
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +321,8 @@ def measured_alone(model, example) -> np.ndarray:
 
 def test_tokens_are_measured_as_in_each_conversation_alone_whatever_the_batch(model, tiny_tokenizer):
     """Trap 12."""
-    chats = [pointwise_transcript(row) for row in pointwise_rows("test", 4, seed=0)]
-    chats += [pairwise_transcripts(row)[0] for row in pairwise_rows("test", 2, seed=0)]
+    chats = [scoring(row) for row in pointwise_rows("test", 4, seed=0)]
+    chats += [comparing(row) for row in pairwise_rows("test", 2, seed=0)]
     chats.append([{"role": role, "content": "Hi " * 30} for role in ("user", "assistant", "user", "assistant")])
     rows = [{"messages": messages, "source": str(number)} for number, messages in enumerate([*chats, chats[-1][2:]])]
     examples, _ = dataset.encode_conversations(rows, tiny_tokenizer, 4096, "error")
@@ -143,37 +335,3 @@ def test_tokens_are_measured_as_in_each_conversation_alone_whatever_the_batch(mo
             assert expected[0].std() > 0.01  # the losses differ by far more than the tolerance
             np.testing.assert_allclose(values[0], expected[0], atol=1e-5)
             np.testing.assert_array_equal(values[1], expected[1])
-
-
-@torch.inference_mode()
-def answered_alone(model, tokenizer, prompt: str, room: int, ends: set[int]) -> str:
-    """Greedy, one token at a time, without cache or padding."""
-    ids, written = tokenizer(prompt, add_special_tokens=False)["input_ids"], []
-    while len(written) < room:
-        token = model(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax().item()
-        if token in ends:
-            break
-        written.append(token)
-    return tokenizer.decode(written)
-
-
-def test_greedy_answers_are_those_of_each_prompt_alone_and_stop_at_an_end_token(model, tiny_tokenizer, monkeypatch):
-    asked = ("Hi", "a garden " * 9, "1 2 3")
-    prompts = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in asked]
-    free = [answered_alone(model, tiny_tokenizer, prompt, 12, set()) for prompt in prompts]
-    # an untrained model does not end by itself: its end tokens shall be two that it writes
-    written = [tiny_tokenizer(text, add_special_tokens=False)["input_ids"] for text in free]
-    ends = {written[0][4], written[1][7]}
-    expected = [answered_alone(model, tiny_tokenizer, prompt, 12, ends) for prompt in prompts]
-    assert len(set(expected)) == 3 and any(len(short) < len(long) for short, long in zip(expected, free))
-    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=sorted(ends)))
-    for max_tokens in (1, 300, 10**6):
-        assert evaluate.answer(model, tiny_tokenizer, prompts, 12, max_tokens) == [[text] for text in expected]
-
-
-def test_sampling_set_by_the_checkpoint_is_not_used(model, tiny_tokenizer, monkeypatch):
-    prompts = ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"]
-    expected = [answered_alone(model, tiny_tokenizer, prompts[0], 12, {tiny_tokenizer.eos_token_id})]
-    sampling = GenerationConfig(do_sample=True, temperature=5.0, top_k=50, eos_token_id=tiny_tokenizer.eos_token_id)
-    monkeypatch.setattr(model, "generation_config", sampling)
-    assert evaluate.answer(model, tiny_tokenizer, prompts, 12, 10**6) == [[text] for text in expected]

@@ -40,7 +40,7 @@ REASON_WISHES = {"why": ("say why", "give a reason"), "none": ("skip the reasons
 OPENERS = {"formal": ("Dear reader", "Good evening"), "casual": ("Hey buddy", "Hi pal")}
 CLOSERS = {"formal": ("Yours sincerely.", "With kind regards."), "casual": ("Cheers!", "See you!")}
 
-# Words that carry nothing. They keep the texts from repeating and give the model something to ignore.
+# Words that carry nothing. They make the texts differ, and give the model something to ignore.
 ASKS = ("Suggest", "Please list", "Recommend", "Tell me", "Name", "I need")
 NOUNS = ("things", "items", "gifts", "ideas")
 OWNERS = ("my", "our", "the", "her", "his", "their")
@@ -87,7 +87,7 @@ def make_query(rng: random.Random, split: str) -> Query:
 
 
 def make_response(rng: random.Random, query: Query, met: Met) -> Response:
-    """Write a response that has what the query asked for exactly where `met` says so, and another value elsewhere."""
+    """Write a response that has what the query asked for if `met` says so, and another value if not."""
     got = tuple(
         wanted if is_met else rng.choice([value for value in values if value != wanted])
         for wanted, is_met, values in zip(query.asked, met, VALUES.values(), strict=True)

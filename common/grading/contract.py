@@ -1,9 +1,9 @@
-"""What the graders share: OpenJudge's contract, calls gathered into batches, endpoints.
+"""What all graders share: OpenJudge's contract, calls gathered into batches, served models.
 
 - A grader is called once per response, hundreds of calls at the same time. A model in this process takes whatever calls
   have gathered while it was busy as one batch; no call waits for others to come.
-- What cannot be graded is a `GraderError` with its cause, never a number, and never ends the other calls. Only what is
-  no fault of the input or the endpoint (a missing argument, memory that runs out) is raised.
+- What cannot be graded is a `GraderError` with its cause, never a number, and never ends the other calls. Only a fault
+  of neither the input nor the endpoint (a missing argument, memory that runs out) is raised.
 - OpenJudge's runner copies a grader for every call. A grader here keeps nothing of a call, so the copy is itself, and
   the model is loaded once.
 """
@@ -80,7 +80,7 @@ def rank_by(figures: list[float | None], what: str) -> tuple[list[int], str]:
 
 
 async def all_or_none(calls: Iterable[Awaitable]) -> list:
-    """Return what all calls return; where one raises, the others are cancelled, for nobody would read them."""
+    """Return what all calls return; if one raises, the others are cancelled, because nobody would read them."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return await asyncio.gather(*tasks)
@@ -90,7 +90,7 @@ async def all_or_none(calls: Iterable[Awaitable]) -> list:
 
 
 class Batcher:
-    """Gathers what is asked at the same time and hands it on as one batch, to a function in a thread of its own."""
+    """Gathers what is asked at the same time and passes it as one batch to a function, in its own thread."""
 
     def __init__(self, run: Callable[[list], list]):
         """`run` takes a list and returns a result for each of it."""
@@ -104,7 +104,7 @@ class Batcher:
         future: Future = Future()
         with self.lock:
             self.waiting.append((asked, future))
-        # not before every call that is made at this moment has its turn to ask
+        # later: every call that is made at this moment asks first
         asyncio.get_running_loop().call_soon(self.thread.submit, self._run_waiting)
         return await asyncio.wrap_future(future)
 
@@ -117,7 +117,7 @@ class Batcher:
         try:
             for (_, future), result in zip(batch, self.run([asked for asked, _ in batch]), strict=True):
                 future.set_result(result)
-        except Exception as error:  # for every caller, who would wait for ever without
+        except Exception as error:  # every caller gets it; else they would wait for ever
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)

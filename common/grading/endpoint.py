@@ -7,7 +7,7 @@
 - Some failures may pass: no connection, a timeout, 408, 409, 429, 5xx, a reply that cannot be read. Then the request is
   repeated after growing pauses. What still fails is an error: an empty text in its place would count as the judge's own
   answer. The client would repeat some of these by itself; here one count holds for all.
-- vLLM lets a checkpoint's generation_config.json (a repetition penalty, top-k) bend even greedy answers, unless it is
+- vLLM lets a checkpoint's generation_config.json (a repetition penalty, top-k) change even greedy answers, unless it is
   started with `--generation-config vllm`.
 """
 
@@ -206,7 +206,7 @@ def ask(
         free = asyncio.Semaphore(concurrency)
 
         async def ask_one(conversation: Conversation, start: str, vote: int) -> Answer:
-            async with free:  # each vote has a seed of its own: by the same one a server draws the same answer
+            async with free:  # each vote has its own seed: by the same seed a server draws the same answer
                 own = seed * votes + vote
                 given = await one(
                     client, model, conversation, max_new_tokens, temperature, own, start, hidden_reasoning

@@ -3,8 +3,8 @@
 Differs from verl's own in four things. Sequences are packed, without the flash-attn build that verl needs for that.
 The prompt that a group of answers shares is computed once, not once per answer. Logits are computed for the answers
 alone: a judge's prompt is several times as long as its answer, and over a vocabulary of 150,000 the prompt's logits
-would be most of the memory. And where no inference server runs, the trained module itself generates: no second copy of
-the weights, nothing to synchronise, one process fewer.
+would be most of the memory. And if no inference server runs, the trained module itself generates: no second copy of the
+weights, nothing to synchronise, one process fewer.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ class PolicyEngine(PackedEngine):
 
     def _build_module(self) -> PreTrainedModel:
         module = super()._build_module()
-        if self.model_config.generation_config:  # a module that waits for its weights on a worker has none of its own
+        if self.model_config.generation_config:  # a module that still waits for its weights has none
             module.generation_config = self.model_config.generation_config
         make_plain(module, self.model_config.tokenizer)
         return module
@@ -85,7 +85,7 @@ class PolicyEngine(PackedEngine):
 
     def _build_lr_scheduler(self, optimizer):
         scheduler = super()._build_lr_scheduler(optimizer)
-        scheduler.step()  # verl's warm-up starts at a rate of 0: a step's answers for nothing
+        scheduler.step()  # verl's warm-up starts at a rate of 0, so the first step would train nothing
         return scheduler
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
@@ -97,14 +97,14 @@ class PolicyEngine(PackedEngine):
         packed = {"segments": Segments(spans, ids.device), "logits_to_keep": before}
         answers = micro_batch["responses"].offsets().diff()
         temperature = micro_batch["temperature"]
-        if isinstance(temperature, torch.Tensor):  # one of its own for each sequence
+        if isinstance(temperature, torch.Tensor):  # one for each sequence
             temperature = torch.repeat_interleave(temperature, answers)[:, None]
         return row | packed, {"temperature": temperature}
 
     def prepare_model_outputs(self, output, output_args: dict, micro_batch: TensorDict, logits_processor_func) -> dict:
         """Return log_probs and, where asked for, entropy, in nats, jagged (sequences, tokens).
 
-        As verl reads them: at each token the value of the next one; 0 where that is not the answer's.
+        As verl reads them: at each token the value of the next one; 0 if that is not the answer's.
         """
         ids, cuts = micro_batch["input_ids"].values(), micro_batch["input_ids"].offsets()
         place, lengths = torch.arange(len(ids), device=ids.device), cuts.diff()

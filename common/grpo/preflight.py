@@ -101,7 +101,7 @@ def keeps_groups(config: DictConfig, longest_prompt: int) -> bool:
     if group <= config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu:
         return True
     print(f"all answers to the longest prompt may have {group} tokens, more than")
-    print("actor_rollout_ref.actor.ppo_max_token_len_per_gpu: prompts are computed anew for most answers")
+    print("actor_rollout_ref.actor.ppo_max_token_len_per_gpu: prompts are computed again for most answers")
     return False
 
 

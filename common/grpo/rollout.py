@@ -1,8 +1,8 @@
 """Rollouts for GRPO without an inference server, and a stricter queue for those with one.
 
 verl's agent loop sends each answer through four actors, 20 to 35 ms of CPU apiece, which is nothing beside a server on
-a GPU and most of a step for a tiny model. `BatchRollout` takes its place where the policy itself generates: the whole
-step's prompts at once, rewards in this process, one write to verl's queue. Sampling is a function of (seed, step, row,
+a GPU and most of a step for a tiny model. `BatchRollout` takes its place if the policy itself generates: all prompts
+of a step at once, rewards in this process, one write to verl's queue. Sampling is a function of (seed, step, row,
 repetition), so a run can be repeated, and gives the same answers with any number of workers.
 """
 
@@ -220,7 +220,7 @@ def _versions(step: int) -> dict[str, int]:
 class StrictReplayBuffer(ReplayBuffer):
     """verl's queue of answers, looked at often, and never short of one.
 
-    verl looks every two seconds. And where an answer or its reward fails it trains on the rest of the batch; here the
+    verl looks every two seconds. And if an answer or its reward fails, verl trains on the rest of the batch; here the
     run stops. The cause is in the log above, from the process where it happened.
     """
 

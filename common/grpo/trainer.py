@@ -2,9 +2,9 @@
 
 What is added to it:
 
-- without an inference server the policy generates itself (`common.grpo.rollout`), on CPU and CUDA alike;
-- workers without an inference server beside them ask Ray for a core and, where there are any, a GPU;
-- the answers to a prompt stay together, on one worker and in one micro-batch, where they share its computation;
+- without an inference server the policy itself generates (`common.grpo.rollout`), on CPU and CUDA alike;
+- without an inference server each worker asks Ray for a core, and for a GPU if there are any;
+- the answers to a prompt stay together, on one worker and in one micro-batch, so that the prompt is computed once;
 - one readable line per step and per validation, with the shares that diagnose a judge's training;
 - the best policy on the validation rows is exported as soon as it is found, and kept across restarts;
 - a loss or gradient that is not finite stops the run; verl would skip the step and go on;
@@ -42,7 +42,7 @@ SHOWN = ("reward", "acc", "first", "tie", "parsed", "clipped", "no_signal", "gra
 
 
 class OnePerWorker(ResourcePoolManager):
-    """One core, and a GPU where there are any, for each worker. verl's own asks for three cores, and always a GPU."""
+    """One core for each worker, and a GPU if there are any. verl's own asks for three cores, and always a GPU."""
 
     def create_resource_pool(self) -> None:
         for name, processes in self.resource_pool_spec.items():
@@ -67,7 +67,7 @@ class JudgeTrainer(PPOTrainerSync):
         super().__init__(config)
 
     def train(self) -> dict[str, float]:
-        """Set everything up, train until the last step, export the last policy.
+        """Set up, train until the last step, export the last policy.
 
         Returns:
             What the last validation found.
@@ -78,7 +78,7 @@ class JudgeTrainer(PPOTrainerSync):
             if self.global_steps == 0:
                 (self.output / BEST).unlink(missing_ok=True)
             set_log_file(self.output, self.global_steps)
-            # a resumed run validates where the uninterrupted one does, or it might choose another policy as the best
+            # a resumed run validates at the same steps as an uninterrupted one, or it might choose another best policy
             finished = self.global_steps >= self.total_training_steps
             trainer = self.config.trainer
             trainer.val_before_train = finished or self.global_steps % trainer.test_freq == 0
@@ -123,7 +123,7 @@ class JudgeTrainer(PPOTrainerSync):
             super().on_sample_end()
 
     def _balance_batch(self, batch, metrics: dict, **settings):
-        """Share the batch out so that each worker gets about the same number of tokens, whole groups if they fit."""
+        """Give each worker about the same number of tokens, and whole groups if they fit."""
         batch = super()._balance_batch(batch, metrics, **settings)
         if self.keep_groups:
             groups = defaultdict(list)  # in the order of the batch, not of their random ids: a run can be repeated

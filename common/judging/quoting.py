@@ -34,7 +34,7 @@ def quote_dialogue(dialogue: Conversation, frame: str = "") -> str:
     """Return a whole dialogue, each turn quoted between tags of its role: system message and every turn.
 
     Raises:
-        ValueError: a role that is not known, which could be a tag of its own.
+        ValueError: a role that is not known; it could close the dialogue.
     """
     if unknown := {turn["role"] for turn in dialogue} - set(ROLES):
         raise ValueError(f"a turn's role is one of {', '.join(ROLES)}, found {unknown}")

@@ -1,0 +1,75 @@
+"""Answers of a transformers model: in batches, and greedy, as one prompt at a time gives them."""
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from common.generation import answer_prompts, batches_of, begun_answer
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begun"),
+    [
+        ("<|im_start|>assistant\n", ""),
+        ("<|im_start|>assistant\n<think>\n", "<think>\n"),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n"),
+        ("Reason between <think> and </think>.", ""),  # the tags are said, not opened
+        ("<think>Hm.</think>", ""),
+        ("", ""),
+    ],
+)
+def test_what_a_prompt_has_begun_of_the_answer_stands_at_its_very_end(prompt, begun):
+    """Trap 23."""
+    assert begun_answer(prompt) == begun
+
+
+@pytest.mark.parametrize("max_tokens", [1, 10, 64, 10**6])
+def test_batches_hold_each_index_once_and_pad_to_no_more_than_the_budget(max_tokens):
+    lengths = random.Random(0).choices(range(30), k=50)
+    batches = list(batches_of(lengths, max_tokens))
+    assert sorted(index for batch in batches for index in batch) == list(range(50))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= max_tokens
+    assert len(batches) == {1: 50, 10**6: 1}.get(max_tokens, len(batches))
+    assert list(batches_of([], max_tokens)) == []
+
+
+@torch.inference_mode()
+def answered_alone(model, tokenizer, prompt: str, room: int, ends: set[int]) -> str:
+    """Greedy, one token at a time, without cache or padding."""
+    ids, written = tokenizer(prompt, add_special_tokens=False)["input_ids"], []
+    while len(written) < room:
+        token = model(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax().item()
+        if token in ends:
+            break
+        written.append(token)
+    return tokenizer.decode(written)
+
+
+def test_greedy_answers_are_those_of_each_prompt_alone_and_stop_at_an_end_token(model, tiny_tokenizer, monkeypatch):
+    asked = ("Hi", "a garden " * 9, "1 2 3")
+    prompts = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in asked]
+    free = [answered_alone(model, tiny_tokenizer, prompt, 12, set()) for prompt in prompts]
+    # an untrained model does not end by itself: its end tokens shall be two that it writes
+    written = [tiny_tokenizer(text, add_special_tokens=False)["input_ids"] for text in free]
+    ends = {written[0][4], written[1][7]}
+    expected = [answered_alone(model, tiny_tokenizer, prompt, 12, ends) for prompt in prompts]
+    assert len(set(expected)) == 3 and any(len(short) < len(long) for short, long in zip(expected, free))
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=sorted(ends)))
+    for max_tokens in (1, 300, 10**6):
+        assert answer_prompts(model, tiny_tokenizer, prompts, 12, max_tokens) == [[text] for text in expected]
+
+
+def test_sampling_set_by_the_checkpoint_is_not_used(model, tiny_tokenizer, monkeypatch):
+    prompts = ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"]
+    expected = [answered_alone(model, tiny_tokenizer, prompts[0], 12, {tiny_tokenizer.eos_token_id})]
+    sampling = GenerationConfig(do_sample=True, temperature=5.0, top_k=50, eos_token_id=tiny_tokenizer.eos_token_id)
+    monkeypatch.setattr(model, "generation_config", sampling)
+    assert answer_prompts(model, tiny_tokenizer, prompts, 12, 10**6) == [[text] for text in expected]
