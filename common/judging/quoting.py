@@ -10,15 +10,26 @@ from functools import cache
 
 from common.conversation import ROLES, Conversation
 
-# Tags of ours, and special tokens of model families. Tokens with a bar go by their look (<|im_end|>, <｜User｜>,
-# <turn|>, [|endofturn|]), those with an underscore (<start_of_turn>) or a tilde (]~b]) too, the rest by name.
-# Case does not matter: a token is only exact, but a model reads <SCORE> as <score>. Lengths are bounded, or 100 kB of
-# "<aaaa" would take minutes.
 OWN_TAGS = "think|score|preference|rubric|dialogue|response(?:_[ab])?|system|user|assistant|tool"
-ANGLE_TOKENS = "s|bos|eos|pad|unk|mask|cls|sep|sop|eop|eod|eot|image|video|audio|system|human|bot|end|seed:[a-z]{1,9}"
-SQUARE_TOKENS = (
-    "inst|eot|sys|system|bos|eos|pad|unk|mask|cls|sep|gmask|smask|think|img|img_end|img_break|audio|transcribe"
+# What stands behind a "<" or a "[" in special tokens of model families; a blank there breaks them. Lengths are bounded,
+# or 100 kB of "<aaaa" would take minutes.
+BEHIND_ANGLE = (
+    r"[|｜]",  # <|im_end|>, <｜User｜>
+    r"/?(?:s|bos|eos|pad|unk|mask|cls|sep|sop|eop|eod|eot|image|video|audio|system|human|bot|end|seed:[a-z]{1,9})\b",
+    r"/?sys>>",  # <<SYS>>
+    r"/?role>",
+    r"/?[a-z0-9]{1,20}_[a-z0-9_]{1,30}>",  # <start_of_turn>
+    r"unused\d",
+    r"extra_id_\d",
+    r"[a-z]{1,20}\|>",  # <turn|>
 )
+BEHIND_SQUARE = (
+    r"\|",  # [|endofturn|]
+    r"/?(?:inst|eot|sys|system|bos|eos|pad|unk|mask|cls|sep|gmask|smask|think|img|img_end|img_break|audio|transcribe)\]",
+    r"/?[a-z]{1,20}_[a-z_]{1,20}\]",  # [AVAILABLE_TOOLS]
+    r"e~\[",
+)
+BEHIND_CLOSING_SQUARE = r"~!?b[\[\]]"  # ]~b]
 
 
 def quote(text: str, frame: str = "") -> str:
@@ -44,11 +55,8 @@ def quote_dialogue(dialogue: Conversation, frame: str = "") -> str:
 
 @cache
 def _opens_a_tag(frame: str) -> re.Pattern:
-    tags = "|".join([OWN_TAGS, *sorted(set(re.findall(r"</([\w-]+)>", frame)))])
-    return re.compile(
-        rf"<(?=[|｜]|/?(?:{tags}|{ANGLE_TOKENS})\b|/?sys>>|/?role>|/?[a-z0-9]{{1,20}}_[a-z0-9_]{{1,30}}>|unused\d"
-        r"|extra_id_\d|[a-z]{1,20}\|>)"
-        rf"|\[(?=\||/?(?:{SQUARE_TOKENS})\]|/?[a-z]{{1,20}}_[a-z_]{{1,20}}\]|e~\[)"
-        r"|\](?=~!?b[\[\]])",
-        re.IGNORECASE,
-    )
+    """Find what opens a tag. Case does not matter: a token is only exact, but a model reads <SCORE> as <score>."""
+    own = "|".join([OWN_TAGS, *sorted(set(re.findall(r"</(\w+)>", frame)))])
+    angle = "|".join([*BEHIND_ANGLE, rf"/?(?:{own})\b"])
+    square = "|".join(BEHIND_SQUARE)
+    return re.compile(rf"<(?={angle})|\[(?={square})|\](?={BEHIND_CLOSING_SQUARE})", re.IGNORECASE)
