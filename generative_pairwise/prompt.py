@@ -42,7 +42,6 @@ Compare how well two responses answer the dialogue.
 </response_b>
 
 Reason between <think> and </think>. Then {verdict_form}"""
-FRAME = PROMPT + VERDICT_FORM  # judged text can close none of the tags in it
 FRAME = PROMPT + VERDICT_FORM  # its tags are broken in judged text
 
 COLUMNS = ("input", "output", "metadata")  # of labelled rows

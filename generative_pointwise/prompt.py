@@ -71,7 +71,6 @@ Score how well the response answers the dialogue.
 </response>
 
 Reason between <think> and </think>. Then {verdict_form}"""
-FRAME = PROMPT + VERDICT_FORM  # judged text can close none of the tags in it
 FRAME = PROMPT + VERDICT_FORM  # its tags are broken in judged text
 
 COLUMNS = ("input", "output", "label")  # of labelled rows

@@ -118,20 +118,20 @@ def test_bad_rows_are_listed_by_the_script_within_seconds(tmp_path, small_run):
     rows[11]["rejected"] = rows[11]["rejected"][:-1]
     path = write_rows(tmp_path / "bad.parquet", rows)
     started = time.monotonic()
-    assert finish(start(tmp_path / "outputs", **small_run | {"TRAIN_FILES": str(path)}), timeout=120) != 0
+    assert finish(start(tmp_path / "outputs", **small_run | {"TRAIN_FILES": str(path)})) != 0
     assert time.monotonic() - started < 60  # it imports torch, on a machine that may be busy
     message = log_of(tmp_path / "outputs")
     assert "train.py: 3 of 20 rows cannot be used:" in message
     assert "bad.parquet row 3, column 'rejected': chosen and rejected are equal" in message
     assert "bad.parquet row 7, column 'chosen': empty response (found '  ')" in message
-    assert "bad.parquet row 11, column 'rejected': JSON that does not parse" in message
+    assert "bad.parquet row 11, column 'rejected': JSON that cannot be parsed" in message
     assert "data.on_bad_row=drop" in message
     assert "Traceback" not in message and not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.run
 def test_more_workers_than_the_machine_has(tmp_path, small_run):
-    assert finish(start(tmp_path / "outputs", **small_run, N_GPUS_PER_NODE="64"), timeout=120) != 0
+    assert finish(start(tmp_path / "outputs", **small_run, N_GPUS_PER_NODE="64")) != 0
     assert "This run asks for 1 node(s) with 64 free" in log_of(tmp_path / "outputs")
     assert "Lower NNODES or N_GPUS_PER_NODE" in log_of(tmp_path / "outputs")
 
@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_rows(tmp_path, 
     model.save_pretrained(tmp_path / "nan")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "nan")
     settings = small_run | {"MODEL_PATH": str(tmp_path / "nan"), "VAL_FILES": ""}
-    assert finish(start(tmp_path / "outputs", "data.train_batch_size=8", **settings), timeout=180) != 0
+    assert finish(start(tmp_path / "outputs", "data.train_batch_size=8", **settings)) != 0
     message = log_of(tmp_path / "outputs").split("train.py: ")[-1]
     assert message.startswith("step 1: loss nan, gradient norm nan. The weights of this step were not kept.")
     assert message.count("train.parquet row ") == 8
@@ -157,6 +157,6 @@ def test_a_model_whose_attention_cannot_be_packed(tmp_path, small_run, tiny_mode
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "gemma2")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "gemma2")
     settings = small_run | {"MODEL_PATH": str(tmp_path / "gemma2")}
-    assert finish(start(tmp_path / "outputs", "data.train_batch_size=8", **settings), timeout=180) != 0
+    assert finish(start(tmp_path / "outputs", "data.train_batch_size=8", **settings)) != 0
     message = log_of(tmp_path / "outputs").split("train.py: ")[-1]
     assert message.startswith("the model could not be built on the workers: segment attention does not compute softcap")

@@ -128,7 +128,7 @@ def test_plain_text_is_tokenised_as_it_is_with_the_tokenizers_own_special_tokens
     assert tiny_tokenizer.decode(pair.prompt) == "<s>Q: 1"
 
 
-def test_plain_text_among_conversations_is_refused_because_its_ids_would_depend_on_the_company(tiny_tokenizer):
+def test_plain_text_among_conversations_is_refused_because_its_ids_would_depend_on_the_other_rows(tiny_tokenizer):
     """Trap 12: alone, plain text gets the tokenizer's special tokens; beside conversations it would go without."""
     with pytest.raises(DataError, match="plain text and conversations"):
         encode_pairs([row("Q: 12", "Q: 13"), *demo_rows(1)], tiny_tokenizer, LONG, "error")

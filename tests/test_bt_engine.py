@@ -86,7 +86,7 @@ def test_a_real_batch_scores_and_learns_like_padded(tiny_model, shared_data):
     assert_same(model, pairs[:8])
 
 
-def test_a_pair_scores_the_same_in_any_company_and_order():
+def test_a_pair_scores_the_same_in_every_batch_and_order():
     model, pairs = make_model(), random_pairs(8, seed=3)
     alone = torch.cat([packed_rewards(model, [pair]) for pair in pairs])
     together = packed_rewards(model, pairs)

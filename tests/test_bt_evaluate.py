@@ -131,7 +131,7 @@ def scored_alone(model, pairs) -> np.ndarray:
 
 @pytest.mark.parametrize("max_tokens", [1, 100, 700, 10**6])
 def test_rewards_are_those_of_each_text_alone_whatever_the_batch(reward_model, tiny_tokenizer, pairs, max_tokens):
-    """Traps 1 and 12: read at the known end of each text, untouched by batch size, padding and company."""
+    """Traps 1 and 12: read at the known end of each text, whatever the batch size, the padding and the other texts."""
     rewards = score_pairs(reward_model, pairs, tiny_tokenizer.pad_token_id, max_tokens)
     assert rewards.shape == (13, 2) and rewards.dtype == np.float32
     assert rewards.std() > 0.05  # the rewards differ by far more than the tolerance
@@ -146,7 +146,7 @@ def test_rewards_follow_their_pairs_through_any_row_order(reward_model, tiny_tok
 
 
 @pytest.mark.parametrize("configured", [None, 7])
-def test_rewards_do_not_hang_on_the_pad_token_in_the_models_config(reward_model, pairs, monkeypatch, configured):
+def test_rewards_do_not_depend_on_the_pad_token_in_the_models_config(reward_model, pairs, monkeypatch, configured):
     """Trap 1: transformers reads the last token that is not the config's pad token, maybe not the tokenizer's."""
     expected = scored_alone(reward_model, pairs)
     monkeypatch.setattr(reward_model.config, "pad_token_id", configured)

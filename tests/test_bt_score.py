@@ -146,7 +146,7 @@ def test_every_row_comes_back_in_its_place_with_its_rewards_or_the_reason(tmp_pa
     assert reasons[5].startswith("column 'chosen': expected a list of messages")
     assert reasons[17] == "column 'rejected': empty response (found ' ')"
     assert "longer than 250 tokens (found " in reasons[120]
-    assert reasons[233].startswith("column 'rejected': JSON that does not parse")
+    assert reasons[233].startswith("column 'rejected': JSON that cannot be parsed")
     assert reasons[280] == "column 'chosen': empty text"
     assert all(rows[number][name] is None for number in reasons for name in added[:2])
     lines = [json.loads(line) for line in (output / "_bad_rows.jsonl").read_text().splitlines()]

@@ -64,7 +64,7 @@ def test_what_a_row_wants_scored(row, shape, expected):
         ({"query": "", "response": "Ho"}, ("query", "response"), "query", "empty text"),
         ({"input": "Hi", "output": []}, ("input", "output"), "output", "expected a list of 1 or more response"),
         ({"input": "Hi", "output": outputs("A", "")}, ("input", "output"), "output", "empty response"),
-        ({"input": "Hi", "output": "[{"}, ("input", "output"), "output", "JSON that does not parse"),
+        ({"input": "Hi", "output": "[{"}, ("input", "output"), "output", "JSON that cannot be parsed"),
     ],
 )
 def test_a_row_that_holds_nothing_to_score_is_refused_by_its_column(row, shape, column, kind):
@@ -203,7 +203,7 @@ def test_files_of_two_kinds_are_refused(refuse, reward_checkpoint, rows_file, tm
 
 def test_what_is_no_reward_model_is_refused(refuse, tiny_model, rows_file, tmp_path):
     refuse("2 labels, expected 1. Is it a reward model", tiny_model, rows_file)
-    refuse("cannot be loaded .no folder of that name", tmp_path / "nowhere", rows_file)
+    refuse("cannot be loaded .there is no folder of that name", tmp_path / "nowhere", rows_file)
 
 
 @pytest.mark.parametrize("option", ["--max-tokens", "--workers", "--max-length"])

@@ -1,11 +1,20 @@
 """What makes a folder safe to resume from and to write to."""
 
 import json
+import os
 from functools import partial
 
 import pytest
 
-from common.checkpoint import TRACKER, CheckpointError, EpochShuffle, check_resume, claim_folder, save_checkpoint
+from common.checkpoint import (
+    TRACKER,
+    CheckpointError,
+    EpochShuffle,
+    check_resume,
+    claim_folder,
+    export_checkpoint,
+    save_checkpoint,
+)
 
 RUN = {"model": "a", "workers": 1}
 
@@ -52,13 +61,42 @@ def test_a_failed_write_deletes_nothing_and_names_what_is_intact(tmp_path):
     assert saved_steps(tmp_path) == [5, 10] and (tmp_path / TRACKER).read_text() == "5"
 
 
+def test_a_model_that_could_not_be_exported_is_named_with_what_is_intact(tmp_path):
+    class Workers:
+        def export(self, folder, *arguments):
+            assert (folder, arguments) == (str(tmp_path / "checkpoint"), ([7],))
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="the model checkpoint could not be written to .*There is no earlier one"):
+        export_checkpoint(Workers(), tmp_path, "checkpoint", [7])
+    save(Handler(tmp_path), 5, keep=1)
+    with pytest.raises(CheckpointError, match="No space left.*The checkpoint of step 5 is intact"):
+        export_checkpoint(Workers(), tmp_path, "checkpoint", [7])
+
+
 def test_a_folder_has_one_run_at_a_time(tmp_path):
+    claim = claim_folder(tmp_path / "outputs")
+    with pytest.raises(CheckpointError, match="another run is writing to .*outputs. Wait for it, or choose another"):
+        claim_folder(tmp_path / "outputs")
+    claim_folder(tmp_path / "others").release()
+    claim.release()
+    claim_folder(tmp_path / "outputs").release()
+
+
+def test_a_run_that_ended_in_any_way_no_longer_has_its_folder(tmp_path):
+    """The lock is the system's and not the file, which stays."""
+    if (child := os.fork()) == 0:
+        claim_folder(tmp_path)
+        os._exit(9)  # without a release, as if killed
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert (tmp_path / ".claimed").exists()
+    claim_folder(tmp_path).release()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="file: this folder cannot be made"):
         claim_folder(tmp_path / "file")
-    with claim_folder(tmp_path / "outputs"), pytest.raises(CheckpointError, match="another run is writing to"):
-        claim_folder(tmp_path / "outputs")
-    claim_folder(tmp_path / "outputs").close()
 
 
 def test_the_same_run_may_resume_and_another_may_not(tmp_path):

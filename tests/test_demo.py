@@ -159,7 +159,7 @@ def pair_accuracy(features, train_pairs: list[dict], test_pairs: list[dict]) -> 
 
     matrix = differences(train_pairs, grow=True)
     weights = np.zeros(len(columns), dtype=np.float32)
-    for _ in range(200):
+    for _ in range(60):
         weights += 0.5 * matrix.T @ (1 / (1 + np.exp(matrix @ weights))) / len(matrix)
     return float((differences(test_pairs, grow=False) @ weights > 0).mean())
 

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
+import generative_pairwise.prompt as pairwise
+import generative_pointwise.prompt as pointwise
+from common.demo.transcripts import comparing, scoring
 from common.demo.world import NUMBERS, PREFERENCE_RUBRIC, SCORE_RUBRIC, SPLITS, VALUES, pairwise_rows, pointwise_rows
-from common.judge import pairwise_prompt, parse_preference, parse_score
-from common.labelled import pairwise_transcripts, pointwise_transcript
 
 # Of the rows as they were before there were annotators. Whoever changes the demo's words may change these.
 TRAIN_3000 = "ee3f97bcccb0af8c25b93da4f49c3e59ff3c8ce4d17cbcf0561ec858047543d6"
@@ -70,14 +71,6 @@ def test_the_same_arguments_give_the_same_annotations():
     assert pointwise_rows("train", 300, 5, 0.5)[:200] == rows
 
 
-def test_a_transcript_of_a_lenient_row_says_what_the_annotator_believes():
-    for row in pointwise_rows("train", 50, 0, leniency=0.65):
-        prompt, answer = pointwise_transcript(row, SCORE_RUBRIC)
-        assert f"<think>\n{row['reasoning']}\n</think>" in answer["content"]
-        assert parse_score(answer["content"]) == row["label"] == answer["content"].count(" yes")
-        assert row["output"][0]["answer"]["content"] in prompt["content"]
-
-
 # ---- which of two is better, by one who calls ties "A"
 
 
@@ -117,12 +110,40 @@ def test_the_same_arguments_give_the_same_biased_comparisons():
     assert pairwise_rows("train", 300, 5, 0.5)[:200] == rows
 
 
+# ---- what they say, as a judge's conversations
+
+
+@pytest.mark.parametrize(
+    ("transcript", "prompt", "rubric", "make_rows", "mistake"),
+    [
+        (scoring, pointwise, SCORE_RUBRIC, pointwise_rows, {"leniency": 0.65}),
+        (comparing, pairwise, PREFERENCE_RUBRIC, pairwise_rows, {"position_bias": 0.65}),
+    ],
+)
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_demos_conversations_are_those_that_the_judges_own_prompts_make(
+    split, transcript, prompt, rubric, make_rows, mistake
+):
+    """To the byte: a judge trained by sft on the demo is asked in these words by GRPO, evaluation and grader."""
+    for rows in (make_rows(split, 200, 0), make_rows(split, 200, 1, **mistake)):
+        expected = [prompt.transcripts(prompt.read_row(row), rubric) for row in rows]
+        assert [[transcript(row)] for row in rows] == expected
+        verdicts = [prompt.parse(messages[-1]["content"]) for (messages,) in expected]
+        assert set(verdicts) == set(prompt.VERDICTS)
+
+
+def test_a_transcript_of_a_lenient_row_says_what_the_annotator_believes():
+    for row in pointwise_rows("train", 50, 0, leniency=0.65):
+        prompt, answer = scoring(row)
+        assert f"<think>\n{row['reasoning']}\n</think>" in answer["content"]
+        assert pointwise.parse(answer["content"]) == row["label"] == answer["content"].count(" yes")
+        assert row["output"][0]["answer"]["content"] in prompt["content"]
+
+
 def test_a_transcript_of_a_biased_row_reasons_rightly_and_ends_with_what_the_annotator_says():
     biased, right = pairwise_rows("train", 200, 0, position_bias=0.65), preferred(pairwise_rows("train", 200, 0))
     for row, label in zip(biased, right):
-        ((prompt, answer),) = pairwise_transcripts(row, PREFERENCE_RUBRIC)
-        texts = [response["answer"]["content"] for response in row["output"]]
-        assert prompt["content"] == pairwise_prompt(row["input"], *texts, PREFERENCE_RUBRIC)
-        assert [parse_preference(answer["content"])] == preferred([row])
+        _, answer = comparing(row)
+        assert [pairwise.parse(answer["content"])] == preferred([row])
         of_a, of_b = (len(re.findall(rf"/\w+ {letter}\b", answer["content"])) for letter in "AB")
         assert label == ("A" if of_a > of_b else "B" if of_a < of_b else "tie")

@@ -161,9 +161,16 @@ def test_an_answer_knows_whether_it_was_clipped(reason, clipped):
 # ---- failures
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 503])
-def test_what_passes_is_asked_again(status):
-    with serve(lambda _, number: SCORE_3 if number > 2 else (status, {"error": "overloaded"})) as (url, requests):
+BUSY = {"error": "overloaded"}
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [(408, BUSY), (409, BUSY), (429, BUSY), (500, BUSY), (503, BUSY), (200, "<html>Bad gateway</html>"), (200, "null")],
+    ids=str,
+)
+def test_what_passes_is_asked_again(failure):
+    with serve(lambda _, number: SCORE_3 if number > 2 else failure) as (url, requests):
         assert ask_once(url, retries=2) == SCORE_3
     assert len(requests) == 3
 
@@ -185,9 +192,17 @@ def test_what_does_not_pass_ends_everything_and_is_named():
     assert url in str(caught.value) and "model judge" in str(caught.value) and "out of memory" in str(caught.value)
 
 
-def test_what_asking_again_cannot_mend_is_not_asked_again():
-    error = (400, {"error": {"message": "maximum context length is 4096"}})
-    with serve(lambda *_: error) as (url, requests), pytest.raises(EndpointError, match="length is 4096"):
+@pytest.mark.parametrize(
+    "status, message, cause",
+    [
+        (400, "maximum context length is 4096", "BadRequestError.*length is 4096"),
+        (401, "no key", "AuthenticationError.*no key"),
+        (404, "no such model", "NotFoundError.*no such model"),
+    ],
+)
+def test_what_asking_again_cannot_mend_is_not_asked_again(status, message, cause):
+    error = (status, {"error": {"message": message}})
+    with serve(lambda *_: error) as (url, requests), pytest.raises(EndpointError, match=cause):
         ask_once(url)
     assert len(requests) == 1
 
@@ -199,9 +214,10 @@ def test_a_refused_connection_is_named():
         ask_once(url, retries=0)
 
 
-def test_a_server_that_hangs_is_named():
-    with serve(lambda *_: time.sleep(0.3) or "") as (url, _), pytest.raises(EndpointError, match="timed out"):
-        ask_once(url, timeout=0.1, retries=0)
+def test_a_server_that_hangs_is_asked_again_and_then_named():
+    with serve(lambda *_: time.sleep(0.3) or "") as (url, requests), pytest.raises(EndpointError, match="timed out"):
+        ask_once(url, timeout=0.1, retries=1)
+    assert len(requests) == 2
 
 
 def test_a_reply_that_trickles_ends_at_the_timeout():
@@ -227,6 +243,9 @@ def test_a_reply_that_trickles_ends_at_the_timeout():
         "not JSON",
         "",
         "null",
+        "\0\0{}}",
+        "[" * 100_000,
+        '{"choices": ' + "1" * 5000 + "}",
         "[]",
         "{}",
         {"error": "no such model", "choices": None},
@@ -238,7 +257,7 @@ def test_a_reply_that_trickles_ends_at_the_timeout():
         {"choices": [{"message": {"content": 4}}]},
         {"choices": [{"message": {"content": [{"type": "text", "text": "<score>4</score>"}]}}]},
     ],
-    ids=str,
+    ids=lambda body: str(body)[:60],
 )
 def test_a_reply_that_is_no_completion_is_no_answer(body):
     with serve(lambda *_: (200, body)) as (url, requests), pytest.raises(EndpointError, match=f"{url}/ .model judge"):

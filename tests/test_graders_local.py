@@ -108,6 +108,7 @@ def test_two_hundred_calls_at_once_get_the_rewards_of_each_alone(grader, reward_
     assert torch.tensor(together).std() > 0.05  # the rewards differ by far more than the tolerance
 
 
+@pytest.mark.run  # a figure of speed, so it wants a machine that does nothing else
 def test_calls_at_once_share_their_prompts_and_have_three_times_the_throughput(grader):
     seconds = {at_once: [], one_at_a_time: []}
     for _ in range(3):
@@ -235,7 +236,7 @@ def test_what_is_no_reward_model_is_refused_before_anything_is_graded(tiny_model
     for folder, cause in [
         (str(tiny_model), "2 labels, expected 1. Is it a reward model?"),
         (headless(tiny_model, tmp_path), "score.weight is missing. Is it a reward model?"),
-        (absent, f"{absent}: cannot be loaded (no folder of that name here"),
+        (absent, f"{absent}: cannot be loaded (there is no folder of that name, so a hub id was assumed)"),
     ]:
         with pytest.raises(DataError, match=re.escape(cause)):
             BradleyTerryGrader(folder)

@@ -172,19 +172,3 @@ def test_an_endpoint_has_a_client_per_loop_and_forgets_those_of_closed_ones():
     assert [client for client, _ in endpoint.clients.values()] == [clients[-1][0]]
     client = clients[0][0]
     assert (str(client.base_url), client.timeout, client.max_retries) == ("http://127.0.0.1:1/v1/", 3.0, 4)
-
-
-def test_no_more_requests_run_at_once_than_allowed():
-    endpoint, running, most = Endpoint("http://127.0.0.1:1/v1", 3), 0, 0
-
-    async def request(_):
-        nonlocal running, most
-        running, most = running + 1, max(most, running + 1)
-        await asyncio.sleep(0.01)
-        running -= 1
-
-    async def ask_for_ten() -> None:
-        await asyncio.gather(*(endpoint.call(request) for _ in range(10)))
-
-    asyncio.run(ask_for_ten())
-    assert most == 3

@@ -1,5 +1,7 @@
 """A judge's settings are verl's: known to the pinned verl, accepted by its dataclasses, each number set once."""
 
+import copy
+import importlib
 import importlib.util
 import inspect
 import os
@@ -93,9 +95,10 @@ def test_what_the_config_adds_to_verls_is_read(judge):
     added = keys_of(OmegaConf.create({name: declared[name] for name in declared if name not in ("hydra", "defaults")}))
     added = {key for key in added if not any(key == name or key.startswith(f"{name}.") for name in known)}
     added = {key for key in added if not any(name.startswith(f"{key}.") for name in known)}
-    read = attributes_read(REPO / judge) | attributes_read(REPO / "common")
+    folders = (REPO / judge, REPO / "common", REPO / "common" / "grpo", REPO / "common" / "judging")
+    read = set().union(*map(attributes_read, folders))
     fields = {"model.model_type", "actor.optim.betas", "fsdp_config.mixed_precision"}  # of verl's dataclasses
-    functions = (checked_reward, method_modules(judge, "reward")[0].compute_score)
+    functions = (checked_reward, importlib.import_module(f"{judge}.reward").compute_score)
     fields |= {f"reward_kwargs.{name}" for function in functions for name in inspect.signature(function).parameters}
     unread = {key for key in added if tuple(key.split(".")[-2:]) not in read and not key.endswith(tuple(fields))}
     assert unread == set() and {"data.on_bad_row", "trainer.output", "trainer.max_ckpt_to_keep"} <= added
@@ -135,44 +138,71 @@ def test_starting_over_is_said_to_the_demos_warm_start_too(judge, tmp_path):
         note.write_text("")
         command = ["bash", run_script(judge), *settings_given]
         subprocess.run(command, env=settings, check=True, timeout=30, cwd=tmp_path, capture_output=True)
-        calls = [call for call in note.read_text().splitlines() if "train.py" in call.split()[0]]
-        assert ["sft" in call.split()[0] for call in calls] == [True, False]
-        assert f"trainer.resume_mode={mode}" in calls[0].split()
-        assert mode == "auto" or "trainer.resume_mode=disable" in calls[1].split()
+        calls = [call.split() for call in note.read_text().splitlines()]
+        calls = [call for call in calls if call[:2] == ["-m", "common.launch"] and call[3] == "train"]
+        assert [call[2] for call in calls] == [str(REPO / "sft"), str(REPO / judge)]
+        assert f"trainer.resume_mode={mode}" in calls[0]
+        assert mode == "auto" or "trainer.resume_mode=disable" in calls[1]
+
+
+# ---- options of the pairwise reward
+
+OPTIONS = "reward.custom_reward_function.reward_kwargs"
+BY_SPREAD = "algorithm.norm_adv_by_std_in_grpo"
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory) -> DictConfig:
+    """The pairwise judge's settings as the run script gives them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERL_CONFIG", VERL_CONFIG)
+        overrides = script_overrides("generative_pairwise", tmp_path_factory.mktemp("script"))
+        return compose_judge("generative_pairwise", overrides)
+
+
+@pytest.fixture
+def changed(composed):
+    """Return the settings with others in their place."""
+
+    def change(**settings) -> DictConfig:
+        config = copy.deepcopy(composed)
+        for name, value in settings.items():
+            place = BY_SPREAD if name == "by_spread" else f"{OPTIONS}.{name}"
+            OmegaConf.update(config, place, value, force_add=True)
+        return config
+
+    return change
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("tie_credit=1.5", "tie_credit is 1.5; expected at least 0 and less than 1"),
-        ("tie_credit=null", "tie_credit is None"),
-        ("by_strength=maybe", "by_strength is 'maybe'; expected True or False"),
-        ("tie_credti=0.5", "unexpected keyword argument 'tie_credti'"),
+        ({"tie_credit": 1.5}, "tie_credit is 1.5; expected at least 0 and less than 1"),
+        ({"tie_credit": None}, "tie_credit is None"),
+        ({"by_strength": "maybe"}, "by_strength is 'maybe'; expected True or False"),
+        ({"tie_credti": 0.5}, "unexpected keyword argument 'tie_credti'"),
     ],
 )
-def test_a_reward_option_that_cannot_be_is_refused_before_anything_starts(tmp_path, option, message):
+def test_a_reward_option_that_cannot_be_is_refused_before_anything_starts(changed, option, message):
     from generative_pairwise import prompt, reward
 
-    overrides = script_overrides("generative_pairwise", tmp_path)
-    check_reward(compose_judge("generative_pairwise", overrides), reward.compute_score, prompt.write("A"), "A")
-    added = f"++reward.custom_reward_function.reward_kwargs.{option}"
-    config = compose_judge("generative_pairwise", [*overrides, added])
+    check_reward(changed(), reward.compute_score, prompt.write("A"), "A")
     with pytest.raises(DataError, match=message):
-        check_reward(config, reward.compute_score, prompt.write("A"), "A")
+        check_reward(changed(**option), reward.compute_score, prompt.write("A"), "A")
+    check_reward(
+        changed(**option, module="my_reward"), reward.compute_score, prompt.write("A"), "A"
+    )  # not ours to know
 
 
-def test_weighing_by_strength_is_refused_where_it_would_do_nothing(tmp_path):
-    from generative_pairwise import train
+def test_weighing_by_strength_is_refused_where_it_would_do_nothing(changed):
+    from generative_pairwise.train import check_strength
 
-    overrides = script_overrides("generative_pairwise", tmp_path)
-    weighed = [*overrides, "reward.custom_reward_function.reward_kwargs.by_strength=True"]
-    undivided = [*weighed, "algorithm.norm_adv_by_std_in_grpo=False"]
     known, unknown = [{"strength": None}, {"strength": 2.0}], [{"strength": None}]
-    for accepted, rows in ((overrides, unknown), (undivided, known)):
-        train.check_strength(compose_judge("generative_pairwise", accepted), rows)
-    for refused, rows, message in (
-        (weighed, known, "norm_adv_by_std_in_grpo"),
-        (undivided, unknown, "no row of data.train_files"),
+    check_strength(changed(), unknown)
+    check_strength(changed(by_strength=True, by_spread=False), known)
+    for settings, rows, message in (
+        ({"by_strength": True}, known, "norm_adv_by_std_in_grpo"),
+        ({"by_strength": True, "by_spread": False}, unknown, "no row of data.train_files"),
     ):
         with pytest.raises(DataError, match=message):
-            train.check_strength(compose_judge("generative_pairwise", refused), rows)
+            check_strength(changed(**settings), rows)

@@ -1,16 +1,22 @@
 """The pairwise prompt and its parser: both orders alike but for who stands first, and judged text that stays text."""
 
 import functools
+import importlib
 import json
 import re
+import shutil
+import sys
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import REPO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_tokenizer, system, user
 
+from common.conversation import BadRow
 from common.judging.quoting import OWN_TAGS, quote
+from common.launch import load_package
 from generative_pairwise.prompt import COLUMNS, RUBRIC, VERDICTS, Judged, ask, parse, read_row, write
 
 # The prompt as judges are trained with it. Change this text only with the prompt itself: a judge that was trained with
@@ -111,6 +117,62 @@ def test_swapping_moves_responses_and_label_and_nothing_else_and_twice_is_as_bef
     assert SLOTS.split(text)[-1] == f"\n\n{FORMAT}"
 
 
+# ---- verdicts and a form of one's own, by a few lines of prompt.py
+
+# the text in prompt.py, and what stands there instead
+OWN = {
+    '("A", "B", "tie")\n': '("A", "B")\n',
+    '"write only the better one, A, B or tie, between <preference> and </preference>."': (
+        """'write only the better one, A or B, as {"better": "A"}.'"""
+    ),
+    "<preference>{preference}</preference>": r"{{\"better\": \"{preference}\"}}",
+    "rf\"<preference>({'|'.join(PREFERENCES)})</preference>\"": r"""'{"better": "(A|B)"}'""",
+}
+
+
+@pytest.fixture
+def judge_without_ties(tmp_path):
+    """A copied folder whose prompt.py knows no tie and wants the verdict as JSON; gives its modules by name."""
+    folder = tmp_path / "judge-without-ties"
+    shutil.copytree(REPO / "generative_pairwise", folder, ignore=shutil.ignore_patterns("outputs"))
+    text = (folder / "prompt.py").read_text()
+    for old, new in OWN.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (folder / "prompt.py").write_text(text)
+    package = load_package(folder)
+    yield lambda name: importlib.import_module(f"{package}.{name}")
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]
+
+
+def test_a_judge_without_ties_that_answers_in_json_is_one_in_the_whole_folder(judge_without_ties):
+    names = ("prompt", "dataset", "reward", "evaluate", "grader", "prepare_data")
+    own, dataset, reward, evaluate, grader, prepare_data = map(judge_without_ties, names)
+    form = 'Then write only the better one, A or B, as {"better": "A"}.'
+    written = dataset.check_row(row("Why?", "So.", "Of course.", "B"))
+    assert all(written[name][0]["content"].endswith(form) for name in ("prompt", "prompt_swapped"))
+    assert form in grader.PairwiseGrader.get_metadata()["prompt"]
+    with pytest.raises(BadRow, match="`preferred` is not one of A, B$"):
+        dataset.check_row(row("Why?", "So.", "Of course.", "tie"))
+    with pytest.raises(BadRow, match="expected one of A, B$"):
+        dataset.check_row({**written, "label": "tie"})
+
+    for preference in "AB":
+        answer = own.write(preference, 'It is {"better": "A"}.')
+        assert answer.endswith(f'</think>\n\n{{"better": "{preference}"}}') and own.parse(answer) == preference
+        assert reward.compute_score("judge", answer, "A")["score"] == float(preference == "A")
+        assert own.parse(f"<think></think><preference>{preference}</preference>") is None
+    tie = '<think></think>{"better": "tie"}'
+    assert own.parse(tie) is None and reward.compute_score("judge", tie, "A")["score"] == reward.MALFORMED
+    with pytest.raises(ValueError, match="expected one of A, B$"):
+        own.write("tie")
+    metrics = evaluate.preference_metrics(["A", "B"], ["A", "A"], ["B", "B"], [None, None])
+    assert (metrics["both_right"], metrics["majority_accuracy"]) == (0.5, 0.5)
+    pairs, _ = prepare_data.convert_comparisons([row("Why?", "So.", "No.")], "pairwise", None, "error")
+    assert prepare_data.describe(pairs).startswith("1 pairs, each in both orders; labels A: 1, B: 0\n")
+
+
 # ---- what is written is read, and nothing else
 
 PIECES = ["", "<think>", "</think>", "<preference>", "</preference>", "<preference>A</preference>", "<think>\n", "</s>"]
@@ -125,13 +187,6 @@ def test_a_written_preference_is_read_back_whatever_the_reasoning_holds(reasonin
     for preference in VERDICTS:
         answer = write(preference, reasoning)
         assert parse(answer) == parse(answer.removeprefix("<think>\n")) == parse(f"\n {answer}\n") == preference
-
-
-@settings(max_examples=300)
-@given(REASONING, REASONING, st.sampled_from(["</think>", "<preference>", "</preference>"]))
-def test_a_text_that_lacks_one_of_the_tags_is_none(before, after, lost):
-    """Trap 14."""
-    assert parse((before + write("tie") + after).replace(lost, "|")) is None
 
 
 VISIBLE = st.sampled_from("ABtieab<>/|＞ＡА.\u200b\ufeff\0") | st.characters(exclude_categories=["Cs"])

@@ -177,10 +177,9 @@ def test_a_row_with_a_response_that_is_too_long_is_not_ranked_by_what_is_left_of
     assert "1 rows ranked; 0 of 2 comparisons" in printed and "set aside: 4 x prompt of more than 600 tokens" in printed
 
 
-def test_an_untrained_model_has_no_verdict_and_nothing_is_ranked(ranked):
-    rows, printed = ranked(CANDIDATES, "--max-new-tokens", 4)
+def test_without_any_verdict_nothing_is_ranked(ranked, loaded):
+    loaded(dict.fromkeys(COMPARED, UNREADABLE))
+    rows, printed = ranked(CANDIDATES)
     assert [(row["win_rate"], row["rank"]) for row in rows] == [([None] * 3, [None] * 3), ([None] * 2, [None] * 2)]
-    assert [row["verdicts"] for row in rows] == [
-        [None] * 6,
-        [None] * 2,
-    ] and "8 of 8 comparisons had no verdict" in printed
+    assert [row["verdicts"] for row in rows] == [[None] * 6, [None] * 2]
+    assert "8 of 8 comparisons had no verdict" in printed

@@ -1,63 +1,33 @@
 """Splitting by prompt and writing: no prompt on two sides, the same files for the same rows, no half-written file."""
 
 import json
-import random
 
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from common.conversation import DataError, prompt_of
+from common.conversation import DataError
 from common.parquet import read_rows, split_by_prompt, write_rows
 
 RATIOS = [{"train": 0.8, "test": 0.2}, {"train": 0.5, "test": 0.5}, {"train": 0.9, "val": 0.05, "test": 0.05}]
 
 
-def pair(prompt: int | str, answer: int | str) -> dict:
-    user = {"role": "user", "content": f"question {prompt}"}
-    chosen, rejected = ({"role": "assistant", "content": f"{word} answer {answer}"} for word in ("good", "bad"))
-    return {"chosen": [user, chosen], "rejected": [user, rejected]}
+def prompt_of(row: dict) -> str:
+    return row["prompt"]
 
 
 def make_rows(prompts) -> list[dict]:
-    return [pair(prompt, number) for number, prompt in enumerate(prompts)]
+    """One row a prompt, all different; the same prompts may come again."""
+    return [{"prompt": str(prompt), "answer": number} for number, prompt in enumerate(prompts)]
+
+
+def split(rows: list[dict], ratio: dict[str, float], seed: int = 0) -> dict[str, list[dict]]:
+    return split_by_prompt(rows, ratio, seed, prompt_of)
 
 
 def as_sets(splits: dict[str, list[dict]]) -> dict[str, set[str]]:
     return {name: {json.dumps(row) for row in rows} for name, rows in splits.items()}
-
-
-# ---- prompts
-
-
-def test_the_prompt_is_what_comes_before_the_answer_in_every_schema():
-    system, user, answer = ({"role": role, "content": role} for role in ("system", "user", "assistant"))
-    rows = [
-        {"chosen": [system, user, answer], "rejected": [system, user, {**answer, "content": "no"}]},
-        {"messages": [system, user, answer]},
-        {"input": [system, user], "output": "anything"},
-    ]
-    assert [json.loads(prompt_of(row)) for row in rows] == [[system, user]] * 3
-    assert len({prompt_of(row) for row in rows}) == 1
-
-
-def test_the_prompt_of_plain_text_is_the_lines_that_both_sides_share():
-    assert prompt_of({"chosen": "Q: why?\nA: because", "rejected": "Q: why?\nA: but"}) == "Q: why?"
-
-
-@pytest.mark.parametrize("column", ["input", "messages", "chosen"])
-def test_the_prompt_does_not_depend_on_the_order_of_a_messages_fields(column):
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    turned = [{"content": message["content"], "role": message["role"]} for message in messages]
-    assert prompt_of({column: messages}) == prompt_of({column: turned})
-
-
-@pytest.mark.parametrize("column", ["input", "messages", "chosen"])
-def test_the_prompt_of_json_text_is_that_of_the_messages_in_it(column):
-    """Rows may hold what the readers accept; else a prompt lands on both sides of the split."""
-    row = {column: pair(1, 1)["chosen"], "rejected": pair(1, 1)["rejected"]}
-    assert prompt_of({name: json.dumps(value) for name, value in row.items()}) == prompt_of(row)
 
 
 # ---- splits
@@ -67,7 +37,7 @@ def test_the_prompt_of_json_text_is_that_of_the_messages_in_it(column):
 def test_each_row_is_in_one_split_each_prompt_too_and_no_split_is_empty(prompts, ratio, seed):
     assume(len(set(prompts)) >= len(ratio))
     rows = make_rows(prompts)
-    splits = split_by_prompt(rows, ratio, seed)
+    splits = split(rows, ratio, seed)
     assert list(splits) == list(ratio)
     assert sorted(json.dumps(row) for part in splits.values() for row in part) == sorted(map(json.dumps, rows))
     sides = [{prompt_of(row) for row in part} for part in splits.values()]
@@ -83,12 +53,12 @@ def test_a_split_depends_on_the_rows_and_not_on_their_order(prompts, rng):
     assume(len(set(prompts)) >= 3)
     rows = make_rows(prompts)
     shuffled = rng.sample(rows, len(rows))
-    assert as_sets(split_by_prompt(rows, RATIOS[2], 0)) == as_sets(split_by_prompt(shuffled, RATIOS[2], 0))
+    assert as_sets(split(rows, RATIOS[2])) == as_sets(split(shuffled, RATIOS[2]))
 
 
 @given(st.integers(20, 200), st.sampled_from(RATIOS), st.integers(0, 3))
 def test_with_one_row_a_prompt_sizes_are_the_ratio_to_the_row(count, ratio, seed):
-    splits = split_by_prompt(make_rows(range(count)), ratio, seed)
+    splits = split(make_rows(range(count)), ratio, seed)
     assert all(abs(len(splits[name]) - share * count) <= 1 for name, share in ratio.items())
 
 
@@ -97,7 +67,7 @@ def test_with_one_row_a_prompt_sizes_are_the_ratio_to_the_row(count, ratio, seed
 def test_no_prompt_at_the_cut_would_bring_the_sizes_nearer_to_the_ratio(rows_of_prompt, ratio):
     """The docstring's "as nearly as whole prompts allow"; prompts stay in their hashed order."""
     rows = make_rows(prompt for prompt, count in enumerate(rows_of_prompt) for _ in range(count))
-    train, test = split_by_prompt(rows, ratio, 0).values()
+    train, test = split(rows, ratio).values()
     off_by = abs(len(train) - ratio["train"] * len(rows)) + 1e-9
     for side, sign, edge in ((train, -1, train[-1]), (test, 1, test[0])):
         at_edge = sum(prompt_of(row) == prompt_of(edge) for row in side)
@@ -107,19 +77,28 @@ def test_no_prompt_at_the_cut_would_bring_the_sizes_nearer_to_the_ratio(rows_of_
 
 def test_another_seed_is_another_split_and_the_same_seed_the_same():
     rows = make_rows(range(50))
-    assert split_by_prompt(rows, RATIOS[0], 0) == split_by_prompt(rows, RATIOS[0], 0)
-    assert as_sets(split_by_prompt(rows, RATIOS[0], 0)) != as_sets(split_by_prompt(rows, RATIOS[0], 1))
+    assert split(rows, RATIOS[0]) == split(rows, RATIOS[0])
+    assert as_sets(split(rows, RATIOS[0])) != as_sets(split(rows, RATIOS[0], 1))
 
 
 @pytest.mark.parametrize("ratio", [{"train": 0.8, "test": 0.1}, {"train": 1.2, "test": -0.2}, {"train": 1, "test": 0}])
 def test_ratios_that_are_no_shares_of_one_are_refused(ratio):
     with pytest.raises(DataError, match="expected positive shares that sum to 1"):
-        split_by_prompt(make_rows(range(10)), ratio, 0)
+        split(make_rows(range(10)), ratio)
 
 
 def test_fewer_prompts_than_splits_are_refused():
     with pytest.raises(DataError, match="1 different prompts cannot fill 2 splits"):
-        split_by_prompt(make_rows([7, 7, 7]), RATIOS[0], 0)
+        split(make_rows([7, 7, 7]), RATIOS[0])
+
+
+def test_a_split_is_the_same_on_every_machine():
+    """Prompts stand in the order of their SHA-256, of "0:d" and so on: d, a, c, b, e."""
+    splits = split(make_rows("abcde"), {"train": 0.6, "test": 0.4})
+    assert {name: [row["prompt"] for row in part] for name, part in splits.items()} == {
+        "train": ["d", "a", "c"],
+        "test": ["b", "e"],
+    }
 
 
 # ---- files
@@ -172,16 +151,6 @@ def test_writing_makes_the_folder_and_replaces_an_older_file(tmp_path):
     assert write_rows(path, [{"a": 1}]) == path
     write_rows(path, [{"a": 2}])
     assert pq.read_table(path).to_pylist() == [{"a": 2}]
-
-
-def test_the_mirror_of_a_pair_never_crosses_a_split():
-    """Trap 21: both orders of two answers, shuffled among others, belong to one prompt."""
-    rows = make_rows(range(40))
-    rows += [{"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
-    random.Random(0).shuffle(rows)
-    train, test = split_by_prompt(rows, RATIOS[0], 0).values()
-    assert not {prompt_of(row) for row in train} & {prompt_of(row) for row in test}
-    assert (len(train), len(test)) == (64, 16)
 
 
 def test_rows_of_two_files_of_one_name_keep_their_folders_apart(tmp_path):

@@ -18,7 +18,7 @@ def batch(rows: range) -> pa.RecordBatch:
 
 
 def write_file(path, rows: int, row_group: int, first: int = 0) -> str:
-    """A file of ids and of columns whose types are easily lost; pyarrow's batches end where a dictionary does."""
+    """A file of ids and of columns whose types are easily lost. A dictionary makes pyarrow's own batches too small."""
     ids = range(first, first + rows)
     columns = {
         "id": pa.array(ids, pa.int64()),

@@ -1,9 +1,11 @@
-"""What goes wrong in a judge's run is said in the user's words, and stops it."""
+"""What goes wrong in a judge's run is said in the user's words, and stops it: bad input before anything starts."""
 
 import json
 import shutil
-import time
+import sys
 
+import pytest
+import ray
 import torch
 from runs import POINTWISE_SCRIPT, finish, log_of, start
 from test_pointwise_run import SETTINGS
@@ -11,36 +13,57 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.demo.world import pointwise_rows
 from common.parquet import write_rows
+from generative_pointwise import train
+
+# ---- before anything starts, in this process
 
 
-def test_bad_rows_are_listed_by_the_script_within_seconds(tmp_path, small_judge_run):
-    rows = [{name: row[name] for name in ("input", "output", "label")} for row in pointwise_rows("train", 30, seed=0)]
+@pytest.fixture
+def refused(tiny_model, tmp_path, monkeypatch):
+    """Start train.py on rows with the settings that are read before Ray starts; return what it ends with."""
+
+    def run(rows: list[dict], *settings: str) -> str:
+        files = write_rows(tmp_path / "train.parquet", rows)
+        given = [f"data.train_files={files}", "data.val_files=''", f"actor_rollout_ref.model.path={tiny_model}"]
+        limits = ["data.max_prompt_length=3072", "data.filter_overlong_prompts=True"]
+        output = tmp_path / "outputs"
+        monkeypatch.setattr(sys, "argv", ["train.py", *given, *limits, f"trainer.output={output}", *settings])
+        with pytest.raises(SystemExit) as caught:
+            train.main()
+        assert not output.exists() and not ray.is_initialized()
+        return str(caught.value)
+
+    return run
+
+
+def demo_rows(count: int) -> list[dict]:
+    return [{name: row[name] for name in ("input", "output", "label")} for row in pointwise_rows("train", count, 0)]
+
+
+def test_bad_rows_are_listed_by_file_row_and_column(refused):
+    rows = demo_rows(30)
     rows[3]["label"] = 7
     rows[11]["label"] = None
     rows = [{**row, "input": json.dumps(row["input"]), "output": json.dumps(row["output"])} for row in rows]
     rows[20]["output"] = rows[20]["output"][:-2]
-    environment = small_judge_run | {"TRAIN_FILES": str(write_rows(tmp_path / "bad.parquet", rows))}
-    started = time.monotonic()
-    assert finish(start(tmp_path / "outputs", *SETTINGS, script=POINTWISE_SCRIPT, **environment), timeout=60) != 0
-    assert time.monotonic() - started < 40  # it imports torch, on a machine that may be busy
-    message = log_of(tmp_path / "outputs")
-    assert "train.py: 3 of 30 rows cannot be used:" in message
-    assert "bad.parquet row 3, column 'label': expected a whole number from 0 to 4 (found 7)" in message
-    assert "bad.parquet row 11, column 'label': expected a whole number from 0 to 4 (found None)" in message
-    assert "bad.parquet row 20, column 'output': JSON that does not parse" in message
+    message = refused(rows)
+    assert message.startswith("\ntrain.py: 3 of 30 rows cannot be used:")
+    assert "train.parquet row 3, column 'label': expected a whole number from 0 to 4 (found 7)" in message
+    assert "train.parquet row 11, column 'label': expected a whole number from 0 to 4 (found None)" in message
+    assert "train.parquet row 20, column 'output': JSON that cannot be parsed" in message
     assert "data.on_bad_row=drop" in message
-    assert "Traceback" not in message and not (tmp_path / "outputs").exists()
 
 
-def test_prompts_that_are_too_long_are_an_error_if_asked(tmp_path, small_judge_run):
-    settings = (*SETTINGS, "data.max_prompt_length=100", "data.filter_overlong_prompts=False")
-    process = start(tmp_path / "outputs", *settings, script=POINTWISE_SCRIPT, **small_judge_run)
-    assert finish(process, timeout=60) != 0
-    message = log_of(tmp_path / "outputs").split("train.py: ")[-1]
-    assert message.startswith("96 of 96 prompts are longer than data.max_prompt_length=100 tokens:")
+def test_prompts_that_are_too_long_are_an_error_if_asked(refused):
+    message = refused(demo_rows(96), "data.max_prompt_length=100", "data.filter_overlong_prompts=False")
+    assert message.startswith("\ntrain.py: 96 of 96 prompts are longer than data.max_prompt_length=100 tokens:")
     assert "data.filter_overlong_prompts=True" in message
 
 
+# ---- later, in a real run
+
+
+@pytest.mark.run
 def test_a_cluster_with_too_few_cores_is_named_not_waited_for(tmp_path, small_judge_run):
     from ray.cluster_utils import Cluster
 
@@ -56,6 +79,7 @@ def test_a_cluster_with_too_few_cores_is_named_not_waited_for(tmp_path, small_ju
     )
 
 
+@pytest.mark.run
 def test_a_reward_function_that_raises_stops_the_run_and_names_the_row(tmp_path, small_judge_run):
     folder = tmp_path / "my_judge"
     shutil.copytree(POINTWISE_SCRIPT.parent, folder, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
@@ -68,6 +92,7 @@ def test_a_reward_function_that_raises_stops_the_run_and_names_the_row(tmp_path,
     assert "the reward function raised AssertionError: no twos. The label was 2, the answer '<think>" in message
 
 
+@pytest.mark.run
 def test_a_policy_that_is_not_a_number_stops_the_run_and_names_the_rows(tmp_path, small_judge_run):
     model = AutoModelForCausalLM.from_pretrained(small_judge_run["MODEL_PATH"])
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))

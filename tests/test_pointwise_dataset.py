@@ -1,7 +1,6 @@
-"""Rows for the pointwise judge: read, refused, measured, and read back by verl's own dataset as they were written."""
+"""Rows for the pointwise judge: read or refused, and read back by verl's own dataset as they were written."""
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,17 +8,15 @@ import datasets
 import pytest
 import verl
 from omegaconf import OmegaConf
-from shapes import CHATML, NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_tokenizer, system, user
+from shapes import SHAPES, assistant, make_tokenizer, system, user
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from common.conversation import DataError, prompt_of
-from common.judge import write_score
-from common.judging.prompts import digest, measure_rows
-from common.labelled import RESPONSE_FORM
-from common.parquet import write_rows
-from generative_pointwise import dataset, prompt, reward
-
-load_rows = dataset.load_rows
+from common.conversation import RESPONSE_FORM, DataError
+from common.judging.prompts import measure_rows
+from common.parquet import split_by_prompt, write_rows
+from generative_pointwise import dataset
+from generative_pointwise.dataset import OPTIONAL, load_rows, prompt_of
+from generative_pointwise.prompt import RUBRIC, ask
 
 LONG = 10**6
 CHATML_TOKENIZER = make_tokenizer(SHAPES["chatml"])
@@ -34,13 +31,14 @@ def as_json(row: dict) -> dict:
     return {name: json.dumps(cell) if name in ("input", "output", "prompt") else cell for name, cell in row.items()}
 
 
-def shown(response: str = "So.") -> list[dict]:
-    return prompt.render(labelled(response=response))[0]
+def shown(response: str = "So.", *rubric: str) -> list[dict]:
+    return ask(DIALOGUE, response, *rubric)
 
 
-def rendered(label: int, number: int, response: str = "So.", file: str = "a.parquet") -> dict:
+def rendered(label: int, number: int, response: str = "So.", file: str = "a.parquet", **cells) -> dict:
+    """A row as it is read, but for `input`."""
     origin = {"data_source": "judge", "evidence": [], "source": f"{file} row {number}"}
-    return {"prompt": shown(response), "label": label, **origin}
+    return {"prompt": shown(response), "label": label, "rubric": RUBRIC, **origin, **cells}
 
 
 def refused(read, *arguments) -> list[str]:
@@ -58,41 +56,56 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize("form", [dict, as_json], ids=["native", "json"])
-def test_labelled_rows_are_rendered_and_rendered_ones_kept_also_in_one_reading(write, form):
+def test_labelled_rows_get_their_prompts_and_written_prompts_are_kept_also_in_one_reading(write, form):
     first = write("a.parquet", form(labelled(0)), form(labelled(4, "")))
-    named = {"prompt": shown("No."), "label": 2, "evidence": ["x", "y"], "data_source": "demo", "other": 7}
-    second = write("b.parquet", form(named), form({**named, "evidence": None, "data_source": None}))
-    kept = rendered(2, 0, "No.", "b.parquet") | {"evidence": ["x", "y"], "data_source": "demo"}
-    rows = [rendered(0, 0), rendered(4, 1, ""), kept, rendered(2, 1, "No.", "b.parquet")]
-    keys = [prompt_of({"input": turns}) for turns in (DIALOGUE, DIALOGUE, shown("No."), shown("No."))]
+    named = {"prompt": shown("No."), "label": 2, "evidence": ["x", "y"], "data_source": "demo", "rubric": "Brevity."}
+    named = form({**named, "input": DIALOGUE, "other": 7})
+    second = write("b.parquet", named, {**named, **dict.fromkeys(OPTIONAL)})
+    kept = rendered(2, 0, "No.", "b.parquet", evidence=["x", "y"], data_source="demo", rubric="Brevity.")
+    rows = [rendered(0, 0), rendered(4, 1, ""), kept, rendered(2, 1, "No.", "b.parquet", rubric=None)]
+    dialogues = [DIALOGUE, DIALOGUE, DIALOGUE, shown("No.")]  # the whole prompt where nothing else is known
     for files, order in (([first, second], [0, 1, 2, 3]), (f"{second}, {first}", [2, 3, 0, 1])):
         read, dropped = load_rows(files)
-        assert [prompt_of(row) for row in read] == [keys[number] for number in order]
-        assert [{**rows[number], "input": row["input"]} for number, row in zip(order, read)] == read
+        assert read == [rows[number] | {"input": dialogues[number]} for number in order]
         assert dropped == {}
 
 
-# a label as a labelled file may write it, and as one of rendered rows may: what is read, or None where it is refused
-LABELS = [(0.0, 0, 0), (4, 4, 4), ("3", 3, None), ("4.0", 4, None), (True, None, None), (None, None, None)]
-LABELS += [(5, None, None), (3.7, None, None), (-1, None, None), ("three", None, None), (float("nan"), None, None)]
+@pytest.mark.parametrize("dialogue", ["Why?", [user("Why?")], json.dumps([user("Why?")])], ids=["text", "list", "json"])
+def test_a_split_keeps_together_what_answers_one_dialogue_however_that_is_written(write, dialogue):
+    """Trap 21: ten dialogues, each with a labelled row, and with one whose prompt is written and names it."""
+    rows, prompts = [], []
+    for number in range(10):
+        query = json.loads(json.dumps(dialogue).replace("Why", f"Why {number}"))
+        rows.append({**labelled(), "input": query})
+        prompts.append({"prompt": shown(f"No {number}."), "label": 2, "input": query})
+    read, _ = load_rows([write("a.parquet", *rows), write("b.parquet", *prompts)])
+    assert len({prompt_of(row) for row in read}) == 10
+    for seed in range(3):
+        train, val = split_by_prompt(read, {"train": 0.7, "val": 0.3}, seed, prompt_of).values()
+        assert len(train) == 14 and not {prompt_of(row) for row in train} & {prompt_of(row) for row in val}
 
 
-@pytest.mark.parametrize(("label", "read", "kept"), LABELS, ids=repr)
-def test_a_label_is_a_whole_number_from_0_to_4_or_an_error_and_never_a_default(write, label, read, kept):
+LABELS = [(0.0, 0), (4, 4), ("3", 3), ("4.0", 4), (True, None), (None, None), (5, None), (3.7, None), (-1, None)]
+LABELS += [("three", None), (float("nan"), None)]
+
+
+@pytest.mark.parametrize(("label", "read"), LABELS, ids=repr)
+def test_a_label_is_a_whole_number_from_0_to_4_or_an_error_and_never_a_default(write, label, read):
     """Trap 14."""
-    for row, expected in ((labelled(label), read), ({"prompt": shown(), "label": label}, kept)):
+    for row in (labelled(label), {"prompt": shown(), "label": label}):
         path = write("a.parquet", row)
-        if expected is None:
-            assert re.match(r"  a.parquet row 0, column 'label': expected .* \(found ", refused(load_rows, path)[1])
+        if read is None:
+            fault = refused(load_rows, path)[1]
+            assert fault.startswith("  a.parquet row 0, column 'label': expected a whole number from 0 to 4 (found ")
         else:
-            assert repr(load_rows(path)[0][0]["label"]) == repr(expected)  # an int, not 3.0
+            assert repr(load_rows(path)[0][0]["label"]) == repr(read)  # an int, not 3.0
 
 
 BROKEN = {  # column and fault of labelled rows: cells that have it, in JSON text
     ("input", "empty text"): [" "],
     ("input", "expected a list of messages, JSON text of one, or plain text"): [None],
     ("input", "a message without role or content"): ['[{"role": "user"}]', '[{"role": "user", "content": null}]'],
-    ("output", "JSON that does not parse"): ["x", "[", ""],
+    ("output", "JSON that cannot be parsed"): ["x", "[", ""],
     ("output", f"expected a list of 1 response, each {RESPONSE_FORM}"): [None, "[]", "[{}, {}]"],
     ("output", f"expected each response as {RESPONSE_FORM}"): ['["x"]', '[{"answer": null}]'],
     ("label", "expected a whole number from 0 to 4"): [None, 5],
@@ -101,7 +114,7 @@ BROKEN_RENDERED = {
     ("prompt", "expected messages that end with the user's"): ["Score it.", json.dumps([user("x"), assistant("y")])],
     ("prompt", "expected a list of messages, JSON text of one, or plain text"): [None],
     ("prompt", "a message whose content is not text"): ['[{"role": "user", "content": 7}]'] * 2,
-    ("label", "expected one of 0, 1, 2, 3, 4"): [None],
+    ("label", "expected a whole number from 0 to 4"): [None],
 }
 
 
@@ -120,78 +133,23 @@ def test_bad_rows_are_one_error_by_file_row_and_column_or_dropped_and_counted(wr
     assert dropped == {f"column '{column}': {kind}": len(cells) for (column, kind), cells in broken.items()}
 
 
-def test_a_missing_file_column_or_row_and_an_unknown_choice_are_errors(write, tmp_path):
-    path = write("a.parquet", labelled(9))
-    (tmp_path / "text.parquet").write_text("no")
-    assert refused(load_rows, tmp_path / "text.parquet")[0].startswith(f"{tmp_path / 'text.parquet'}: not a Parquet")
-    assert refused(load_rows, tmp_path / "b.parquet")[0].startswith(f"{tmp_path / 'b.parquet'}: no such file")
-    assert "column 'output', 'label' is missing" in refused(load_rows, write("c.parquet", {"input": "x"}))[0]
-    assert "no usable row: all were dropped (1 x column 'label'" in refused(load_rows, path, "drop")[0]
-    assert "on_bad_row='skip'" in refused(load_rows, path, "skip")[0]
+def test_a_file_needs_the_columns_of_labelled_rows_or_of_written_prompts(write):
+    assert "column 'output', 'label' is missing" in refused(load_rows, write("a.parquet", {"input": "x"}))[0]
+    assert "column 'label' is missing" in refused(load_rows, write("b.parquet", {"prompt": "x", "output": "y"}))[0]
 
 
-def test_files_are_read_as_read_rows_reads_several(write):
-    first, second = write("a/x.parquet", labelled(9)), write("b/x.parquet", labelled(8), labelled(3))
-    lines = refused(load_rows, [first, second])[1:3]
-    assert [line.partition(" row ")[0].strip() for line in lines] == [str(first), str(second)]
-    assert [row["source"] for row in load_rows([first, second], "drop")[0]] == [f"{second} row 1"]
+CELLS = [("data_source", 7, "expected text"), ("rubric", 7, "expected text")]
+CELLS += [("input", 7, "expected a list of messages, JSON text of one, or plain text")]
+CELLS += [("evidence", cell, "expected a list of texts") for cell in ("lamp", '["lamp"]', 7, [7])]
 
 
-@pytest.mark.parametrize("evidence", ["lamp", '["lamp"]', 7])
-def test_evidence_that_is_no_list_is_refused_or_read_as_the_list_it_spells(write, evidence):
-    rows, _ = load_rows(write("a.parquet", labelled(evidence=evidence), labelled(evidence=None)), "drop")
-    assert [row["evidence"] for row in rows] in ([[]], [["lamp"], []])
+@pytest.mark.parametrize(("column", "cell", "fault"), CELLS, ids=repr)
+def test_a_bad_cell_of_an_optional_column_is_an_error_that_names_the_column(write, column, cell, fault):
+    path = write("a.parquet", {"prompt": shown(), "label": 3, column: cell})
+    assert refused(load_rows, path)[1] == f"  a.parquet row 0, column '{column}': {fault} (found {cell!r})"
 
 
-# ---- measuring
-
-BEGUN = {name: (shape, shape.template, "") for name, shape in SHAPES.items() if not shape.options}
-BEGUN["a template that opens the reasoning"] = (SHAPES["qwen3"], QWEN3_THINKING, "<think>\n")
-CLOSES = CHATML.replace("assistant\\n", "assistant\\n" + NO_THINKING)
-BEGUN["a template that closes it"] = (SHAPES["chatml"], CLOSES, NO_THINKING)
-
-
-@pytest.mark.parametrize(("shape", "template", "begun"), BEGUN.values(), ids=BEGUN)
-def test_tokens_are_the_templates_and_an_answer_behind_what_it_began_is_right(shape, template, begun):
-    """Traps 2, 18 and 23: also where the response ends as such a template would."""
-    tokenizer = make_tokenizer(shape, chat_template=template)
-    rows = [rendered(3, 0), rendered(0, 1, "<think>\n")]
-    for row in measure_rows(rows, tokenizer, LONG, False)[0]:
-        ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
-        assert (row["tokens"], row["begun"]) == (len(ids), begun)
-        answer = write_score(row["label"]).removeprefix(begun)
-        assert reward.compute_score("judge", answer, row["label"], {"begun": begun})["score"] == 1
-
-
-def test_a_prompt_too_long_is_an_error_with_the_remedy_or_left_out_and_counted():
-    rows = [rendered(1, 0, "So. " * 50), rendered(2, 1), rendered(3, 2, "So. " * 99)]
-    longer, short, longest = (row["tokens"] for row in measure_rows(rows, CHATML_TOKENIZER, LONG, False)[0])
-    assert refused(measure_rows, rows, CHATML_TOKENIZER, short, False) == [
-        f"2 of 3 prompts are longer than data.max_prompt_length={short} tokens:",
-        f"  a.parquet row 2: {longest} tokens",
-        f"  a.parquet row 0: {longer} tokens",
-        "Raise data.max_prompt_length, or leave them out with data.filter_overlong_prompts=True.",
-    ]
-    kept, left_out = measure_rows(rows, CHATML_TOKENIZER, longer, True)
-    assert kept == [{**rows[0], "tokens": longer, "begun": ""}, {**rows[1], "tokens": short, "begun": ""}]
-    assert left_out == {f"prompt of more than {longer} tokens": 1}
-    assert measure_rows(rows, CHATML_TOKENIZER, longest, False) == (
-        measure_rows(rows, CHATML_TOKENIZER, LONG, True)[0],
-        {},
-    )
-    assert refused(measure_rows, rows, CHATML_TOKENIZER, 9, True) == [
-        "no row is left: 3 x prompt of more than 9 tokens"
-    ]
-
-
-def test_a_row_that_the_template_refuses_is_an_error_by_row_or_dropped_and_counted():
-    gemma = make_tokenizer(SHAPES["gemma"])
-    rows = [rendered(3, 0), {**rendered(3, 1), "prompt": [system("Judge."), user("Score it.")]}]
-    fault = "the chat template refuses it: user and assistant take turns, there is no place for: system"
-    assert refused(measure_rows, rows, gemma, LONG, False)[1] == f"  a.parquet row 1, column 'prompt': {fault}"
-    kept, left_out = measure_rows(rows, gemma, LONG, False, "drop")
-    assert [row["source"] for row in kept] == ["a.parquet row 0"]
-    assert left_out == {f"column 'prompt': {fault}": 1}
+# ---- handing over
 
 
 def read_by_verl(path: Path, cache: Path, monkeypatch, **settings) -> list[dict]:
@@ -214,14 +172,6 @@ def test_verl_reads_back_every_prompt_label_and_note_and_counts_the_same_tokens(
     assert [(found["data_source"], found["extra_info"]) for found in read] == [("judge", note) for note in notes]
     shorter = read_by_verl(path, tmp_path, monkeypatch, **limits | {"max_prompt_length": longest - 1})
     assert [found["index"] for found in shorter] == [0, 1, 2, 3]  # the longest is gone: verl counts as we do
-
-
-def test_the_digest_tells_prompts_labels_and_order_apart_and_nothing_else():
-    rows = [rendered(1, 0), rendered(2, 1, "No.")]
-    others = [rows[::-1], rows[:1], [*rows, rows[1]], [rows[0], {**rows[1], "label": 3}], [], [rows[0], rendered(2, 1)]]
-    assert digest(rows) == digest([{**row, "source": "b", "tokens": 9} for row in rows])
-    assert len({digest(found) for found in [rows, *others]}) == 7
-    assert digest([{"prompt": [user("x")], "label": 3}]) == "21ace57eb1f43f03"
 
 
 def test_the_report_says_how_many_how_long_how_spread_and_what_was_left_out(capsys):

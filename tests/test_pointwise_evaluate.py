@@ -12,17 +12,18 @@ from common.conversation import DataError
 from common.demo.world import pointwise_rows
 from common.generation import Answer
 from common.grading.endpoint import EndpointError
-from common.judge import write_score
 from common.parquet import write_rows
-from generative_pointwise import evaluate, prompt
+from generative_pointwise import evaluate
+from generative_pointwise.prompt import ask, read_row, write
 
 ROWS = pointwise_rows("test", 8, seed=0)
 LABELS = [row["label"] for row in ROWS]
-ASKED = [prompt.render(row)[0][0]["content"] for row in ROWS]
-RIGHT = [write_score(label, "as asked") for label in LABELS]
+JUDGED = [read_row(row) for row in ROWS]
+ASKED = [ask(judged.dialogue, judged.response)[0]["content"] for judged in JUDGED]
+RIGHT = [write(label, "as asked") for label in LABELS]
 CLIPPED = "<think>\nHm, let me see"
 # by hand: six right, one off by one, one without an end
-MIXED = [*RIGHT[:6], write_score(LABELS[6] - 1 if LABELS[6] else 1), CLIPPED]
+MIXED = [*RIGHT[:6], write(LABELS[6] - 1 if LABELS[6] else 1), CLIPPED]
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def loaded(monkeypatch):
             texts = [([answers[n]] * votes if isinstance(answers[n], str) else answers[n]) for n in found]
             return [[Answer(text, clipped=text == CLIPPED) for text in given] for given in texts]
 
-        monkeypatch.setattr("common.judging.asking.answer", answer)
+        monkeypatch.setattr("common.judging.asking.answer_prompts", answer)
         return calls
 
     return answer_by
@@ -158,7 +159,7 @@ def test_what_the_chat_template_began_belongs_to_the_answer(run, loaded, tiny_to
 
 def test_evidence_is_counted_where_rows_carry_it(run, loaded):
     rows = [{**row, "evidence": ["as asked"] if number < 4 else []} for number, row in enumerate(ROWS)]
-    loaded([*RIGHT[:3], write_score(LABELS[3], "no idea"), *RIGHT[4:]])
+    loaded([*RIGHT[:3], write(LABELS[3], "no idea"), *RIGHT[4:]])
     metrics, _, _ = run(rows=rows)
     assert (metrics["evidence"], metrics["evidence_rows"]) == (3 / 4, 4)
     with serve(lambda *_: "<score>3</score>") as (url, _):

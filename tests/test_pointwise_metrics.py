@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from common.generation import answer_prompts
-from common.judging.votes import confusion, vote_metrics
-from generative_pointwise import evaluate
+from common.judging.votes import confusion, vote_metrics, vote_table
+from common.report import Table
+from generative_pointwise.evaluate import decide, evidence_metrics, score_metrics
+from generative_pointwise.prompt import VERDICTS
 
-decide, judge_metrics = evaluate.decide, evaluate.judge_metrics
 VOTES = st.lists(st.none() | st.integers(0, 4), min_size=1, max_size=9)
 
 
@@ -29,7 +30,7 @@ def test_figures_of_six_rows():
     Constants, over six labels of mean 7/3: always 4 is right twice, its errors sum to 10; the mean's sum to 8; always 3
     is off by more than one twice.
     """
-    assert judge_metrics([0, 1, 2, 3, 4, 4], [0, 2, 2, 1, 4, None]) == {
+    assert score_metrics([0, 1, 2, 3, 4, 4], [0, 2, 2, 1, 4, None]) == {
         "rows": 6,
         "parse_rate": pytest.approx(5 / 6),
         "accuracy": pytest.approx(3 / 6),
@@ -46,7 +47,7 @@ def test_figures_of_six_rows():
 
 def test_a_judge_that_is_always_right_and_one_that_turns_the_scale_round():
     labels = [0, 1, 2, 3, 4]
-    right, reverse = judge_metrics(labels, labels), judge_metrics(labels, labels[::-1])
+    right, reverse = score_metrics(labels, labels), score_metrics(labels, labels[::-1])
     for metrics, sign in ((right, 1), (reverse, -1)):
         assert metrics["spearman"] == pytest.approx(sign) and metrics["kappa"] == pytest.approx(sign)
     assert (right["accuracy"], right["within_one"], right["mae"]) == (1.0, 1.0, 0.0)
@@ -55,45 +56,45 @@ def test_a_judge_that_is_always_right_and_one_that_turns_the_scale_round():
 
 def test_two_scores_that_the_data_lacks_do_not_change_what_a_step_weighs():
     """Kappa over the five scores of the scale: 1 - 1/(2 + 1 - 2·2·1/4), whatever values the rows happen to hold."""
-    assert judge_metrics([0, 0, 1, 1], [0, 0, 0, 1])["kappa"] == pytest.approx(1 - 1 / (2 + 1 - 2 * 2 * 1 / 4))
-    assert judge_metrics([0, 0, 4, 4], [0, 0, 0, 4])["kappa"] == pytest.approx(1 - 16 / (32 + 16 - 2 * 8 * 4 / 4))
+    assert score_metrics([0, 0, 1, 1], [0, 0, 0, 1])["kappa"] == pytest.approx(1 - 1 / (2 + 1 - 2 * 2 * 1 / 4))
+    assert score_metrics([0, 0, 4, 4], [0, 0, 0, 4])["kappa"] == pytest.approx(1 - 16 / (32 + 16 - 2 * 8 * 4 / 4))
 
 
 def test_a_missing_verdict_is_wrong_whatever_the_label():
     """Trap 14: 0 is no default."""
-    metrics = judge_metrics([0, 0, 2], [None, None, None])
+    metrics = score_metrics([0, 0, 2], [None, None, None])
     assert (metrics["parse_rate"], metrics["accuracy"], metrics["within_one"]) == (0, 0, 0)
     assert not {"mae", "spearman", "kappa"} & metrics.keys()
     assert metrics["majority_accuracy"] == pytest.approx(2 / 3) and metrics["mean_mae"] == pytest.approx(8 / 9)
 
 
 def test_where_all_labels_are_equal_there_is_no_rank_correlation():
-    metrics = judge_metrics([2, 2, 2, 2], [2, 3, 2, None])
+    metrics = score_metrics([2, 2, 2, 2], [2, 3, 2, None])
     assert "spearman" not in metrics and metrics["kappa"] == 0.0  # no better than chance
     assert (metrics["accuracy"], metrics["mae"]) == (0.5, pytest.approx(1 / 3))
     assert (metrics["majority_accuracy"], metrics["majority_mae"], metrics["mean_mae"]) == (1, 0, 0)
-    assert not {"spearman", "kappa"} & judge_metrics([2, 2], [2, 2]).keys()
-    assert "spearman" not in judge_metrics([1, 2, 3], [2, 2, 2])
+    assert not {"spearman", "kappa"} & score_metrics([2, 2], [2, 2]).keys()
+    assert "spearman" not in score_metrics([1, 2, 3], [2, 2, 2])
 
 
 @pytest.mark.parametrize("verdict, kappa", [(3, None), (1, 0.0), (None, None)])
 def test_one_row(verdict, kappa):
-    metrics = judge_metrics([3], [verdict])
+    metrics = score_metrics([3], [verdict])
     assert metrics["rows"] == 1 and metrics["accuracy"] == (verdict == 3) and metrics.get("kappa") == kappa
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 1, 4, 4], [4, 4, 1, 0, 0]])
 def test_of_two_labels_as_frequent_the_nearer_one_is_the_baseline(labels):
     """By hand: always 0 errs by 1 + 4 + 4, always 4 by 4 + 4 + 3."""
-    assert judge_metrics(labels, labels)["majority_mae"] == pytest.approx(9 / 5)
+    assert score_metrics(labels, labels)["majority_mae"] == pytest.approx(9 / 5)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.none() | st.integers(0, 4)), min_size=1), st.randoms())
 def test_figures_are_numbers_that_no_order_of_rows_changes(rows, random):
-    metrics = judge_metrics(*map(list, zip(*rows)))
+    metrics = score_metrics(*map(list, zip(*rows)))
     json.dumps(metrics, allow_nan=False)
     random.shuffle(rows)
-    assert judge_metrics(*map(list, zip(*rows))) == pytest.approx(metrics)
+    assert score_metrics(*map(list, zip(*rows))) == pytest.approx(metrics)
 
 
 # ---- several votes
@@ -178,14 +179,21 @@ def test_evidence_is_sought_whole_in_the_reasoning_of_every_answer():
         ["<think>Topic yes</think><score>3</score>", "<think>topic yes"],  # letter by letter; a clipped one counts
         ["<think>whatever</think>", ""],
     ]
-    assert evaluate.evidence_metrics(evidence, answers) == {"evidence": 0.5, "evidence_rows": 2}
+    assert evidence_metrics(evidence, answers) == {"evidence": 0.5, "evidence_rows": 2}
 
 
 def test_without_evidence_there_is_no_figure():
-    assert evaluate.evidence_metrics([[], []], [["topic yes"], [""]]) == {}
+    assert evidence_metrics([[], []], [["topic yes"], [""]]) == {}
 
 
 def test_the_confusion_has_a_row_a_label_and_a_column_for_no_verdict():
-    rows, columns, counts = confusion([0, 0, 4, 4, 4], [0, None, 0, 4, None], evaluate.VERDICTS)
-    assert rows == ["0", "1", "2", "3", "4"] and columns == [*rows, "no verdict"]
-    assert counts == [[1, 0, 0, 0, 0, 1], [0] * 6, [0] * 6, [0] * 6, [1, 0, 0, 0, 1, 1]]
+    labels = ["0", "1", "2", "3", "4"]
+    counts = [[1, 0, 0, 0, 0, 1], [0] * 6, [0] * 6, [0] * 6, [1, 0, 0, 0, 1, 1]]
+    expected = Table("label (row)", labels, [*labels, "no verdict"], counts)
+    assert confusion([0, 0, 4, 4, 4], [0, None, 0, 4, None], VERDICTS, "label (row)") == expected
+
+
+def test_the_table_of_votes_has_a_row_for_each_number_that_agrees():
+    bins = [{"agreeing": 2, "rows": 5, "right": 1}, {"agreeing": 3, "rows": 4, "right": 4}]
+    expected = Table("votes for the verdict (row)", ["2 of 3", "3 of 3"], ["right", "wrong"], [[1, 4], [4, 0]])
+    assert vote_table(bins, 3) == expected

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from shapes import NO_THINKING, QWEN3_THINKING, SHAPES, assistant, make_tokenizer, system, user
 
 from common.conversation import BadRow
+from common.judging.quoting import OWN_TAGS
 from common.launch import load_package
 from generative_pointwise.prompt import RUBRIC, RUBRICS, VERDICTS, Judged, ask, parse, read_row, write
 
@@ -217,9 +218,8 @@ def without_breaks(text: str) -> str:
     return re.sub(r"([<\[]) +", r"\1", text)
 
 
-def structure(text: str) -> list[str]:
-    """What only the prompt's frame may have."""
-    return re.findall(r"</?(?:dialogue|response|system|user|assistant|tool)\b>?|Reason between <think>.*", text, re.I)
+STRUCTURE = re.compile(rf"{re.escape(FORMAT)}|</?(?:{OWN_TAGS})\b>?", re.IGNORECASE)
+structure = STRUCTURE.findall  # what only the prompt's frame, and the template, may have
 
 
 EXCHANGE = [user("Why?"), assistant(write(4, "Good."))]

@@ -1,4 +1,4 @@
-"""Rewards of texts in any company are those of each text alone, and what is scored is what was trained on."""
+"""A text has the same reward in every batch as alone, and nothing that texts share is computed twice."""
 
 import shutil
 
@@ -131,7 +131,7 @@ def test_a_text_that_comes_again_is_computed_once(model_pair):
     assert computed_tokens(model_pair[0], [tokens(1, 50), tokens(2, 50)] * 3, 1000) == [100]
 
 
-def test_texts_that_share_nothing_are_padded_to_their_likes(model_pair):
+def test_texts_that_share_nothing_are_batched_by_length(model_pair):
     lengths = [10, 100, 11, 98]
     assert computed_tokens(model_pair[0], [tokens(n, length) for n, length in enumerate(lengths)], 200) == [200, 22]
 

@@ -137,7 +137,7 @@ def test_in_bfloat16_positions_stay_exact(reward_checkpoint):
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(DataError, match="nowhere: cannot be loaded .no folder of that name here, so a hub id"):
+    with pytest.raises(DataError, match="nowhere: cannot be loaded .there is no folder of that name, so a hub id"):
         load_reward_model(str(tmp_path / "nowhere"), packed=True)
 
 

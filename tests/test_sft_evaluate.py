@@ -107,12 +107,12 @@ FRAGMENTS = ["<think>", "</think>", "<score>", "</score>", "<preference>", "</pr
 FRAGMENTS += ["0", "3", "5", "-3", "3.0", "３", "\n", " ", "Hm.", "<score>3</score>", "<preference>B</preference>"]
 
 
-SOME = st.lists(st.sampled_from(FRAGMENTS), max_size=3).map("".join)
-CLOSED = st.sampled_from(["</think>", "</think>\n\n", ""])
+SOME = st.lists(st.sampled_from(FRAGMENTS), max_size=2).map("".join)
+CLOSED, VERDICT = st.sampled_from(["</think>", "</think>\n\n", ""]), st.sampled_from(FRAGMENTS + FRAGMENTS[-2:] * 9)
 
 
 @settings(max_examples=1000)
-@given(st.tuples(SOME, CLOSED, st.sampled_from(FRAGMENTS), SOME).map("".join))
+@given(st.tuples(SOME, CLOSED, VERDICT, SOME).map("".join))
 def test_an_end_is_one_of_a_judges_verdicts_exactly_where_its_own_parser_reads_one(text):
     """So the figures of sft are those of the judges, which are strict."""
     kind, verdict = split_answer(text) or ("none", "")

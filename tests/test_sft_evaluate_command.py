@@ -1,6 +1,7 @@
 """evaluate.py as it is called: a judge that answers from the data reaches full marks, and what it leaves is whole."""
 
 import json
+import shutil
 import sys
 
 import pyarrow.parquet as pq
@@ -8,20 +9,25 @@ import pytest
 
 from common.conversation import DataError
 from common.demo.world import pairwise_rows, pointwise_rows
-from common.labelled import pairwise_transcripts, pointwise_transcript
 from common.parquet import write_rows
 from common.tokenizer import set_template_options
+from generative_pairwise import prompt as pairwise
+from generative_pointwise import prompt as pointwise
 from sft import evaluate
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
 
 def judgements(reasoning: bool) -> list[list[dict]]:
-    """Six scores and four preferences, two of them comparisons in both orders where there is no reasoning."""
+    """Six scores and four preferences, as the judges' prepare_data.py writes them for SFT."""
     scored, compared = pointwise_rows("test", 6, seed=0), pairwise_rows("test", 4, seed=0)
     for row in [] if reasoning else scored + compared:
         del row["reasoning"]
-    return [*map(pointwise_transcript, scored), *(pairwise_transcripts(row)[0] for row in compared)]
+    return [
+        prompt.transcripts(prompt.read_row(row))[0]
+        for prompt, rows in ((pointwise, scored), (pairwise, compared))
+        for row in rows
+    ]
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def run(tiny_model, tmp_path, monkeypatch, capsys):
     def evaluate_rows(conversations, answer, *options) -> tuple[dict, list[dict], str]:
         data = write_rows(tmp_path / "held_out.parquet", [{"messages": messages} for messages in conversations])
         monkeypatch.setattr(
-            evaluate, "answer", lambda _, __, prompts, room, ___: [[answer(prompt, room)] for prompt in prompts]
+            evaluate, "answer_prompts", lambda _, __, prompts, room, ___: [[answer(prompt, room)] for prompt in prompts]
         )
         arguments = ["--model", tiny_model, "--data", data, "--output", tmp_path / "figures", *options]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
@@ -55,9 +61,6 @@ def from_the_data(conversations: list[list[dict]], tokenizer):
     return lambda prompt, room: rest[prompt]
 
 
-PERFECT = {"parse_rate": 1.0, "accuracy": 1.0}
-
-
 @pytest.mark.parametrize("reasoning", [True, False])
 def test_a_judge_that_answers_from_the_data_is_always_right(run, tiny_tokenizer, tmp_path, reasoning):
     conversations = [*judgements(reasoning), CHAT]
@@ -66,7 +69,7 @@ def test_a_judge_that_answers_from_the_data_is_always_right(run, tiny_tokenizer,
         assert metrics[f"{kind}/rows"] == count
         assert metrics[f"{kind}/parse_rate"] == metrics[f"{kind}/accuracy"] == 1.0
         assert f"{kind}/accuracy" in printed
-    assert metrics["conversations"] == 11 and metrics["set_aside"] == {}
+    assert (metrics["conversations"], metrics["conversations_without_a_verdict"], metrics["set_aside"]) == (11, 1, {})
     assert [row["kind"] for row in rows] == ["score"] * 6 + ["preference"] * 4
     assert [row["source"] for row in rows] == [f"held_out.parquet row {number}" for number in range(10)]
     assert all(row["label"] == row["verdict"] for row in rows)
@@ -128,3 +131,46 @@ def test_bad_and_long_conversations_are_refused_or_set_aside_and_never_judged(ru
     assert sum(metrics["set_aside"].values()) == 2
     assert "set aside: 1 x longer than 400 tokens, dropped" in printed
     assert [row["source"] for row in rows] == [f"held_out.parquet row {number}" for number in range(1, 7)]
+
+
+# ---- the options
+
+
+def options_of(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--model", "m", "--data", "d", *map(str, arguments)])
+    return evaluate.read_options()
+
+
+def test_a_runs_settings_hold_where_the_command_says_nothing_else(tmp_path, monkeypatch):
+    data = {"max_length": 100, "truncation": "left", "on_bad_row": "drop", "turns": "last", "train_batch_size": 8}
+    settings = {"data": data, "model": {"trust_remote_code": True}}
+    (tmp_path / "settings.yaml").write_text(json.dumps(settings))
+    given = ("--settings", tmp_path / "settings.yaml")
+
+    def found(*arguments) -> tuple:
+        options = options_of(monkeypatch, *arguments)
+        return tuple(getattr(options, name) for name in (*list(data)[:4], "trust_remote_code"))
+
+    assert found() == (None, "error", "error", "all", False)
+    assert found(*given) == (100, "left", "drop", "last", True)
+    # also where the command says what is usual
+    assert found(*given, "--truncation", "error", "--turns", "all", "--max-length", 9) == (
+        9,
+        "error",
+        "drop",
+        "all",
+        True,
+    )
+
+
+def test_figures_are_added_to_the_card_of_a_folder_only(monkeypatch, run, tiny_tokenizer, tiny_model, tmp_path):
+    with pytest.raises(DataError, match="--card writes into the checkpoint's folder, and m is not a folder"):
+        options_of(monkeypatch, "--card")
+    conversations, checkpoint = judgements(reasoning=True), tmp_path / "checkpoint"
+    shutil.copytree(tiny_model, checkpoint)
+    (checkpoint / "README.md").write_text("# Judge\n")
+    run(conversations, from_the_data(conversations, tiny_tokenizer), "--model", checkpoint, "--card")
+    card = (checkpoint / "README.md").read_text()
+    assert card.startswith("# Judge\n\n## Measured on held_out.parquet\n")
+    assert "| score/accuracy | 1 |" in card and "![Measured on held_out.parquet](evaluation_held_out.png)" in card
+    assert (checkpoint / "evaluation_held_out.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Judgements and chat data turned into conversations: both orders together, no prompt on two sides, faults named."""
+"""Chat data and the demo turned into conversations: no prompt on two sides, faults named, nothing lost in silence."""
 
 import json
 import os
@@ -9,43 +9,25 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPO
 
-from common.conversation import prompt_of
-from common.demo.world import PREFERENCE_RUBRIC, SCORE_RUBRIC, pairwise_rows, pointwise_rows
-from common.judge import pairwise_prompt, parse_preference, parse_score, pointwise_prompt
-from common.labelled import read_comparison, read_scored
-from sft import dataset, prepare_data
+import generative_pairwise.prepare_data
+import generative_pointwise.prepare_data
+from common.conversation import DataError
+from common.demo.transcripts import comparing, scoring
+from common.demo.world import pairwise_rows, pointwise_rows
+from sft import dataset, evaluate, prepare_data
 
 SPLITS = ("train", "val", "test")
-PREFERRED = ("A", "B", "tie")
-
-
-def answers(*texts) -> list:
-    return [{"answer": {"role": "assistant", "content": text}} for text in texts]
 
 
 def question(number: int) -> list:
     return [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"question {number}"}]
 
 
-def scored(number: int, **cells) -> dict:
-    """Two answers to each question, the rows far apart."""
-    cells = {"output": answers(f"answer {number}"), "label": number % 5, **cells}
-    return {"input": question(number % 60), **cells, "unique_id": f"row-{number}"}
-
-
-def compared(number: int, **cells) -> dict:
-    output = answers(f"first {number}", f"second {number}")
-    return {"input": question(number % 60), "output": output, "metadata": {"preferred": PREFERRED[number % 3]}, **cells}
-
-
-def chat(number: int) -> dict:
-    return {"messages": [*question(number), {"role": "assistant", "content": f"answer {number}"}], "prompt_id": "x"}
-
-
-def as_json(row: dict) -> dict:
-    return {name: json.dumps(value) if isinstance(value, (list, dict)) else value for name, value in row.items()}
+def chat(number: int, answer: str = "") -> dict:
+    """One of several answers to a question, with a column that nobody needs."""
+    answer = answer or f"answer {number}"
+    return {"messages": [*question(number), {"role": "assistant", "content": answer}], "prompt_id": "x"}
 
 
 @pytest.fixture
@@ -56,152 +38,234 @@ def run_main(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
-    def run(*options) -> str:
+    def run(*options, module=prepare_data) -> str:
         monkeypatch.setattr(sys, "argv", ["prepare_data.py", "--output", str(tmp_path), *map(str, options)])
-        prepare_data.main()
+        module.main()
         return capsys.readouterr().out
 
     return run
 
 
-def write(path, rows) -> None:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
+@pytest.fixture
+def convert(run_main, tmp_path):
+    """Write chat data as JSON lines, convert it, and return what was written and what was printed."""
+
+    def run(rows: list[dict], *options) -> tuple[dict[str, list], str]:
+        path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        printed = run_main("--source", "messages", "--path", path, *options)
+        return written(tmp_path), printed
+
+    return run
 
 
 def written(folder) -> dict[str, list[list[dict]]]:
     return {split: pq.read_table(folder / f"{split}.parquet")["messages"].to_pylist() for split in SPLITS}
 
 
-def prompts(conversations: list[list[dict]]) -> list[str]:
-    return [conversation[0]["content"] for conversation in conversations]
-
-
-def verdicts(conversations: list[list[dict]], parse) -> list:
-    return [parse(conversation[-1]["content"]) for conversation in conversations]
+def prompts(conversations: list[list[dict]]) -> set[str]:
+    return {dataset.prompt_of({"messages": messages}) for messages in conversations}
 
 
 # ---- the demo
 
 
-def test_the_demos_answers_are_the_labels_and_its_prompts_those_of_the_judges():
+def test_the_demo_is_the_worlds_judgements_scores_first():
     splits = prepare_data.demo_splits({"val": 41, "test": 10}, seed=3)
     assert {split: len(rows) for split, rows in splits.items()} == {"val": 41, "test": 10}
-    conversations = [row["conversations"][0] for row in splits["val"]]
-    rows, pairs = pointwise_rows("val", 21, 3), pairwise_rows("val", 20, 3)
-    assert verdicts(conversations[:21], parse_score) == [row["label"] for row in rows]
-    assert verdicts(conversations[21:], parse_preference) == [row["metadata"]["preferred"] for row in pairs]
-    dialogue, response, _ = read_scored(rows[0])
-    assert conversations[0][0]["content"] == pointwise_prompt(dialogue, response, SCORE_RUBRIC)
-    shown = read_comparison(pairs[0])
-    expected = pairwise_prompt(shown.dialogue, shown.response_a, shown.response_b, PREFERENCE_RUBRIC)
-    assert conversations[21][0]["content"] == expected
-    for row, conversation in zip(rows + pairs, conversations):
-        assert row["reasoning"] in conversation[1]["content"]
+    expected = [*map(scoring, pointwise_rows("val", 21, 3)), *map(comparing, pairwise_rows("val", 20, 3))]
+    assert splits["val"] == [{"messages": messages} for messages in expected]
 
 
 def test_the_demos_verdicts_are_balanced_and_no_query_is_in_two_splits():
     splits = prepare_data.demo_splits({"train": 2000, "val": 300, "test": 600}, seed=0)
-    conversations = [row["conversations"][0] for row in splits["train"]]
-    scores = Counter(verdicts(conversations[:1000], parse_score))
-    preferences = Counter(verdicts(conversations[1000:], parse_preference))
-    assert scores == {score: pytest.approx(200, abs=45) for score in range(5)}
-    assert preferences == {preference: pytest.approx(333, abs=50) for preference in PREFERRED}
+    counts = {
+        kind: Counter(verdict for _, verdict in found)
+        for kind, found in evaluate.find_judgements(splits["train"]).items()
+    }
+    assert counts == {
+        "score": {str(score): pytest.approx(200, abs=45) for score in range(5)},
+        "preference": {preference: pytest.approx(333, abs=50) for preference in ("A", "B", "tie")},
+    }
     queries = [
-        {row["conversations"][0][0]["content"].partition("</dialogue>")[0].partition("<dialogue>")[2] for row in rows}
+        {row["messages"][0]["content"].partition("</dialogue>")[0].partition("<dialogue>")[2] for row in rows}
         for rows in splits.values()
     ]
     assert len(set().union(*queries)) == sum(map(len, queries)) > 2000
 
 
-def test_the_command_writes_the_demo_the_same_in_another_process_and_otherwise_for_another_seed(run_main, tmp_path):
+def test_the_command_writes_the_demo_and_another_one_for_another_seed(run_main, tmp_path):
+    arguments = ["--source", "demo", "--demo-rows", "30", "--seed", "3"]
+    printed = run_main(*arguments)
+    splits = written(tmp_path)
+    assert [len(splits[split]) for split in SPLITS] == [30, 300, 600]
+    scores = Counter(row["label"] for row in pointwise_rows("train", 15, 3))
+    shown = ", ".join(f"{score}: {scores[score]}" for score in range(5) if scores[score])
+    assert f"{tmp_path / 'train.parquet'}: 30 conversations; score {shown}; preference A: " in printed
+    assert len(dataset.load_conversations(tmp_path / "train.parquet")[0]) == 30
+    run_main(*arguments[:-1], "4")
+    assert not set(map(repr, written(tmp_path)["train"])) & set(map(repr, splits["train"]))
+
+
+@pytest.mark.run
+def test_the_demo_is_the_same_bytes_in_another_process(run_main, tmp_path):
+    """That process hashes text in another way, so the order of a set would show."""
     arguments = ["--source", "demo", "--demo-rows", "30", "--seed", "3"]
     command = subprocess.run(
-        [sys.executable, str(REPO / "sft" / "prepare_data.py"), *arguments, "--output", str(tmp_path / "a")],
+        [sys.executable, "-m", "sft.prepare_data", *arguments, "--output", str(tmp_path / "a")],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (command.returncode, command.stderr) == (0, "")
-    printed = run_main(*arguments)
-    assert printed == command.stdout.replace(str(tmp_path / "a"), str(tmp_path))
-    assert f"{tmp_path / 'train.parquet'}: 30 conversations; score 0: " in printed
+    assert run_main(*arguments) == command.stdout.replace(str(tmp_path / "a"), str(tmp_path))
     for split in SPLITS:
         assert (tmp_path / "a" / f"{split}.parquet").read_bytes() == (tmp_path / f"{split}.parquet").read_bytes()
-    assert [len(rows) for rows in written(tmp_path).values()] == [30, 300, 600]
-    assert len(dataset.load_conversations(tmp_path / "train.parquet")[0]) == 30
-    run_main(*arguments[:-1], "4")
-    assert not set(map(repr, written(tmp_path)["train"])) & set(map(repr, written(tmp_path / "a")["train"]))
 
 
-# ---- labelled data
-
-
-@pytest.mark.parametrize("form", [dict, as_json], ids=["native", "json"])
-@pytest.mark.parametrize("name", ["scores.parquet", "scores.jsonl"])
-def test_scored_rows_become_the_judges_prompts_byte_for_byte(run_main, tmp_path, name, form):
-    rows = [scored(number) for number in range(120)]
-    write(tmp_path / name, [form(row) for row in rows])
-    printed = run_main("--source", "pointwise", "--path", tmp_path / name, "--val-share", 0.1)
-    splits = written(tmp_path)
-    assert [len(splits[split]) for split in SPLITS] == [96, 12, 12]
-    expected = {pointwise_prompt(row["input"], row["output"][0]["answer"]["content"]): row["label"] for row in rows}
-    conversations = sum(splits.values(), [])
-    assert dict(zip(prompts(conversations), verdicts(conversations, parse_score))) == expected
-    assert conversations[0][1]["content"].startswith("<think>\n\n</think>\n\n<score>")
-    counts = Counter(verdicts(splits["train"], parse_score))
-    assert f"96 conversations; score {', '.join(f'{score}: {counts[score]}' for score in range(5))}\n" in printed
-    # row n and row n + 60 answer the same question
-    asked = [{text.partition("question ")[2].partition("\n")[0] for text in prompts(splits[split])} for split in SPLITS]
-    assert list(map(len, asked)) == [48, 6, 6] and len(set().union(*asked)) == 60
-
-
-@pytest.mark.parametrize("form", [dict, as_json], ids=["native", "json"])
-def test_compared_rows_are_written_in_both_orders_on_the_same_side(run_main, tmp_path, form):
-    """Trap 21."""
-    rows = [compared(number) for number in range(120)]
-    write(tmp_path / "pairs.parquet", [form(row) for row in rows])
-    run_main("--source", "pairwise", "--path", tmp_path / "pairs.parquet", "--val-share", 0.1)
-    splits = written(tmp_path)
-    assert [len(splits[split]) for split in SPLITS] == [192, 24, 24]
-    swapped = {"A": "B", "B": "A", "tie": "tie"}
-    expected = {}
-    for number in range(120):
-        texts, preferred = (f"first {number}", f"second {number}"), PREFERRED[number % 3]
-        expected[pairwise_prompt(question(number % 60), *texts)] = preferred
-        expected[pairwise_prompt(question(number % 60), *texts[::-1])] = swapped[preferred]
-    conversations = sum(splits.values(), [])
-    assert dict(zip(prompts(conversations), verdicts(conversations, parse_preference))) == expected
-    asked = [{text.partition("question ")[2].partition("\n")[0] for text in prompts(splits[split])} for split in SPLITS]
-    assert list(map(len, asked)) == [48, 6, 6] and len(set().union(*asked)) == 60
-    for text in prompts(splits["test"]):
-        mirror = text.replace("first", "x").replace("second", "first").replace("x", "second")
-        assert mirror in prompts(splits["test"])
-
-
-def test_reasoning_goes_into_the_answer_and_pairs_with_it_keep_their_order(run_main, tmp_path):
-    write(tmp_path / "pairs.jsonl", [compared(number, reasoning=f"why {number}") for number in range(60)])
-    run_main("--source", "pairwise", "--path", tmp_path / "pairs.jsonl", "--val-share", 0.1)
-    conversations = sum(written(tmp_path).values(), [])
-    assert sorted(conversation[1]["content"] for conversation in conversations) == sorted(
-        f"<think>\nwhy {number}\n</think>\n\n<preference>{PREFERRED[number % 3]}</preference>" for number in range(60)
-    )
-    assert all(text.index("first") < text.index("second") for text in prompts(conversations))
+# ---- chat data
 
 
 def test_chat_data_is_written_as_it_is_and_without_other_columns(run_main, tmp_path):
     rows = [chat(number) for number in range(40)]
-    write(tmp_path / "chats.parquet", rows[:39] + [rows[3]])
+    pq.write_table(pa.Table.from_pylist(rows[:39] + [rows[3]]), tmp_path / "chats.parquet")
     printed = run_main("--source", "messages", "--path", tmp_path / "chats.parquet", "--val-share", 0.1)
     splits = written(tmp_path)
     assert sorted(map(repr, sum(splits.values(), []))) == sorted(repr(row["messages"]) for row in rows[:39])
     assert pq.read_schema(tmp_path / "train.parquet").names == ["messages"]
-    assert "conversations; no verdicts, so no judge's data" in printed
-    assert "left out: 1 x repeated conversations" in printed
-    assert {prompt_of(row) for row in rows[:39]} == {
-        prompt_of({"messages": conversation}) for split in SPLITS for conversation in splits[split]
-    }
+    assert "conversations; no verdicts, so not a judge's data\n" in printed
+    assert "left out: 1 x repeated conversations\n" in printed
+
+
+def test_json_text_of_messages_is_read_as_the_messages(convert):
+    rows = [chat(number) for number in range(20)]
+    native, _ = convert(rows)
+    as_text, _ = convert([{"messages": json.dumps(row["messages"])} for row in rows])
+    assert as_text == native
+
+
+def test_answers_to_one_prompt_are_never_apart(convert):
+    rows = [chat(number % 20, f"answer {number}") for number in range(80)]
+    splits, _ = convert(rows, "--val-share", 0.2)
+    asked = [prompts(splits[split]) for split in SPLITS]
+    assert list(map(len, asked)) == [12, 4, 4]
+    assert len(set().union(*asked)) == 20
+    assert [len(splits[split]) for split in SPLITS] == [48, 16, 16]
+
+
+def test_the_split_does_not_depend_on_the_rows_order_and_does_on_the_seed(convert):
+    rows = [chat(number) for number in range(60)]
+    splits, _ = convert(rows, "--val-share", 0.2)
+    again, _ = convert(rows[::-1], "--val-share", 0.2)
+    other, _ = convert(rows, "--val-share", 0.2, "--seed", 1)
+    held_out = [sorted(map(repr, found["test"])) for found in (splits, again, other)]
+    assert held_out[0] == held_out[1] != held_out[2]
+
+
+def test_a_judges_verdicts_are_counted_whatever_its_scale(convert):
+    answers = [f"<think>\nHm, {number}.\n</think>\n\n<points>{number % 2 + 6}</points>" for number in range(30)]
+    splits, printed = convert([chat(number, answer) for number, answer in enumerate(answers)], "--val-share", 0.1)
+    counts = Counter(messages[-1]["content"][-10] for messages in splits["train"])
+    assert set(counts) == {"6", "7"}
+    assert f"train.parquet: 24 conversations; points 6: {counts['6']}, 7: {counts['7']}\n" in printed
+
+
+# ---- what is refused
+
+
+def test_bad_rows_stop_the_conversion_and_are_shown_with_their_numbers(convert, tmp_path):
+    rows = [chat(number) for number in range(60)]
+    rows[7]["messages"], rows[40]["messages"] = rows[7]["messages"][:-1], None
+    with pytest.raises(DataError) as caught:
+        convert(rows)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "2 of 60 rows cannot be used:"
+    assert lines[1].startswith("  row 7, column 'messages': no assistant turn (found ")
+    assert lines[2].startswith("  row 40, column 'messages': expected a list of messages, ")
+    assert "--on-bad-row drop" in lines[-1]
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_bad_rows_are_dropped_and_counted_where_asked(convert):
+    rows = [chat(number) for number in range(60)]
+    for number in (3, 4, 5):
+        rows[number]["messages"] = rows[number]["messages"][:-1]
+    rows[8] = chat(8, " ")
+    splits, printed = convert(rows, "--on-bad-row", "drop")
+    assert sum(map(len, splits.values())) == 56
+    assert "left out: 3 x column 'messages': no assistant turn\n" in printed
+    assert "left out: 1 x column 'messages': an empty assistant turn\n" in printed
+
+
+def test_if_every_row_is_bad_the_reason_is_said(convert):
+    with pytest.raises(DataError, match="no usable row: 9 x column 'messages': an empty assistant turn"):
+        convert([chat(number, " ") for number in range(9)], "--on-bad-row", "drop")
+
+
+def test_rows_without_messages_are_refused_with_their_columns(convert):
+    with pytest.raises(DataError, match=r"row 0 has no column messages; it has \['input', 'label'\]. Is --source rig"):
+        convert([{"input": "Why?", "label": 3}])
+
+
+def test_chat_data_without_a_path_is_refused(run_main):
+    with pytest.raises(DataError, match="--source messages needs --path: a local file or a hub id"):
+        run_main("--source", "messages")
+
+
+def test_a_judges_source_is_unknown_here(run_main, capsys):
+    with pytest.raises(SystemExit):
+        run_main("--source", "pointwise", "--path", "scores.parquet")
+    assert "invalid choice: 'pointwise' (choose from" in capsys.readouterr().err
+
+
+# ---- a judge's conversations, from the judges' own prepare_data.py
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "make_rows", "kind"),
+    [
+        ("pointwise", generative_pointwise.prepare_data, pointwise_rows, "score"),
+        ("pairwise", generative_pairwise.prepare_data, pairwise_rows, "preference"),
+    ],
+)
+@pytest.mark.parametrize("reasoning", [True, False])
+def test_a_judges_transcripts_are_read_and_their_verdicts_found(
+    run_main, tmp_path, source, module, make_rows, kind, reasoning
+):
+    rows = make_rows("train", 60, seed=0)
+    for row in [] if reasoning else rows:
+        del row["reasoning"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "labelled.parquet")
+    options = ("--source", source, "--path", tmp_path / "labelled.parquet", "--transcripts", "--val-share", 0.1)
+    run_main(*options, module=module)
+    sides = []
+    for split in SPLITS:
+        conversations, bad = dataset.load_conversations(tmp_path / "transcripts" / f"{split}.parquet")
+        labels = Counter(str(label) for label in pq.read_table(tmp_path / f"{split}.parquet")["label"].to_pylist())
+        if kind == "preference" and not reasoning:  # also the other way round
+            labels += Counter({"A": labels["B"], "B": labels["A"], "tie": labels["tie"]})
+        found = evaluate.find_judgements(conversations)
+        assert {name: Counter(verdict for _, verdict in rows) for name, rows in found.items()} == {kind: labels}
+        assert len(conversations) == labels.total() and not bad
+        sides.append({row["messages"][0]["content"].partition("</dialogue>")[0] for row in conversations})
+    assert len(set().union(*sides)) == sum(map(len, sides))
+
+
+# ---- real files
+
+
+def test_a_real_file_is_converted_whole_and_its_verdicts_are_found(run_main, tmp_path, shared_data):
+    printed = run_main("--source", "messages", "--path", shared_data / "sft_judge_train.parquet")
+    splits = written(tmp_path)
+    conversations = sum(splits.values(), [])
+    repeated = sum(int(line.split()[2]) for line in printed.splitlines() if line.startswith("left out: "))
+    assert 2000 <= len(conversations) == 2133 - repeated
+    assert [len(splits[split]) / len(conversations) for split in SPLITS] == pytest.approx([0.9, 0.05, 0.05], abs=0.02)
+    asked = [prompts(splits[split]) for split in SPLITS]
+    assert len(set().union(*asked)) == sum(map(len, asked))
+    ends = Counter(messages[-1]["content"].rpartition("</think>")[2].strip() for messages in splits["train"])
+    counts = ", ".join(f"{said}: {ends[f'<preference>{said}</preference>']}" for said in ("A", "B", "tie"))
+    # a third of the rows; the others say [RESULT] 3 behind a reasoning that has no tags
+    assert f"train.parquet: {len(splits['train'])} conversations; preference {counts}\n" in printed

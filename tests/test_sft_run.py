@@ -12,14 +12,23 @@ from conftest import REPO
 from runs import SFT_SCRIPT, finish, log_of, metrics_of, run, start
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
-from common.judge import parse_preference, parse_score
 from common.parquet import read_rows
+from generative_pairwise import prompt as pairwise
+from generative_pointwise import prompt as pointwise
+
+pytestmark = [pytest.mark.run, pytest.mark.timeout(1800)]  # a busy machine is no bug
+
+SETTINGS = ("MODEL_PATH", "TRAIN_FILES", "VAL_FILES", "TEST_FILES", "SEED", "NNODES", "N_GPUS_PER_NODE", "RAY_ADDRESS")
 
 
 @pytest.fixture(scope="module")
 def default_run(tmp_path_factory):
+    """`bash run_sft.sh` as a newcomer starts it, with nothing set but OUTPUT."""
     output = tmp_path_factory.mktemp("default") / "outputs"
-    run(output, timeout=800, script=SFT_SCRIPT)  # a busy machine is no bug
+    with pytest.MonkeyPatch.context() as environment:
+        for name in SETTINGS:
+            environment.delenv(name, raising=False)
+        run(output, timeout=1700, script=SFT_SCRIPT)
     return output
 
 
@@ -28,14 +37,19 @@ def last_step(default_run):
     return max(metrics_of(default_run, "train/loss"))
 
 
-def test_it_learns_to_judge_what_its_baselines_cannot(default_run):
+def test_it_learns_to_judge_what_its_baselines_cannot(default_run, last_step):
+    """On the whole demo: 6,000 conversations in 375 steps of 16, measured on 600 about other queries."""
+    assert last_step == 375 and metrics_of(default_run, "test/conversations") == {375: 600}
     found = json.loads((default_run / "evaluation_test.json").read_text())
     for kind in ("score", "preference"):
         assert found[f"{kind}/rows"] == 300
         assert found[f"{kind}/parse_rate"] >= 0.99
-        assert found[f"{kind}/accuracy"] >= 0.9 > 0.5 >= found[f"{kind}/majority_accuracy"]
+        assert found[f"{kind}/accuracy"] >= 0.95
+        assert found[f"{kind}/majority_accuracy"] <= 0.5
         assert f"{kind}/accuracy" in log_of(default_run)
-    assert found["preference/tie_recall"] >= 0.8
+    assert found["score/within_one"] >= 0.95
+    assert min(found[f"preference/recall_{preferred}"] for preferred in ("A", "B", "tie")) >= 0.8
+    assert "conversations_without_a_verdict" not in found
 
 
 def test_it_leaves_checkpoint_card_pictures_logs_and_progress(default_run, last_step):
@@ -81,8 +95,8 @@ def test_a_pipeline_judges_as_the_card_says(default_run):
     judge = pipeline("text-generation", model=str(default_run / "checkpoint"), device="cpu")
     for row in rows[:3] + rows[-3:]:
         answer = judge(row["messages"][:-1], max_new_tokens=200, do_sample=False)[0]["generated_text"][-1]["content"]
-        parse = parse_score if "<score>" in row["messages"][-1]["content"] else parse_preference
-        assert parse(answer) is not None
+        prompt = pointwise if "<score>" in row["messages"][-1]["content"] else pairwise
+        assert prompt.parse(answer) is not None
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import pytest
 from runs import SFT_SCRIPT, kill_group, metrics_of, run, start, wait_for
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.run
+
 STEPS = 24
 SETTINGS = (
     "data.train_batch_size=8",

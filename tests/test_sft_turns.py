@@ -127,14 +127,18 @@ def test_a_message_that_holds_a_special_token_is_refused_whoever_says_it(name, t
 
 
 def test_a_think_tag_is_no_special_token_and_may_be_said(chatml):
-    (example,), _ = encode_conversations([row(user("What is <think>?"), assistant("A </think>."))], chatml, LONG, "error")
+    (example,), _ = encode_conversations(
+        [row(user("What is <think>?"), assistant("A </think>."))], chatml, LONG, "error"
+    )
     assert decoded(example, chatml)[1] == "A </think>.<|im_end|>"
 
 
 def test_dropped_rows_are_counted_by_fault_and_the_others_encoded():
     tokenizer = make_tokenizer(SHAPES["gemma"])
     asides, tokens = row(system("Be short."), *TALK), row(user("<eos>"), assistant("a"))
-    examples, counts = encode_conversations([asides, row(*TALK, number=1), asides, tokens], tokenizer, LONG, "error", "drop")
+    examples, counts = encode_conversations(
+        [asides, row(*TALK, number=1), asides, tokens], tokenizer, LONG, "error", "drop"
+    )
     assert [example.source for example in examples] == ["train.parquet row 1"]
     refusal = "refuses the conversation: user and assistant take turns, there is no place for: system"
     assert counts == {
@@ -208,5 +212,7 @@ def test_a_template_that_refuses_a_lone_question_says_so():
 def test_thinking_is_trained_on_where_its_tags_are_special_tokens_too():
     tokenizer = make_tokenizer(SHAPES["chatml"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
-    (example,), _ = encode_conversations([row(user("Why?"), assistant("<think>Hm.</think>So."))], tokenizer, LONG, "error")
+    (example,), _ = encode_conversations(
+        [row(user("Why?"), assistant("<think>Hm.</think>So."))], tokenizer, LONG, "error"
+    )
     assert decoded(example, tokenizer)[1] == "<think>Hm.</think>So.<|im_end|>"

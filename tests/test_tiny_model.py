@@ -21,6 +21,7 @@ def files(folder) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+@pytest.mark.run
 def test_the_same_seed_writes_the_same_bytes_in_another_process_too(tiny_model, tmp_path):
     command = [sys.executable, "-m", "common.demo.tiny_model", "--output", str(tmp_path / "again"), "--seed", "0"]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": "1"})

@@ -56,7 +56,7 @@ def quote_dialogue(dialogue: Conversation, frame: str = "") -> str:
 @cache
 def _opens_a_tag(frame: str) -> re.Pattern:
     """Find what opens a tag. Case does not matter: a token is only exact, but a model reads <SCORE> as <score>."""
-    own = "|".join([OWN_TAGS, *sorted(set(re.findall(r"</(\w+)>", frame)))])
+    own = "|".join([OWN_TAGS, *sorted(set(re.findall(r"</([\w-]+)>", frame)))])
     angle = "|".join([*BEHIND_ANGLE, rf"/?(?:{own})\b"])
     square = "|".join(BEHIND_SQUARE)
     return re.compile(rf"<(?={angle})|\[(?={square})|\](?={BEHIND_CLOSING_SQUARE})", re.IGNORECASE)

@@ -16,14 +16,12 @@ AdamW's implementation (TRL: fused, no decay of norms; here: torch's default, al
 import argparse
 import random
 import statistics
-import sys
 from functools import partial
 from pathlib import Path
 
 from measure import (
     BATCH,
     OURS,
-    REPO,
     SEED,
     compare,
     make_parser,
@@ -83,16 +81,14 @@ def prepare(folder: Path, profile: str, options: argparse.Namespace) -> dict:
     """Write what both sides read, and say what is in it."""
     from transformers import Qwen3ForCausalLM
 
-    sys.path.insert(0, str(REPO / "sft"))
-    from dataset import encode_rows, load_rows
-
     from common.parquet import write_rows
+    from sft.dataset import encode_conversations, load_conversations
 
     data = profile == "judge" and options.data
     data = data or write_rows(folder / "data.parquet", synthetic_rows(profile, options.steps * BATCH))
-    rows, _ = load_rows(data, "drop")
+    rows, _ = load_conversations(data, "drop")
     tokenizer = train_tokenizer(turn for row in rows for turn in row["messages"])
-    examples = sample(encode_rows(rows, tokenizer, MAX_LENGTH, "drop", "drop")[0], options)
+    examples = sample(encode_conversations(rows, tokenizer, MAX_LENGTH, "drop", "drop")[0], options)
     by_source = {row["source"]: {"messages": row["messages"]} for row in rows}
     chosen_rows = [by_source[example.source] for example in examples]
     order = write_inputs(folder, chosen_rows, tokenizer, Qwen3ForCausalLM)
@@ -162,7 +158,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.role:
         return train_with_trl(options)
-    sides = {OURS: (run_ours, "SFTWorker")}
+    sides = {OURS: (run_ours, "PackedWorker")}
     sides |= {trl_name(mode): (partial(run_trl, mode), "--role trl") for mode in options.modes}
     compare(prepare, sides, "tokens", count_tokens, options)
 
