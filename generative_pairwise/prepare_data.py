@@ -179,9 +179,17 @@ def pair_key(row: dict) -> tuple[str, str]:
 def write_warm_start(path: Path, size: int, seed: int, rubric: str) -> None:
     """Write a biased annotator's judgements of the demo, for SFT, and say how often it is wrong."""
     biased, right = (pairwise_rows("train", size, seed, bias) for bias in (POSITION_BIAS, 0.0))
-    write_rows(path, [{"messages": messages} for row in biased for messages in transcripts(read_row(row), rubric)])
-    ties = [judged["metadata"] != row["metadata"] for judged, row in zip(biased, right) if is_tie(row)]
-    print(f"{path}: {size} conversations of a biased annotator; {sum(ties)} of {len(ties)} ties are called A")
+    known = [read_row(row) for row in biased if is_known(row)]
+    write_rows(path, [{"messages": messages} for judged in known for messages in transcripts(judged, rubric)])
+    ties = [is_tie(judged) for judged, row in zip(biased, right) if is_tie(row)]
+    print(
+        f"{path}: {len(known)} conversations of a biased annotator; {ties.count(False)} of {len(ties)} ties are called A"
+    )
+
+
+def is_known(row: dict) -> bool:
+    """Return whether prompt.py knows the preference of a row of the demo; a judge may know no ties."""
+    return row["metadata"]["preferred"] in VERDICTS
 
 
 def is_tie(row: dict) -> bool:
@@ -227,7 +235,7 @@ def main() -> None:
     if options.source == "demo":
         splits = {}
         for split, size in {"train": options.demo_rows, "val": 100, "test": 200}.items():
-            rows = pairwise_rows(split, size, options.seed)
+            rows = [row for row in pairwise_rows(split, size, options.seed) if is_known(row)]
             splits[split], repeated = convert_comparisons(rows, options.source, rubric, options.on_bad_row)
             left_out += repeated
         if size := options.biased_transcripts:  # of another seed, so that GRPO's rows are not those that SFT has seen

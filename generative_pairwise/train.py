@@ -21,6 +21,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from common import cluster
 from common.checkpoint import CheckpointError, check_resume, claim_folder
 from common.conversation import DataError
+from common.files import content_digest
 from common.grpo import preflight
 from common.judging.prompts import digest_prompts, measure_rows, store_rubric
 from common.parquet import report_leak, split_by_prompt
@@ -162,12 +163,10 @@ def identity(config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, 
     policy, data = config.actor_rollout_ref, config.data
     losses = ("clip_ratio_low", "clip_ratio_high", "use_kl_loss", "kl_loss_coef", "kl_loss_type", "entropy_coeff")
     losses += ("loss_agg_mode", "grad_clip", "ppo_epochs", "ppo_mini_batch_size")
-    sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("prompt.py", "reward.py")]
     return {
         "model": model_name,
-        "chat template, prompt.py, reward.py": [
-            hashlib.sha256(text.encode()).hexdigest()[:8] for text in (str(tokenizer.chat_template), *sources)
-        ],
+        "chat template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:12],
+        **{name: content_digest(Path(__file__).with_name(name)) for name in ("prompt.py", "reward.py")},
         **{f"{name} prompts": f"{len(rows)}, digest {digest_prompts(rows)}" for name, rows in rows_of.items()},
         "reward": OmegaConf.to_container(config.reward.custom_reward_function),
         "workers": workers,

@@ -33,7 +33,7 @@ from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
 from common.sources import load_source
 
 from .dataset import prompt_of, write_prompt
-from .prompt import RUBRIC, RUBRICS, VERDICTS, read_row, transcripts
+from .prompt import FRAME, RUBRIC, RUBRICS, VERDICTS, read_row, transcripts
 
 WRITTEN = ("input", "prompt", "label", "rubric", "data_source", "evidence")
 LENIENCY = 0.65  # of the demo's warm start: two kinds of fault pass as met more often than not
@@ -109,7 +109,7 @@ def from_ultrafeedback(row: dict, attribute: str) -> list[dict | None]:
 def from_prometheus(row: dict, attribute: str | None) -> list[dict]:
     """GPT-4's scores, "1" to "5", each by a rubric of its own, which is quoted: it is data, not ours to trust."""
     meanings = [f"{score - 1}: {row[f'orig_score{score}_description']}" for score in (5, 4, 3, 2, 1)]
-    rubric = quote("\n".join([row["orig_criteria"], *meanings]))
+    rubric = quote("\n".join([row["orig_criteria"], *meanings]), FRAME)
     return [scored(row["orig_instruction"], row["orig_response"], row["orig_score"], rubric=rubric)]
 
 

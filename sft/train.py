@@ -30,6 +30,7 @@ from common.checkpoint import (
     save_checkpoint,
 )
 from common.conversation import DataError
+from common.files import content_digest
 from common.parquet import report_leak
 from common.report import draw, format_value, read_history, start_tracking, training_curves, write_model_card
 from common.tokenizer import load_tokenizer, set_template_options
@@ -201,6 +202,7 @@ def identity(config: DictConfig, model_name: str, rows: list[Example], workers: 
         "lora": {key: str(config.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
         "engine.fsdp_size": config.engine.fsdp_size,
         "optim": OmegaConf.to_container(config.optim),
+        "loss.py": content_digest(Path(__file__).with_name("loss.py")),
     }
 
 

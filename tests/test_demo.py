@@ -59,7 +59,7 @@ def test_no_query_of_one_split_is_in_another():
     assert {split_of(text) for text in every_text} == set(SPLITS)
 
 
-def test_an_unknown_split_is_refused_and_does_not_search_for_ever():
+def test_an_unknown_split_is_refused_and_not_searched_for_without_end():
     with pytest.raises(ValueError, match="split is 'dev'; it must be one of"):
         make_query(random.Random(0), "dev")
 

@@ -55,9 +55,6 @@ def test_every_environment_variable_is_known(readme):
 def test_every_option_is_known(readme):
     """`python -m sft.prepare_data --source demo` and the like: the module of the command knows each option."""
     commands = re.findall(r"python -m ([\w.]+)((?:\s--[\w-]+(?:[ =][^\s`-][^\s`]*)?)+)", readme.read_text())
-    commands += re.findall(
-        r"`(?:[\w/]*/)?(prepare_data|evaluate|score|rank)(?:\.py)?`?((?: --[\w-]+(?: [\w./-]+)?)+)", ""
-    )
     for module, options in commands:
         if module.split(".")[0] not in (*METHODS, "common"):
             continue

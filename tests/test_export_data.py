@@ -86,7 +86,7 @@ def test_a_preference_makes_no_scored_row_and_keeps_the_dialogue(tmp_path):
     assert [row["chosen"][-1]["content"] for row in turned] == ["A tree"]
 
 
-def test_a_tie_is_no_pair(tmp_path):
+def test_a_tie_makes_no_pair(tmp_path):
     rows = export_one(tmp_path, TIE)
     assert sorted(rows) == ["generative_pairwise"]
     assert [row["metadata"]["preferred"] for row in rows["generative_pairwise"]] == ["tie"]

@@ -72,14 +72,14 @@ def test_a_file_that_is_not_parquet_is_named_with_the_remedy(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.999])
-def test_a_truncated_parquet_file_is_no_parquet_file(tmp_path, kept):
+def test_a_truncated_parquet_file_is_not_a_parquet_file(tmp_path, kept):
     path = write_column(tmp_path / "train.parquet", [f"text {number}" for number in range(500)])
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
     assert f"{path}: not a Parquet file" in error_of(read_text, path)
 
 
-def test_a_parquet_file_with_damaged_pages_is_no_parquet_file(tmp_path):
+def test_a_parquet_file_with_damaged_pages_is_not_a_parquet_file(tmp_path):
     path = write_column(tmp_path / "train.parquet", [f"text {number}" for number in range(500)])
     damaged = bytearray(path.read_bytes())
     damaged[4:60] = bytes(byte ^ 0x5A for byte in damaged[4:60])
@@ -167,7 +167,7 @@ def test_a_long_value_is_shown_shortened():
     assert "…" in message
 
 
-def test_an_error_in_a_check_that_is_no_bad_row_is_not_swallowed():
+def test_an_error_in_a_check_that_is_not_a_bad_row_is_not_swallowed():
     def broken_check(row):
         raise KeyError("a bug")
 

@@ -82,7 +82,7 @@ def test_another_seed_is_another_split_and_the_same_seed_the_same():
 
 
 @pytest.mark.parametrize("ratio", [{"train": 0.8, "test": 0.1}, {"train": 1.2, "test": -0.2}, {"train": 1, "test": 0}])
-def test_ratios_that_are_no_shares_of_one_are_refused(ratio):
+def test_shares_that_do_not_sum_to_one_are_refused(ratio):
     with pytest.raises(DataError, match="expected positive shares that sum to 1"):
         split(make_rows(range(10)), ratio)
 

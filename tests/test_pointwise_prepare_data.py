@@ -3,8 +3,8 @@
 import pytest
 
 from common.conversation import DataError
-from common.judge import pointwise_prompt
-from generative_pointwise import prepare_data, prompt
+from generative_pointwise.prepare_data import ULTRAFEEDBACK_RUBRICS, convert_scores, describe
+from generative_pointwise.prompt import RUBRICS, Judged, ask
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 
@@ -51,28 +51,30 @@ def prometheus(score: str, criteria: str = "Is it kind?", question: str = "Why?"
     return {**row, **answer, "orig_instruction": question, "orig_criteria": criteria, "orig_score": score}
 
 
+def asked(query: str | list[dict], response: str, *rubric: str) -> str:
+    return ask([user(query)] if isinstance(query, str) else query, response, *rubric)[0]["content"]
+
+
 def converted(rows: list[dict], source: str, attribute: str | None = None, on_bad_row: str = "error"):
-    rows, left_out = prepare_data.convert_rows(rows, source, attribute, None, on_bad_row)
+    rows, left_out = convert_scores(rows, source, attribute, None, on_bad_row)
     return [(row["prompt"][0]["content"], row["label"]) for row in rows], left_out
 
 
 # ---- one row of each source
 
 
-@pytest.mark.parametrize("attribute", prompt.RUBRICS)
+@pytest.mark.parametrize("attribute", RUBRICS)
 def test_helpsteer2_is_scored_by_the_attribute_and_judged_by_its_rubric(attribute):
     row = helpsteer2("Hi\n\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nWhy?")
     dialogue = [user("Hi"), {"role": "assistant", "content": "Hello"}, user("Why?")]
-    expected = pointwise_prompt(dialogue, "Because.", prompt.RUBRICS[attribute])
+    expected = asked(dialogue, "Because.", RUBRICS[attribute])
     assert converted([row], "helpsteer2", attribute) == ([(expected, row[attribute])], {})
 
 
 def test_ultrafeedbacks_ratings_become_0_to_4_and_unrated_completions_are_counted():
     rows = [ultrafeedback("1", "N/A", "5", None), ultrafeedback("N/A", "N/A", question="How?")]
-    rubric = prepare_data.ULTRAFEEDBACK_RUBRICS["honesty"]
-    expected = [
-        (pointwise_prompt([user("Why?")], f"answer {number}", rubric), label) for number, label in [(0, 0), (2, 4)]
-    ]
+    rubric = ULTRAFEEDBACK_RUBRICS["honesty"]
+    expected = [(asked("Why?", f"answer {number}", rubric), label) for number, label in [(0, 0), (2, 4)]]
     assert converted(rows, "ultrafeedback", "honesty") == (expected, {"responses that were not rated": 4})
     texts, left_out = converted(rows, "ultrafeedback", "truthfulness")
     assert [label for _, label in texts] == [4] * 6 and left_out == {}
@@ -80,15 +82,15 @@ def test_ultrafeedbacks_ratings_become_0_to_4_and_unrated_completions_are_counte
 
 
 def test_ultrafeedback_has_a_rubric_of_five_levels_for_each_of_its_aspects():
-    assert sorted(prepare_data.ULTRAFEEDBACK_RUBRICS) == sorted(ASPECTS)
-    for rubric in (*prepare_data.ULTRAFEEDBACK_RUBRICS.values(), *prompt.RUBRICS.values()):
+    assert sorted(ULTRAFEEDBACK_RUBRICS) == sorted(ASPECTS)
+    for rubric in (*ULTRAFEEDBACK_RUBRICS.values(), *RUBRICS.values()):
         assert [line[:2] for line in rubric.splitlines()[1:]] == ["4:", "3:", "2:", "1:", "0:"]
 
 
 def test_prometheus_is_judged_by_each_rows_own_rubric_renumbered_from_0():
     (text, label), *others = converted([prometheus("2"), prometheus("5")], "prometheus")[0]
     rubric = "Is it kind?\n4: kind 5\n3: kind 4\n2: kind 3\n1: kind 2\n0: kind 1"
-    assert (text, label) == (pointwise_prompt([user("Why?")], "Go away 2.", rubric), 1)
+    assert (text, label) == (asked("Why?", "Go away 2.", rubric), 1)
     assert [label for _, label in others] == [4]
 
 
@@ -130,20 +132,23 @@ def test_rows_of_another_source_are_refused_with_their_columns():
 
 def test_the_same_response_with_the_same_label_is_left_out_and_with_another_kept_and_said():
     rows = [pointwise(7), pointwise(8), pointwise(7), pointwise(7, label=4)]
-    kept, left_out = prepare_data.convert_rows(rows, "pointwise", None, None, "error")
+    kept, left_out = convert_scores(rows, "pointwise", None, None, "error")
     assert [row["label"] for row in kept] == [2, 3, 4]
     assert left_out == {"repeated responses with the same label": 1}
-    assert "annotators disagree on 1 of the responses" in prepare_data.describe(kept)
-    assert "disagree" not in prepare_data.describe(kept[:2])
+    assert "annotators disagree on 1 of the responses" in describe(kept)
+    assert "disagree" not in describe(kept[:2])
 
 
 def test_the_description_holds_what_saying_one_label_always_gets_and_what_length_tells():
     labels, lengths = [4, 4, 4, 0, 1], [50, 40, 30, 10, 20]
-    rows = [{"prompt": [user(str(n))], "label": a, "length": b} for n, (a, b) in enumerate(zip(labels, lengths))]
-    assert prepare_data.describe(rows).splitlines() == [
+    rows = [
+        {"prompt": [user(str(number))], "label": label, "judged": Judged([], "x" * length, label)}
+        for number, (label, length) in enumerate(zip(labels, lengths))
+    ]
+    assert describe(rows).splitlines() == [
         "5 rows; labels 0: 1, 1: 1, 2: 0, 3: 0, 4: 3",
         "  always 4, the most frequent label: 60.0% right, off by 1.40 on average",
         "  always 3, the mean, rounded: 0.0% right, off by 1.60 on average",
         "  correlation of label and response length: 0.89",
     ]
-    assert "correlation" not in prepare_data.describe(rows[:3])  # one label only: nothing to tell
+    assert "correlation" not in describe(rows[:3])  # one label only: nothing to tell

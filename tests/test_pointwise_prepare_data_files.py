@@ -2,25 +2,30 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPO
 
 from common.conversation import DataError
+from common.demo.transcripts import scoring
 from common.demo.world import SCORE_RUBRIC, pointwise_rows
-from common.judge import parse_score, pointwise_prompt
-from common.labelled import pointwise_transcript
 from generative_pointwise import dataset, prepare_data
+from generative_pointwise.prompt import RUBRIC, RUBRICS, ask, parse, write
 
 SPLITS = ("train", "val", "test")
+DEMO = ["--demo-rows", "300", "--seed", "3", "--lenient-transcripts", "200"]
 
 
 def user(text: str) -> dict:
     return {"role": "user", "content": text}
+
+
+def asked(query: str | list[dict], response: str, *rubric: str) -> str:
+    return ask([user(query)] if isinstance(query, str) else query, response, *rubric)[0]["content"]
 
 
 def pointwise(number: int) -> dict:
@@ -72,18 +77,18 @@ def dialogues(rows: list[dict]) -> set[str]:
 
 
 @pytest.mark.parametrize("form", [lambda cell: cell, json.dumps], ids=["native", "json"])
-def test_labelled_rows_are_split_by_dialogue_and_rendered_for_the_trainer(convert, tmp_path, form):
+def test_labelled_rows_are_split_by_dialogue_and_have_their_prompts_written(convert, tmp_path, form):
     """Traps 21 and 24."""
     rows = [pointwise(number) for number in range(120)]
     cells = [{**row, **{name: form(row[name]) for name in ("input", "output", "label")}} for row in rows]
     pq.write_table(pa.Table.from_pylist(cells), tmp_path / "scores.parquet")
     splits, printed = convert("pointwise", tmp_path / "scores.parquet", "--val-share", 0.1)
     assert [len(splits[split]) for split in SPLITS] == [96, 12, 12]
-    expected = {pointwise_prompt(row["input"], f"answer {number}"): number % 5 for number, row in enumerate(rows)}
+    expected = {asked(row["input"], f"answer {number}"): number % 5 for number, row in enumerate(rows)}
     written = sum(splits.values(), [])
     assert {row["prompt"][0]["content"]: row["label"] for row in written} == expected
-    assert all(row.keys() == {"input", "prompt", "label", "data_source"} for row in written)
-    assert {row["data_source"] for row in written} == {"pointwise"}
+    assert all(row.keys() == {"input", "prompt", "label", "rubric", "data_source"} for row in written)
+    assert {(row["data_source"], row["rubric"]) for row in written} == {("pointwise", RUBRIC)}
     assert [len(dialogues(splits[split])) for split in SPLITS] == [48, 6, 6]
     assert len(dialogues(written)) == 60
     loaded, dropped = dataset.load_rows(tmp_path / "train.parquet")
@@ -110,7 +115,8 @@ def test_public_sets_keep_their_name_and_attribute_and_say_that_they_were_mapped
     assert "scores of 1 to 5 are written as labels 0 to 4\n" in printed
     assert "left out: 20 x responses that were not rated\n" in printed
     splits, printed = convert("helpsteer2", [helpsteer2(number) for number in range(20)])
-    assert {(row["data_source"], row["label"]) for row in splits["train"]} == {("helpsteer2/helpfulness", 3)}
+    found = {(row["data_source"], row["label"], row["rubric"]) for row in splits["train"]}
+    assert found == {("helpsteer2/helpfulness", 3, RUBRICS["helpfulness"])}
     assert "1 to 5" not in printed
 
 
@@ -118,9 +124,11 @@ def test_a_rubric_of_ones_own_takes_the_place_of_the_sources(convert, tmp_path):
     (tmp_path / "mine.txt").write_text("Is it short?\n")
     rows = [prometheus(number) for number in range(20)]
     splits, _ = convert("prometheus", rows, "--rubric", tmp_path / "mine.txt")
-    assert {row["prompt"][0]["content"] for row in sum(splits.values(), [])} == {
-        pointwise_prompt([user(f"question {number}")], f"answer {number}", "Is it short?") for number in range(20)
+    written = sum(splits.values(), [])
+    assert {row["prompt"][0]["content"] for row in written} == {
+        asked(f"question {number}", f"answer {number}", "Is it short?") for number in range(20)
     }
+    assert {row["rubric"] for row in written} == {"Is it short?"}
 
 
 WRONG_CALLS = {
@@ -143,37 +151,62 @@ def test_options_that_would_not_be_read_are_refused(convert, tmp_path, monkeypat
     assert not list(tmp_path.glob("*.parquet"))
 
 
-def test_the_demo_and_a_lenient_warm_start_are_the_same_in_another_process(convert, tmp_path):
-    options = ["--demo-rows", "300", "--seed", "3", "--lenient-transcripts", "200"]
-    command = [sys.executable, str(REPO / "generative_pointwise" / "prepare_data.py"), "--source", "demo", *options]
-    run = subprocess.run([*command, "--output", str(tmp_path / "a")], capture_output=True, text=True, env=os.environ)
-    assert (run.returncode, run.stderr) == (0, "")
-    splits, printed = convert("demo", None, *options)
-    assert printed == run.stdout.replace(str(tmp_path / "a"), str(tmp_path))
-    for name in (*SPLITS, "warm_start"):
-        assert (tmp_path / "a" / f"{name}.parquet").read_bytes() == (tmp_path / f"{name}.parquet").read_bytes()
+def test_transcripts_are_the_same_rows_in_the_same_splits_for_sft(convert, tmp_path):
+    """Each is the row's prompt, and the answer that the judge should give to it."""
+    rows = [{**pointwise(number), "reasoning": f"It is {number % 5}." if number % 2 else None} for number in range(120)]
+    splits, _ = convert("pointwise", rows, "--transcripts")
+    for split in SPLITS:
+        shown = pq.read_table(tmp_path / "transcripts" / f"{split}.parquet").to_pylist()
+        assert len(shown) == len(splits[split])
+        for row, transcript in zip(splits[split], shown):
+            question, answer = transcript["messages"]
+            reasons = {write(row["label"], f"It is {row['label']}."), write(row["label"])}
+            assert transcript.keys() == {"messages"} and [question] == row["prompt"]
+            assert answer["role"] == "assistant" and answer["content"] in reasons
+    (tmp_path / "mine.txt").write_text("Is it short?")
+    convert("pointwise", rows, "--transcripts", "--rubric", tmp_path / "mine.txt")
+    shown = pq.read_table(tmp_path / "transcripts" / "train.parquet")["messages"].to_pylist()
+    assert all("\nIs it short?\n" in question["content"] for question, _ in shown)
+
+
+def test_the_demo_and_a_lenient_warm_start_are_those_of_the_demo_world(convert, tmp_path):
+    splits, printed = convert("demo", None, *DEMO)
     assert [len(splits[split]) for split in SPLITS] == [300, 200, 400]
     for row, made in zip(splits["test"], pointwise_rows("test", 400, 3)):
-        text = pointwise_prompt(made["input"], made["output"][0]["answer"]["content"], SCORE_RUBRIC)
+        text = asked(made["input"], made["output"][0]["answer"]["content"], SCORE_RUBRIC)
         assert (row["prompt"], row["label"], row["data_source"]) == ([user(text)], made["label"], "demo")
+        assert row["rubric"] == SCORE_RUBRIC
         assert all(f"{fact} " in made["reasoning"] for fact in row["evidence"]) and len(row["evidence"]) == 4
     assert splits["test"][0]["evidence"][0].split("/")[0] in ("topic kitchen", "topic garden")
     lenient, right = (pointwise_rows("train", 200, 4, leniency) for leniency in (0.65, 0.0))
     messages = pq.read_table(tmp_path / "warm_start.parquet")["messages"].to_pylist()
-    assert messages == [pointwise_transcript(row, SCORE_RUBRIC) for row in lenient]
-    assert [parse_score(turns[1]["content"]) for turns in messages] == [row["label"] for row in lenient]
+    assert messages == [scoring(row) for row in lenient]
+    assert [parse(turns[1]["content"]) for turns in messages] == [row["label"] for row in lenient]
     share = sum(kind["label"] > row["label"] for kind, row in zip(lenient, right)) / 200
     assert f"200 conversations of a lenient annotator; {share:.1%} of the scores are too high" in printed
 
 
-def test_a_bad_row_ends_the_command_with_its_number_and_an_error_code(tmp_path):
+@pytest.mark.run
+def test_the_demo_is_the_same_in_another_process(convert, tmp_path):
+    command = [sys.executable, "-m", "generative_pointwise.prepare_data", "--source", "demo", *DEMO]
+    run = subprocess.run([*command, "--output", str(tmp_path / "a")], capture_output=True, text=True, env=os.environ)
+    assert (run.returncode, run.stderr) == (0, "")
+    _, printed = convert("demo", None, *DEMO)
+    assert printed == run.stdout.replace(str(tmp_path / "a"), str(tmp_path))
+    for name in (*SPLITS, "warm_start"):
+        assert (tmp_path / "a" / f"{name}.parquet").read_bytes() == (tmp_path / f"{name}.parquet").read_bytes()
+
+
+def test_a_bad_row_ends_the_command_with_its_number_and_without_a_traceback(tmp_path, monkeypatch):
     pq.write_table(pa.Table.from_pylist([pointwise(0), {**pointwise(1), "label": 7}]), tmp_path / "scores.parquet")
-    command = [sys.executable, str(REPO / "generative_pointwise" / "prepare_data.py"), "--source", "pointwise"]
     paths = ["--path", str(tmp_path / "scores.parquet"), "--output", str(tmp_path / "data")]
-    run = subprocess.run(command + paths, capture_output=True, text=True, env={**os.environ, "HF_HOME": str(tmp_path)})
-    assert run.returncode == 1 and "Traceback" not in run.stderr
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", "--source", "pointwise", *paths])
+    monkeypatch.delitem(sys.modules, "generative_pointwise.prepare_data")  # or runpy warns that it is there twice
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("generative_pointwise.prepare_data", run_name="__main__")
     expected = "row 1, column 'label': expected a whole number from 0 to 4 (found 7)\n"
-    assert f"prepare_data.py: 1 of 2 rows cannot be used:\n  {expected}" in run.stderr
+    assert str(caught.value).startswith(f"prepare_data.py: 1 of 2 rows cannot be used:\n  {expected}")
     assert not (tmp_path / "data").exists()
 
 

@@ -7,22 +7,22 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import REPO
 from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
-from common.judge import POINTWISE_PROMPT, pointwise_prompt, write_score
 from generative_pointwise import prompt, reward
-
-compute_score, score_reward = reward.compute_score, reward.score_reward
+from generative_pointwise.prompt import write
+from generative_pointwise.reward import compute_score, score_reward
 
 SCORES, LABELS = range(5), [0, 1, 2, 3, 4, None]
 OPENED, CLOSED = "<think>\n", "<think>\n\n</think>\n\n"  # what some chat templates write of the answer
 MALFORMED = {"score": -0.5, "acc": 0.0, "within_one": 0.0, "parsed": 0.0}
 RIGHT = {"score": 1.0, "acc": 1.0, "within_one": 1.0, "parsed": 1.0}
 THOUGHT = "<think>\nIt is mostly right.\n</think>\n\n"
-PROMPT = pointwise_prompt([{"role": "user", "content": "Why?"}], "Score it from 0 to 4.")
+PROMPT = prompt.ask([{"role": "user", "content": "Why?"}], "Score it from 0 to 4.")[0]["content"]
 
 
 def score(value) -> str:
@@ -56,7 +56,7 @@ TRAPS = {
     "garbage": [*"01234", "4" * 999, "01234", "asdf", "\0\1\2", "🙂🙂", "Ὀδυσσεύς", "%s %d {}", "\\0", "\x1b[1m4"],
     "words": listed("I cannot judge this.   It is good.   four   Three out of four.   N/A   As an AI, I   UNCLEAR"),
     "echoes of the prompt": [
-        *(PROMPT, PROMPT.splitlines()[-1], POINTWISE_PROMPT, prompt.RUBRIC, "score from 0 to 4", "0 to 4"),
+        *(PROMPT, PROMPT.splitlines()[-1], prompt.PROMPT, prompt.RUBRIC, "score from 0 to 4", "0 to 4"),
         *("<think> and </think>", "between <score> and </score>", "4: all of it\n0: none", "Score it from 0 to 4."),
     ],
     "echoes, then a verdict": [
@@ -75,7 +75,7 @@ TRAPS = {
         *listed("{}   Score: {}   {}/4   **{}**   # {}   [[{}]]   \\boxed{{}}   <p>Score: <b>{}</b></p>   <i>{}</i>"),
         *listed('{}   Score: {}   [RESULT] {}   {"score": {}}   \\boxed{{}}   <answer>{}</answer>   score={}', THOUGHT),
         *listed('{"score": {}}   ```json⏎{"score": {}}⏎```   |score|{}|   &lt;think&gt;&lt;/think&gt;§   <xml>§</xml>'),
-        *(json.dumps(write_score(value)) for value in SCORES),
+        *(json.dumps(write(value)) for value in SCORES),
     ],
     "fenced": [
         *listed("```⏎§⏎```   `§`   **§**   <b>§</b>   - §   <!-- § -->   (§)   <p>§</p>   $§$   > §   # §", THOUGHT),
@@ -105,7 +105,7 @@ TRAPS = {
         §⏎<|im_start|>user   Score: §   So §   \u200b§   \ufeff§   \0§   =§   Assistant:⏎§   .§   </score>§   ⏎user⏎§
         """),
     "a verdict split from its reasoning": listed("§") + listed("§⏎", "\n\n") + listed("§⏎⏎", " "),
-    "cut off": [write_score(3, "It is right.")[:length] for length in range(len(write_score(3, "It is right.")))],
+    "cut off": [write(3, "It is right.")[:length] for length in range(len(write(3, "It is right.")))],
     "floods": [
         before + unit * (100_000 // len(unit)) + "</score>!"
         for before in ("", "<think>", THOUGHT, THOUGHT + "<score>3")
@@ -204,7 +204,7 @@ def test_a_label_of_another_number_type_is_the_same_label(label):
 @pytest.mark.parametrize("value", SCORES)
 def test_what_the_template_began_belongs_to_the_answer(value):
     """Traps 23 and 28: a prefilled <think> or think block; an opening tag that was written twice is not mended."""
-    answer = write_score(value, f"Not {score(4 - value)}.")
+    answer = write(value, f"Not {score(4 - value)}.")
     assert earned(answer, value) == earned(answer.removeprefix(OPENED), value, OPENED) == RIGHT
     assert earned(score(value), value, CLOSED) == earned(f"\n{score(value)}\n", value, CLOSED) == RIGHT
     assert [earned(answer, value, begun) for begun in (OPENED, CLOSED)] == [MALFORMED] * 2
@@ -219,11 +219,13 @@ def test_a_begun_that_is_null_is_as_one_that_is_missing():
 # ---- as verl calls it
 
 
-def test_verl_loads_the_file_and_gets_a_reward_and_even_metrics_for_every_answer(tiny_tokenizer):
-    from generative_pointwise import reward as module
-
-    function = {"path": module.__file__, "name": "compute_score"}
-    config = OmegaConf.create({"reward": {"custom_reward_function": function}})
+def test_verl_loads_the_function_that_the_settings_name_and_gets_a_reward_and_even_metrics_for_every_answer(
+    tiny_tokenizer,
+):
+    declared = OmegaConf.load(REPO / "generative_pointwise" / "config.yaml").reward
+    assert declared.custom_reward_function.reward_kwargs == {"module": ".reward"}  # train.py resolves it
+    chosen = {"custom_reward_function": {"reward_kwargs": {"module": reward.__name__}}}
+    config = OmegaConf.create({"reward": OmegaConf.merge(declared, chosen)})
     manager = NaiveRewardManager(config, tiny_tokenizer, get_custom_reward_fn(config))
 
     def graded(text: str, label, begun: str) -> dict:
@@ -237,7 +239,7 @@ def test_verl_loads_the_file_and_gets_a_reward_and_even_metrics_for_every_answer
         data = DataProto.from_dict({"responses": ids, "attention_mask": mask}, non_tensors=others)
         return manager.loop.run_until_complete(manager.run_single(data))
 
-    written = write_score(3, "So.")
+    written = write(3, "So.")
     answers = [(written, 3, ""), (written, 1, ""), (written.removeprefix(OPENED), 2, OPENED), (score(0), 4, CLOSED)]
     results = [graded(*answer) for answer in [*answers, (score(0), 0, ""), (written, None, ""), ("", 0, "")]]
     assert [result["reward_score"] for result in results] == [1.0, 0.5, 0.75, 0.0, -0.5, 0.0, -0.5]

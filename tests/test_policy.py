@@ -6,9 +6,9 @@ from conftest import note_gradients
 from tensordict import TensorDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from common.demo.transcripts import scoring
 from common.demo.world import pointwise_rows
 from common.generation import generate_batch
-from common.labelled import pointwise_transcript
 
 ANSWERS = 3  # to each prompt
 
@@ -23,7 +23,7 @@ def sequences(tokenizer) -> list[tuple[list[int], list[int]]]:
     """Prompts with three answers each, not next to one another: of the label, cut short, and of one token."""
     pairs = []
     for number, row in enumerate(pointwise_rows("train", 5, seed=0)):
-        prompt, answer = pointwise_transcript(row)
+        prompt, answer = scoring(row)
         ids = tokenizer.apply_chat_template([prompt], add_generation_prompt=True, return_dict=False)
         written = tokenizer(answer["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"]
         pairs += [(number * 7 % 5, ids, tokens) for tokens in (written, written[: 5 + number], written[:1])]

@@ -101,7 +101,7 @@ def test_a_judge_that_says_nothing_is_always_wrong_and_nothing_breaks(run):
     assert "score/mean_error" not in metrics
 
 
-def test_conversations_that_are_no_judgements_are_only_measured(run, tmp_path):
+def test_conversations_without_a_verdict_are_only_measured(run, tmp_path):
     metrics, rows, _ = run([CHAT, CHAT], lambda prompt, room: pytest.fail("nothing was to be judged"))
     assert metrics["conversations"] == 2 and not [name for name in metrics if "/" in name]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["evaluation_held_out.json"]
@@ -141,7 +141,7 @@ def options_of(monkeypatch, *arguments):
     return evaluate.read_options()
 
 
-def test_a_runs_settings_hold_where_the_command_says_nothing_else(tmp_path, monkeypatch):
+def test_a_runs_settings_hold_unless_the_command_says_otherwise(tmp_path, monkeypatch):
     data = {"max_length": 100, "truncation": "left", "on_bad_row": "drop", "turns": "last", "train_batch_size": 8}
     settings = {"data": data, "model": {"trust_remote_code": True}}
     (tmp_path / "settings.yaml").write_text(json.dumps(settings))

@@ -188,7 +188,7 @@ def test_bad_rows_stop_the_conversion_and_are_shown_with_their_numbers(convert, 
     assert not list(tmp_path.glob("*.parquet"))
 
 
-def test_bad_rows_are_dropped_and_counted_where_asked(convert):
+def test_bad_rows_are_dropped_and_counted_if_asked(convert):
     rows = [chat(number) for number in range(60)]
     for number in (3, 4, 5):
         rows[number]["messages"] = rows[number]["messages"][:-1]

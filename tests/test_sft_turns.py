@@ -56,7 +56,7 @@ def test_a_generation_prompt_that_opens_the_thinking_is_found():
     assert turns.find_seam(renderer("qwen3", chat_template=QWEN3_THINKING)) == ("<think>\n", "")
 
 
-def test_a_template_that_has_no_generation_prompt_leaves_its_header_to_nobody():
+def test_a_template_that_has_no_generation_prompt_does_not_have_the_model_write_its_header():
     """A server puts it before the answer by other means; only a blank is the model's to write."""
     without_prompt = CHATML.partition("{%- if add")[0]
     assert turns.find_seam(renderer("chatml", chat_template=without_prompt)) == ("", "")
@@ -126,7 +126,7 @@ def test_a_message_that_holds_a_special_token_is_refused_whoever_says_it(name, t
     assert str(caught.value).splitlines()[1] == f"  train.parquet row 0, column 'messages': {fault}"
 
 
-def test_a_think_tag_is_no_special_token_and_may_be_said(chatml):
+def test_a_think_tag_is_not_a_special_token_and_may_be_said(chatml):
     (example,), _ = encode_conversations(
         [row(user("What is <think>?"), assistant("A </think>."))], chatml, LONG, "error"
     )
@@ -185,7 +185,7 @@ def test_thinking_that_the_template_leaves_out_is_counted():
     assert encode_conversations([talk], tokenizer, LONG, "error", turns="last")[1] == {}
 
 
-def test_options_of_the_template_are_written_into_it_for_whoever_loads_it(tmp_path):
+def test_options_of_the_template_are_written_into_it_for_everyone_who_loads_it(tmp_path):
     tokenizer = make_tokenizer(SHAPES["qwen3"])
     question = {"conversation": [user("Why?")], "tokenize": False, "add_generation_prompt": True}
     asked = tokenizer.apply_chat_template(**question, enable_thinking=False)
@@ -195,7 +195,7 @@ def test_options_of_the_template_are_written_into_it_for_whoever_loads_it(tmp_pa
     assert asked.endswith(NO_THINKING)
 
 
-def test_a_template_that_writes_the_date_is_spoken_of(capsys):
+def test_a_template_that_writes_the_date_gets_a_warning(capsys):
     tokenizer = make_tokenizer(SHAPES["chatml"], chat_template="{{ strftime_now('%Y') }}" + CHATML)
     set_template_options(tokenizer, {"date_string": "26 Jul 2024"})
     assert capsys.readouterr().out == ""

@@ -44,7 +44,7 @@ def test_a_models_name_says_its_architecture_and_size(tiny_model):
 
 
 @pytest.mark.parametrize("path", ["./no/such/folder", "/no/such/folder", "folder", "one/two/three"])
-def test_a_path_that_is_no_folder_and_no_hub_id_is_refused_without_asking_the_hub(path):
+def test_a_path_that_is_neither_a_folder_nor_a_hub_id_is_refused_without_asking_the_hub(path):
     with pytest.raises(DataError, match=f"model.path={path}: no such folder. Set MODEL_PATH to a model's folder"):
         load_tokenizer(model_section(path))
 
@@ -54,7 +54,7 @@ def test_a_folder_without_a_model_is_refused_by_its_path(tmp_path):
         load_tokenizer(model_section(tmp_path))
 
 
-def test_a_classifier_of_two_labels_is_no_reward_model(tiny_model, tmp_path):
+def test_a_classifier_of_two_labels_is_not_a_reward_model(tiny_model, tmp_path):
     """Trap 3."""
     for file in tiny_model.iterdir():
         if file.suffix != ".safetensors":
