@@ -182,9 +182,8 @@ def write_warm_start(path: Path, size: int, seed: int, rubric: str) -> None:
     known = [read_row(row) for row in biased if is_known(row)]
     write_rows(path, [{"messages": messages} for judged in known for messages in transcripts(judged, rubric)])
     ties = [is_tie(judged) for judged, row in zip(biased, right) if is_tie(row)]
-    print(
-        f"{path}: {len(known)} conversations of a biased annotator; {ties.count(False)} of {len(ties)} ties are called A"
-    )
+    called_a = f"{ties.count(False)} of {len(ties)} ties are called A"
+    print(f"{path}: {len(known)} conversations of a biased annotator; {called_a}")
 
 
 def is_known(row: dict) -> bool:
