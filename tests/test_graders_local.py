@@ -102,8 +102,9 @@ def test_a_score_is_transformers_own_logit(grader, reward_of, query, dialogue, r
 
 
 def test_two_hundred_calls_at_once_get_the_rewards_of_each_alone(grader, reward_of):
-    together, alone = (rewards(asyncio.run(way(grader, CALLS))) for way in (at_once, one_at_a_time))
-    assert together == pytest.approx(alone, abs=1e-5)
+    together = rewards(asyncio.run(at_once(grader, CALLS)))
+    alone = rewards(asyncio.run(one_at_a_time(grader, CALLS[::5])))
+    assert together[::5] == pytest.approx(alone, abs=1e-5)
     assert together[::16] == pytest.approx([reward_of(*call.values()) for call in CALLS[::16]], abs=1e-5)
     assert torch.tensor(together).std() > 0.05  # the rewards differ by far more than the tolerance
 

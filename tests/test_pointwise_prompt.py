@@ -91,6 +91,10 @@ def test_every_rubric_is_named_says_what_each_score_means_and_stands_whole_in_it
     assert asked(read_row(row(DIALOGUE, ANSWER)), rubric) == GOLDEN.replace(RUBRIC, rubric)
 
 
+def test_a_rubric_of_ones_own_replaces_what_counts_and_nothing_else():
+    assert asked(read_row(row(DIALOGUE, ANSWER)), "Brevity {0} %s") == GOLDEN.replace(RUBRIC, "Brevity {0} %s")
+
+
 # ---- a scale and a form of one's own, by a few lines of prompt.py
 
 OWN = {

@@ -170,13 +170,6 @@ def test_golden_rewards():
     assert [score_reward(None, label) for label in SCORES] == [-0.5] * 5
 
 
-def test_the_reward_falls_with_the_distance_alone_and_stays_between_0_and_1():
-    pairs = [(value, label) for value in SCORES for label in SCORES]
-    found = [{score_reward(*pair) for pair in pairs if abs(pair[0] - pair[1]) == distance} for distance in SCORES]
-    assert [len(rewards) for rewards in found] == [1] * 5  # upwards as downwards, wherever on the scale
-    assert [rewards.pop() for rewards in found] == [1, 0.75, 0.5, 0.25, 0]
-
-
 def test_every_field_of_a_verdict():
     assert earned(THOUGHT + score(3), 3) == RIGHT
     assert earned(THOUGHT + score(3), 2) == {"score": 0.75, "acc": 0.0, "within_one": 1.0, "parsed": 1.0}
