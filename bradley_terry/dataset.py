@@ -203,8 +203,8 @@ def _report_too_long(total: int, too_long: list[Pair], max_length: int) -> str:
     longest = sorted(too_long, key=lambda pair: -pair.longest)
     shown = [f"  {pair.source}: {pair.longest} tokens" for pair in longest[:5]]
     head = f"{len(too_long)} of {total} pairs are longer than data.max_length={max_length} tokens. The longest:"
-    remedy = "Raise data.max_length, or set data.truncation=drop (leave them out) or left (cut the prompt's start)."
-    return "\n".join([head, *shown, remedy])
+    raised = "Raise data.max_length (--max-length), or set data.truncation (--truncation):"
+    return "\n".join([head, *shown, raised, "drop leaves them out, left cuts the start of the prompt."])
 
 
 def collate(pairs: list[Pair]) -> dict[str, torch.Tensor]:
@@ -236,7 +236,8 @@ def digest_pairs(pairs: list[Pair]) -> str:
     """Return a short hash of all tokens and margins, to tell whether two runs train on the same pairs."""
     total = hashlib.sha256()
     for pair in pairs:
-        parts = (pair.prompt, pair.chosen, pair.rejected, np.float32(pair.margin))
+        sides = (pair.prompt, pair.chosen, pair.rejected)
+        parts = (*sides, np.array([*map(len, sides)], dtype=np.int32), np.float32(pair.margin))
         total.update(b"".join(part.tobytes() for part in parts))
     return total.hexdigest()[:16]
 

@@ -3,7 +3,7 @@
 # trains on them on the CPU in a few minutes. The same script trains an 8B model on a cluster.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-RUN=(python -m common.launch "$HERE") # runs a Python file of this folder, wherever it lies and whatever it is called
+RUN=(python "$HERE") # runs a Python file of this folder, wherever it lies and whatever it is called (__main__.py)
 
 # ---- yours to set -------------------------------------------------------------------------------------------------
 MODEL_PATH=${MODEL_PATH:-}              # a language model to start from: folder or hub id; empty: the tiny demo model
@@ -24,7 +24,7 @@ fi
 if [[ -z "$MODEL_PATH" ]]; then
     # from scratch: 0.4 M parameters learn the demo in one pass of small batches at a high rate, after a long warm-up
     MODEL_PATH=$OUTPUT/model
-    python -m common.demo.tiny_model --seed "$SEED" --output "$MODEL_PATH"
+    "${RUN[@]}" common.demo.tiny_model --seed "$SEED" --output "$MODEL_PATH"
     BATCH=16 LR=1e-3 WARMUP=0.16
 else
     # pretrained: large batches at a low rate

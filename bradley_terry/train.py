@@ -198,7 +198,7 @@ def identity(config: DictConfig, model_name: str, rows: list[Pair], workers: int
         "lora": {key: str(config.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
         "engine.fsdp_size": config.engine.fsdp_size,
         "optim": OmegaConf.to_container(config.optim),
-        "loss.py": content_digest(Path(__file__).with_name("loss.py")),
+        **{name: content_digest(Path(__file__).with_name(name)) for name in ("engine.py", "loss.py")},
         "loss": OmegaConf.to_container(config.loss),
     }
 

@@ -3,8 +3,8 @@
 - `RAY_ADDRESS` set: join that cluster. Not set: start a local one, on loopback, without a dashboard.
 - Ray waits for ever for a GPU or core that no node has. Here the run stops in seconds and says what is missing.
 - The device is what the *cluster* has, not what this process sees: a head node often has no GPU.
-- The method folder travels to every node by Ray's runtime environment, as one package, its Python files only; `common`
-  is installed there.
+- The method folder travels to every node by Ray's runtime environment, as one package, its code and
+  small text files; `common` is installed there.
 """
 
 import os
@@ -35,6 +35,9 @@ ENVIRONMENT = {
     "TRANSFER_QUEUE_ENABLE": "1",
     "TQ_NUM_THREADS": str(min(8, os.cpu_count())),  # verl's queue would start 8, and say so at every call
 }
+
+TRAVELLING = (".py", ".txt", ".md", ".jinja", ".json", ".yaml")  # files of a method folder that workers get
+LARGEST_TRAVELLING = 2**20  # bytes
 
 
 class ClusterError(RuntimeError):
@@ -113,9 +116,7 @@ def _share_of_cores(workers: int) -> dict[str, str]:
 def _start_ray(package: str, environment: dict[str, str], **settings) -> None:
     folder = Path(sys.modules[package].__file__).parent
     with tempfile.TemporaryDirectory() as code:
-        (Path(code) / package).mkdir()
-        for file in folder.glob("*.py"):
-            shutil.copy(file, Path(code) / package)
+        _copy_small_files(folder, Path(code) / package)
         travels = {"working_dir": code, "env_vars": ENVIRONMENT | environment}
         try:
             ray.init(logging_level="warning", runtime_env=travels, **settings)
@@ -123,6 +124,18 @@ def _start_ray(package: str, environment: dict[str, str], **settings) -> None:
             address = os.environ.get("RAY_ADDRESS")
             what = f"no Ray cluster answers at RAY_ADDRESS={address}" if address else "Ray could not be started here"
             raise ClusterError(f"{what}: {error}") from error
+
+
+def _copy_small_files(folder: Path, copy: Path) -> None:
+    """Copy a package without its outputs and data: its Python files, and text files such as a rubric beside them."""
+    copy.mkdir()
+    for path in folder.iterdir():
+        if path.name.startswith((".", "__pycache__")):
+            continue
+        if path.is_dir() and (path / "__init__.py").is_file():
+            _copy_small_files(path, copy / path.name)
+        elif path.is_file() and path.suffix in TRAVELLING and path.stat().st_size <= LARGEST_TRAVELLING:
+            shutil.copy(path, copy)
 
 
 def gpus_of(node: dict) -> int:

@@ -1,32 +1,32 @@
-"""Run one module of a method folder, wherever the folder lies and whatever it is called.
+"""Run one file of a method folder, wherever the folder lies and whatever it is called.
 
-    python -m common.launch /path/to/my-reward-model.v2 train data.max_length=1024
+    python /path/to/my-reward-model.v2 train data.max_length=1024
 
-The run scripts start every Python file of their folder in this way. It differs from `python -m my_folder.train` in
-three points:
+starts the folder's __main__.py, which calls `main` here. The run scripts start every Python file in this way. It
+differs from `python -m my_folder.train` in these points:
 
 - The folder need not be on Python's path, and its name may hold a hyphen, a blank or a dot.
-- The folder's parent does not go on the path. A stray `random.py` there replaces nobody's module.
-- The working directory does not either, so the folder's own `evaluate.py` replaces nobody's `evaluate`.
-
-The folder becomes one package. Its name is the same in this process and in every Ray worker (`common/cluster.py`).
+- Neither the folder's parent nor the working directory go on the path: a stray `random.py` or `common/` there replaces
+  nobody's module. (`python -m` would put the working directory first.)
+- The folder becomes a package with a name of its own, `recipe_…`, so a folder called `datasets` replaces no library.
+  The name is the same in this process and in every Ray worker (`common/cluster.py`).
 """
 
 import importlib.util
-import os
+import re
 import runpy
 import sys
 from pathlib import Path
 
 
 def load_package(folder: Path) -> str:
-    """Load a method folder as a package and return the package's name: the folder's, with `_` for each dot.
+    """Load a method folder as a package and return the package's name.
 
     Raises:
         SystemExit: the folder is not a package.
     """
     folder = folder.resolve()
-    name, start = folder.name.replace(".", "_"), folder / "__init__.py"
+    name, start = "recipe_" + re.sub(r"\W", "_", folder.name), folder / "__init__.py"
     if not start.is_file():
         raise SystemExit(f"{folder}: not a method folder, because it has no __init__.py. Copy that file too.")
     spec = importlib.util.spec_from_file_location(name, start, submodule_search_locations=[str(folder)])
@@ -36,13 +36,20 @@ def load_package(folder: Path) -> str:
     return name
 
 
-def main() -> None:
-    folder, module, *arguments = sys.argv[1:]
-    if sys.path[0] == os.getcwd():  # `python -m` puts it there
-        del sys.path[0]
-    sys.argv = [f"{module}.py", *arguments]
-    runpy.run_module(f"{load_package(Path(folder))}.{module}", run_name="__main__", alter_sys=True)
+def main(start: str) -> None:
+    """Run the file that the command names, with the options behind it.
 
-
-if __name__ == "__main__":
-    main()
+    Args:
+        start: the folder's __main__.py.
+    """
+    folder = Path(start).resolve().parent
+    files = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    named, arguments = sys.argv[1:2], sys.argv[2:]
+    if named == ["common.demo.tiny_model"]:
+        module = named[0]
+    elif named and named[0] in files:
+        module = f"{load_package(folder)}.{named[0]}"
+    else:
+        raise SystemExit(f"usage: python {folder} FILE options…; FILE is one of {', '.join(files)}, without .py")
+    sys.argv = [f"{named[0]}.py", *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -53,11 +53,15 @@ def _weights_digest(folder: Path) -> str:
     return f"weights {tails_digest([*folder.glob('*.safetensors'), *folder.glob('*.bin')])}"
 
 
-def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict) -> None:
-    """Write the chat template's own switches into the template, so that everyone who loads the model uses them too."""
+def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict, setting: str) -> None:
+    """Write the chat template's own switches into the template, so that everyone who loads the model uses them too.
+
+    Args:
+        setting: what the switches are called in the method's config.
+    """
     if "strftime_now" in str(tokenizer.chat_template) and "date_string" not in options:
         print("the chat template writes today's date, so a run that is resumed tomorrow would be another run. If it")
-        print("has a date_string (Llama 3), fix that: 'data.template_options={date_string: 26 Jul 2024}'")
+        print(f"has a date_string (Llama 3), set it: '{setting}={{date_string: 26 Jul 2024}}'")
     values = {name: "none" if value is None else json.dumps(value) for name, value in options.items()}
     head = "".join(f"{{%- set {name} = {value} %}}\n" for name, value in values.items())
     if head and isinstance(tokenizer.chat_template, dict):

@@ -32,16 +32,19 @@ WRITTEN = ("prompt", "prompt_swapped", "label")
 OPTIONAL = ("data_source", "input", "rubric", "strength", "longer")
 
 
-def load_rows(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
+def load_rows(files, on_bad_row: str = "error", rubric: str = RUBRIC) -> tuple[list[dict], Counter]:
     """Read rows, labelled or with their prompts; return all with prompts, and how many were dropped, by fault.
 
     Each gives two rows, one below the other: as given, then with the responses swapped. `input` is what a split keeps
     together: the dialogue, or the whole prompt of either order if that is not known.
 
+    Args:
+        rubric: what the prompts of labelled rows say to judge by.
+
     Raises:
         DataError: see `common.parquet.read_rows`.
     """
-    pairs, dropped = read_rows(files, required_columns, OPTIONAL, check_row, on_bad_row)
+    pairs, dropped = read_rows(files, required_columns, OPTIONAL, lambda row: check_row(row, rubric), on_bad_row)
     return [row for pair in pairs for row in both_orders(pair)], dropped
 
 
@@ -49,9 +52,9 @@ def required_columns(names: list[str]) -> tuple[str, ...]:
     return WRITTEN if "prompt" in names else COLUMNS
 
 
-def check_row(row: dict) -> dict:
+def check_row(row: dict, rubric: str = RUBRIC) -> dict:
     """Return a row with its prompts; raise `BadRow` if it is neither labelled nor has them."""
-    checked = check_prompts(row) if "prompt" in row else write_prompts(read_row(row))
+    checked = check_prompts(row) if "prompt" in row else write_prompts(read_row(row), rubric)
     data_source = row.get("data_source") or "judge"
     if not isinstance(data_source, str):
         raise BadRow("data_source", "expected text", data_source)

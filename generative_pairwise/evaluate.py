@@ -14,9 +14,10 @@ from collections import Counter
 from common.conversation import DataError
 from common.grading.endpoint import EndpointError
 from common.judging.asking import add_comparison, ask_judge, make_parser, read_options, report
+from common.judging.prompts import read_stored_rubric
 
 from .dataset import load_rows
-from .prompt import SWAPPED, VERDICTS, Preference, parse
+from .prompt import RUBRIC, SWAPPED, VERDICTS, Preference, parse
 
 
 def decide(votes: list[Preference | None]) -> Preference | None:
@@ -94,7 +95,8 @@ def main() -> None:
     parser = make_parser("A judge's preferences beside the labels.", columns)
     add_comparison(parser)
     options = read_options(parser)
-    rows, bad = load_rows(options.data, options.on_bad_row)
+    rubric = read_stored_rubric(options.tokenizer or options.model) or RUBRIC  # the one that the judge was trained by
+    rows, bad = load_rows(options.data, options.on_bad_row, rubric)
     judged = ask_judge(options, rows, parse, decide)
     as_given, swapped = slice(0, None, 2), slice(1, None, 2)  # a pair is two rows, one below the other
     longer = [row["longer"] for row in judged.rows]

@@ -143,7 +143,8 @@ def convert_comparisons(
     """Convert a source's rows and write their prompts, by `rubric` or else the source's own.
 
     Returns:
-        The rows with their prompts, what each was made of under "judged"; and how many were bad or repeated.
+        The rows with their prompts, what each was made of, one labelled row or several, under "judged";
+        and how many were bad or repeated.
     """
     source = SOURCES[name]
 
@@ -154,19 +155,26 @@ def convert_comparisons(
         except KeyError as missing:
             raise DataError(f"{place} has no column {missing}; it has {sorted(row)}. Is --source right?") from None
         judged = read_row(labelled)
-        return write_prompts(judged, rubric or labelled.get("rubric", RUBRIC)) | {"data_source": name, "judged": judged}
+        return write_prompts(judged, rubric or labelled.get("rubric", RUBRIC)) | {
+            "data_source": name,
+            "judged": [judged],
+        }
 
     numbered = [{"row": row, "source": f"row {number}"} for number, row in enumerate(rows)]
     converted, left_out = check_rows(tqdm(numbered, desc="convert", unit="row", delay=1), convert, on_bad_row)
-    unique = {}
+    unique: dict[tuple[str, str], dict] = {}
     for row in converted:
-        unique.setdefault(pair_key(row), row)
+        known = unique.setdefault(pair_key(row), row)
+        if known is not row:
+            known["judged"] += row["judged"]  # its reasoning, or its order, may be another
     left_out += Counter({"repeated pairs with the same label": len(converted) - len(unique)})
     if not unique:
         raise DataError(f"no usable row: {list_counts(left_out)}")
     pairs = list(unique.values())
     if source.chosen_first:
-        pairs[1::2] = [turn_round(pair) | {"judged": pair["judged"].swap()} for pair in pairs[1::2]]
+        pairs[1::2] = [
+            turn_round(pair) | {"judged": [judged.swap() for judged in pair["judged"]]} for pair in pairs[1::2]
+        ]
     return pairs, left_out
 
 
@@ -193,6 +201,16 @@ def is_known(row: dict) -> bool:
 
 def is_tie(row: dict) -> bool:
     return row["metadata"]["preferred"] == "tie"
+
+
+def conversations(rows: list[dict]) -> list[dict]:
+    """Return all different conversations of converted rows, also of those that make the same prompt and label."""
+    different = {}
+    for row in rows:
+        for judged in row["judged"]:
+            for messages in transcripts(judged, row["rubric"]):
+                different.setdefault(repr(messages), {"messages": messages})
+    return list(different.values())
 
 
 def describe(rows: list[dict]) -> str:
@@ -231,6 +249,9 @@ def main() -> None:
     if options.biased_transcripts and options.source != "demo":
         raise DataError("--biased-transcripts can be made of --source demo alone")
     output, left_out = Path(options.output), Counter()
+    shown = output / "transcripts"
+    if shown.is_dir() and not options.transcripts:  # of an earlier split: they may hold what is held out now
+        raise DataError(f"{shown} is of an earlier run. Give --transcripts, or use another --output.")
     if options.source == "demo":
         splits = {}
         for split, size in {"train": options.demo_rows, "val": 100, "test": 200}.items():
@@ -252,8 +273,7 @@ def main() -> None:
         path = write_rows(output / f"{split}.parquet", written)
         print(f"{path}: {describe(rows)}")
         if options.transcripts:
-            shown = [{"messages": one} for row in rows for one in transcripts(row["judged"], row["rubric"])]
-            write_rows(output / "transcripts" / f"{split}.parquet", shown)
+            write_rows(shown / f"{split}.parquet", conversations(rows))
     for kind, count in left_out.items():
         print(f"left out: {count} x {kind}")
 

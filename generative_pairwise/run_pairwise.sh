@@ -4,7 +4,7 @@
 # in a few minutes. The same script trains an 8B judge on a cluster.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-RUN=(python -m common.launch "$HERE") # runs a Python file of this folder, wherever it lies and whatever it is called
+RUN=(python "$HERE") # runs a Python file of this folder, wherever it lies and whatever it is called (__main__.py)
 
 # ---- yours to set -------------------------------------------------------------------------------------------------
 MODEL_PATH=${MODEL_PATH:-}              # a judge, or a chat model, to start from: folder or hub id; empty: the demo's warm start

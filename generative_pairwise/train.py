@@ -30,7 +30,6 @@ from common.tokenizer import load_tokenizer, set_template_options
 
 from .dataset import load_rows, prompt_of, report_rows, write_for_verl
 from .prompt import VERDICTS, parse, write
-from .reward import compute_score
 
 # found, but not imported: that takes seconds, and bad input is reported before
 os.environ["VERL_CONFIG"] = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
@@ -65,10 +64,11 @@ def main(config: DictConfig) -> None:
 def train(config: DictConfig) -> None:
     # 1. Check the input
     model_name, tokenizer = load_tokenizer(config.actor_rollout_ref.model)
-    set_template_options(tokenizer, OmegaConf.to_container(config.data.apply_chat_template_kwargs))
+    options = OmegaConf.to_container(config.data.apply_chat_template_kwargs)
+    set_template_options(tokenizer, options, "data.apply_chat_template_kwargs")
     right = write(VERDICTS[0], "because")
     preflight.check_vocabulary(tokenizer, right, parse)
-    preflight.check_reward(config, compute_score, right, VERDICTS[0])
+    preflight.check_reward(config, __package__, right, VERDICTS[0])
     rows_of, left_out = read_data(config, tokenizer)
     train_rows = rows_of["train"]
     show_first(train_rows[0], tokenizer)
@@ -109,8 +109,7 @@ def train(config: DictConfig) -> None:
     about = {"base model": model_name, "training prompts": len(train_rows), "left out": dict(left_out)}
     write_report(config, output / CHECKPOINT, figures, about | {"policy": chosen})
     write_report(config, output / LAST, last, about | {"policy": "the last one"})
-    for folder in (CHECKPOINT, LAST):
-        store_rubric(output / folder, train_rows)
+    store_rubric([output / folder for folder in (CHECKPOINT, LAST, "tokenizer")], train_rows)
     claim.release()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     print("\n".join(["", *lines, "", f"the best judge on val, its card and picture: {output / CHECKPOINT}"]))

@@ -28,24 +28,27 @@ WRITTEN = ("prompt", "label")
 OPTIONAL = ("data_source", "input", "rubric", "evidence")
 
 
-def load_rows(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
+def load_rows(files, on_bad_row: str = "error", rubric: str = RUBRIC) -> tuple[list[dict], Counter]:
     """Read rows, labelled or with their prompts; return all with prompts, and how many were dropped, by fault.
 
     `input` is what a split keeps together: the dialogue, or the whole prompt if that is not known.
 
+    Args:
+        rubric: what the prompts of labelled rows say to judge by.
+
     Raises:
         DataError: see `common.parquet.read_rows`.
     """
-    return read_rows(files, required_columns, OPTIONAL, check_row, on_bad_row)
+    return read_rows(files, required_columns, OPTIONAL, lambda row: check_row(row, rubric), on_bad_row)
 
 
 def required_columns(names: list[str]) -> tuple[str, ...]:
     return WRITTEN if "prompt" in names else COLUMNS
 
 
-def check_row(row: dict) -> dict:
+def check_row(row: dict, rubric: str = RUBRIC) -> dict:
     """Return a row with its prompt; raise `BadRow` if it is neither labelled nor has one."""
-    checked = check_prompt(row) if "prompt" in row else write_prompt(read_row(row))
+    checked = check_prompt(row) if "prompt" in row else write_prompt(read_row(row), rubric)
     data_source, evidence = row.get("data_source") or "judge", row.get("evidence") or []
     if not isinstance(data_source, str):
         raise BadRow("data_source", "expected text", data_source)

@@ -17,9 +17,10 @@ from sklearn.metrics import cohen_kappa_score
 from common.conversation import DataError
 from common.grading.endpoint import EndpointError
 from common.judging.asking import add_comparison, ask_judge, make_parser, read_options, report
+from common.judging.prompts import read_stored_rubric
 
 from .dataset import load_rows
-from .prompt import VERDICTS, parse
+from .prompt import RUBRIC, VERDICTS, parse
 
 
 def decide(votes: list[int | None]) -> int | None:
@@ -92,7 +93,8 @@ def main() -> None:
     parser = make_parser("A judge's scores beside the labels.", "input, output and label, or prompt and label")
     add_comparison(parser)
     options = read_options(parser)
-    rows, bad = load_rows(options.data, options.on_bad_row)
+    rubric = read_stored_rubric(options.tokenizer or options.model) or RUBRIC  # the one that the judge was trained by
+    rows, bad = load_rows(options.data, options.on_bad_row, rubric)
     judged = ask_judge(options, rows, parse, decide)
     metrics = score_metrics(judged.labels, judged.verdicts)
     if not options.hidden_reasoning:

@@ -142,7 +142,8 @@ def convert_scores(
     """Convert a source's rows and write their prompts, by `rubric` or else the source's own.
 
     Returns:
-        The rows with their prompts, what each was made of under "judged"; and how many were bad, not rated or repeated.
+        The rows with their prompts, what each was made of, one labelled row or several, under "judged";
+        and how many were bad, not rated or repeated.
     """
     source = SOURCES[name]
 
@@ -167,10 +168,14 @@ def convert_scores(
     def add_prompt(row: dict) -> dict:
         row = {**usual, **row, "label": one_less(row["label"]) if source.from_one else row["label"]}
         judged = read_row(row)
-        return row | write_prompt(judged, rubric or row["rubric"]) | {"judged": judged}
+        return row | write_prompt(judged, rubric or row["rubric"]) | {"judged": [judged]}
 
     with_prompts, bad = check_rows(labelled, add_prompt, on_bad_row)
-    unique = {(row["prompt"][0]["content"], row["label"]): row for row in with_prompts}
+    unique: dict[tuple[str, int], dict] = {}
+    for row in with_prompts:
+        known = unique.setdefault((row["prompt"][0]["content"], row["label"]), row)
+        if known is not row:
+            known["judged"] += row["judged"]  # its reasoning may be another
     left_out += bad + Counter({"repeated responses with the same label": len(with_prompts) - len(unique)})
     if not unique:
         raise DataError(f"no usable row: {list_counts(left_out)}")
@@ -185,9 +190,19 @@ def write_warm_start(path: Path, size: int, seed: int, rubric: str) -> None:
     print(f"{path}: {size} conversations of a lenient annotator; {wrong:.1%} of the scores are too high")
 
 
+def conversations(rows: list[dict]) -> list[dict]:
+    """Return all different conversations of converted rows, also of those that make the same prompt and label."""
+    different = {}
+    for row in rows:
+        for judged in row["judged"]:
+            for messages in transcripts(judged, row["rubric"]):
+                different.setdefault(repr(messages), {"messages": messages})
+    return list(different.values())
+
+
 def describe(rows: list[dict]) -> str:
     """Say how the labels are spread, what always saying one of them gets, and how far mere length tells them."""
-    labels, lengths = [row["label"] for row in rows], [len(row["judged"].response) for row in rows]
+    labels, lengths = [row["label"] for row in rows], [len(row["judged"][0].response) for row in rows]
     counts, prompts = Counter(labels), Counter(row["prompt"][0]["content"] for row in rows)
     lines = [f"{len(rows)} rows; labels {', '.join(f'{label}: {counts[label]}' for label in VERDICTS)}"]
     for name, guess in (("most frequent label", counts.most_common(1)[0][0]), ("mean, rounded", round(mean(labels)))):
@@ -227,6 +242,9 @@ def main() -> None:
     if options.lenient_transcripts and options.source != "demo":
         raise DataError("--lenient-transcripts can be made of --source demo alone")
     output, left_out = Path(options.output), Counter()
+    shown = output / "transcripts"
+    if shown.is_dir() and not options.transcripts:  # of an earlier split: they may hold what is held out now
+        raise DataError(f"{shown} is of an earlier run. Give --transcripts, or use another --output.")
     if options.source == "demo":
         splits = {}
         for split, size in {"train": options.demo_rows, "val": 200, "test": 400}.items():
@@ -250,8 +268,7 @@ def main() -> None:
         path = write_rows(output / f"{split}.parquet", written)
         print(f"{path}: {describe(rows)}")
         if options.transcripts:
-            shown = [{"messages": one} for row in rows for one in transcripts(row["judged"], row["rubric"])]
-            write_rows(output / "transcripts" / f"{split}.parquet", shown)
+            write_rows(shown / f"{split}.parquet", conversations(rows))
     for kind, count in left_out.items():
         print(f"left out: {count} x {kind}")
 

@@ -199,8 +199,8 @@ def _report_too_long(total: int, too_long: list[Example], max_length: int) -> st
     longest = sorted(too_long, key=lambda example: -example.tokens)
     shown = [f"  {example.source}: {example.tokens} tokens" for example in longest[:5]]
     head = f"{len(too_long)} of {total} conversations are longer than data.max_length={max_length} tokens. The longest:"
-    remedy = "Raise data.max_length, or set data.truncation=drop (leave them out) or left (cut their start)."
-    return "\n".join([head, *shown, remedy])
+    raised = "Raise data.max_length (--max-length), or set data.truncation (--truncation):"
+    return "\n".join([head, *shown, raised, "drop leaves them out, left cuts their start."])
 
 
 def collate(examples: list[Example]) -> dict[str, torch.Tensor]:

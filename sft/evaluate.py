@@ -33,8 +33,10 @@ from common.tokenizer import ensure_pad_token
 from .dataset import Example, encode_conversations, load_conversations
 from .loss import token_losses
 
-MOST_VERDICTS = 25  # different ones that a judge's data holds; answers to questions are many more
+MOST_VERDICTS = 25  # different ones that a judge's data holds, if they are words; answers to questions are many more
 LONGEST_VERDICT = 60  # characters
+NO_TAG = "verdict"  # the kind of those that stand between no tags
+TIMES_AGAIN = 4  # how often such a verdict comes again, on average
 # options that a run's settings set, unless the command does; else these values
 USUAL = {"max_length": None, "truncation": "error", "on_bad_row": "error", "turns": "all", "trust_remote_code": False}
 
@@ -59,33 +61,34 @@ def token_metrics(measured: list[np.ndarray]) -> dict[str, float]:
 def split_answer(text: str) -> tuple[str, str] | None:
     """Return what an answer ends with, behind its closed reasoning, as (kind, verdict); None if it has no such end.
 
-    `<score>3</score>` is ("score", "3"); an end without a tag is of the kind "verdict".
+    `<score>3</score>` is ("score", "3"); an end without a tag is of the kind `NO_TAG`.
     """
     reasoning, closing, end = text.partition("</think>")
     if not closing or "<think>" in reasoning.lstrip().removeprefix("<think>"):
         return None
     end = end.strip()
     tagged = re.fullmatch(r"<(\w+)>([^<>]+)</\1>", end)
-    return (tagged[1], tagged[2]) if tagged else ("verdict", end)
+    return (tagged[1], tagged[2]) if tagged else (NO_TAG, end)
 
 
 def find_judgements(rows: Iterable[dict]) -> dict[str, list[tuple[dict, str]]]:
     """Return, by kind, the rows whose last turn ends with a verdict, each with that verdict.
 
-    Only if they are a judge's: the ends of a kind are short, and there are few different ones.
+    Only if they are a judge's. Between tags, verdicts are numbers, or a few different words. Without a tag, they are a
+    few different short texts that come again and again.
     """
     found: dict[str, list[tuple[dict, str]]] = {}
     for row in rows:
-        if end := split_answer(row["messages"][-1]["content"]):
+        if (end := split_answer(row["messages"][-1]["content"])) and len(end[1]) <= LONGEST_VERDICT:
             found.setdefault(end[0], []).append((row, end[1]))
     return {kind: judgements for kind, judgements in found.items() if _are_verdicts(kind, judgements)}
 
 
 def _are_verdicts(kind: str, judgements: list[tuple[dict, str]]) -> bool:
     different = {verdict for _, verdict in judgements}
-    if max(map(len, different)) > LONGEST_VERDICT or len(different) > MOST_VERDICTS:
-        return False
-    return kind != "verdict" or 2 * len(different) <= len(judgements)  # without a tag, they must come again
+    if kind == NO_TAG:
+        return len(different) <= MOST_VERDICTS and len(judgements) >= TIMES_AGAIN * len(different)
+    return len(different) <= MOST_VERDICTS or are_numbers(different)
 
 
 def verdict_metrics(labels: list[str], verdicts: list[str | None]) -> dict[str, float]:
@@ -124,10 +127,11 @@ def are_numbers(labels: Iterable[str]) -> bool:
 
 def confusion(labels: list[str], verdicts: list[str | None], title: str) -> Table:
     """Return how often each label and each verdict came together: one row a label, "no verdict" the last column."""
-    values = sorted(set(labels), key=float if are_numbers(labels) else str)
+    order = float if are_numbers(labels) else str
+    values, said = sorted(set(labels), key=order), sorted({*labels, *verdicts} - {None}, key=order)
     together = Counter(zip(labels, verdicts))
-    counts = [[together[label, verdict] for verdict in (*values, None)] for label in values]
-    return Table(title, values, [*values, "no verdict"], counts)
+    counts = [[together[label, verdict] for verdict in (*said, None)] for label in values]
+    return Table(title, values, [*said, "no verdict"], counts)
 
 
 @torch.inference_mode()
@@ -162,8 +166,9 @@ def judge_rows(
     answers = [text for (text,) in answer_prompts(model, tokenizer, prompts, room, max_tokens)]
     judged = []
     for row, label, prompt, text in zip(rows, labels, prompts, answers):
-        found, verdict = split_answer(begun_answer(prompt) + text) or (kind, None)
-        known = found == kind and verdict in labels  # an end that no row has is not a verdict
+        found, verdict = split_answer(begun_answer(prompt) + text) or (None, None)
+        # an end that no row has is a verdict only between tags, as a number among numbers
+        known = found == kind and (verdict in labels or (kind != NO_TAG and are_numbers([verdict, *labels])))
         columns = {"kind": kind, "label": label, "verdict": verdict if known else None}
         judged.append({"source": row["source"], **columns, "prompt": prompt, "answer": text})
     return judged
@@ -223,6 +228,9 @@ def main() -> None:
         metrics |= {f"{kind}/{name}": value for name, value in verdict_metrics(labels, verdicts).items()}
         tables.append(confusion(labels, verdicts, f"{kind}: label (row), verdict (column)"))
         judged += of_kind
+    reasoned = sum(bool(split_answer(row["messages"][-1]["content"])) for row in rows if row["source"] in measured)
+    if reasoned > len(judged):
+        print(f"{reasoned - len(judged)} last turns reason, but do not end with one of a few verdicts: not judged")
     if judged and len(judged) < len(examples):
         metrics["conversations_without_a_verdict"] = len(examples) - len(judged)  # measured, not judged
 

@@ -4,7 +4,7 @@
 # an 8B model on a cluster.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-RUN=(python -m common.launch "$HERE") # runs a Python file of this folder, wherever it lies and whatever it is called
+RUN=(python "$HERE") # runs a Python file of this folder, wherever it lies and whatever it is called (__main__.py)
 
 # ---- yours to set -------------------------------------------------------------------------------------------------
 MODEL_PATH=${MODEL_PATH:-}              # a language model to start from: folder or hub id; empty: the tiny demo model
@@ -26,7 +26,7 @@ if [[ -z "$MODEL_PATH" ]]; then
     # from scratch: 0.4 M parameters learn the demo in one pass of small batches at a high rate. Comparing A with B is
     # learned last, in the second half of the run
     MODEL_PATH=$OUTPUT/model
-    python -m common.demo.tiny_model --seed "$SEED" --output "$MODEL_PATH"
+    "${RUN[@]}" common.demo.tiny_model --seed "$SEED" --output "$MODEL_PATH"
     BATCH=16 LR=2e-3 WARMUP=0.1 EPOCHS=1 CHECKPOINTING=False
 else
     # pretrained: a low rate, and the same rows three times; SFT forgives repetition, preferences do not

@@ -80,7 +80,8 @@ def train(config: DictConfig) -> None:
 
     # 1. Check the input
     model_name, tokenizer = load_tokenizer(config.model)
-    set_template_options(tokenizer, OmegaConf.to_container(OmegaConf.create(data.template_options or {})))
+    options = OmegaConf.to_container(OmegaConf.create(data.template_options or {}))
+    set_template_options(tokenizer, options, "data.template_options")
     rows_of, set_aside = read_data(config, tokenizer)
     train_rows, val_rows = rows_of["train"], rows_of["val"]
     print(f"\nThe first conversation, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
@@ -202,7 +203,7 @@ def identity(config: DictConfig, model_name: str, rows: list[Example], workers: 
         "lora": {key: str(config.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
         "engine.fsdp_size": config.engine.fsdp_size,
         "optim": OmegaConf.to_container(config.optim),
-        "loss.py": content_digest(Path(__file__).with_name("loss.py")),
+        **{name: content_digest(Path(__file__).with_name(name)) for name in ("engine.py", "loss.py")},
     }
 
 

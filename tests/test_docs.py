@@ -22,7 +22,7 @@ def methods_of(readme) -> list[str]:
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(REPO)))
 def test_every_path_exists(readme):
     names = re.findall(r"[`(\s]((?:[\w.-]+/)*[\w.-]+\.(?:py|sh|yaml|md|toml))\b", readme.read_text())
-    assert names and not re.search(r"@\w+@", readme.read_text())
+    assert names and not re.search(r"@\w+@", readme.read_text())  # a figure to be filled in
     # the tree in the main README indents a folder's files below it
     places = [readme.parent, REPO, REPO / "common", *(REPO / method for method in methods_of(readme))]
     made = ("outputs/settings.yaml",)  # by a run

@@ -16,7 +16,7 @@ GRADERS = {PointwiseGrader: pointwise.RUBRIC, PairwiseGrader: pairwise.RUBRIC}
 def with_rubric(tiny_model, tmp_path, *rubrics: str | None):
     """A copy of the model, with what a run on prompts of those rubrics leaves in it."""
     folder = shutil.copytree(tiny_model, tmp_path / "trained")
-    store_rubric(folder, [{"rubric": rubric} for rubric in rubrics])
+    store_rubric([folder], [{"rubric": rubric} for rubric in rubrics])
     return folder
 
 

@@ -143,8 +143,8 @@ def test_starting_over_is_said_to_the_demos_warm_start_too(judge, tmp_path):
         command = ["bash", run_script(judge), *settings_given]
         subprocess.run(command, env=settings, check=True, timeout=30, cwd=tmp_path, capture_output=True)
         calls = [call.split() for call in note.read_text().splitlines()]
-        calls = [call for call in calls if call[:2] == ["-m", "common.launch"] and call[3] == "train"]
-        assert [call[2] for call in calls] == [str(REPO / "sft"), str(REPO / judge)]
+        calls = [call for call in calls if call[1:2] == ["train"]]
+        assert [call[0] for call in calls] == [str(REPO / "sft"), str(REPO / judge)]
         assert f"trainer.resume_mode={mode}" in calls[0]
         assert mode == "auto" or "trainer.resume_mode=disable" in calls[1]
 
@@ -188,14 +188,28 @@ def changed(composed):
     ],
 )
 def test_a_reward_option_that_cannot_be_is_refused_before_anything_starts(changed, option, message):
-    from generative_pairwise import prompt, reward
+    from generative_pairwise import prompt
 
-    check_reward(changed(), reward.compute_score, prompt.write("A"), "A")
+    check_reward(changed(), "generative_pairwise", prompt.write("A"), "A")
     with pytest.raises(DataError, match=message):
-        check_reward(changed(**option), reward.compute_score, prompt.write("A"), "A")
-    check_reward(
-        changed(**option, module="my_reward"), reward.compute_score, prompt.write("A"), "A"
-    )  # not ours to know
+        check_reward(changed(**option), "generative_pairwise", prompt.write("A"), "A")
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (".rewrad", "module=.rewrad: no module with compute_score"),
+        ("json", "module=json: no module with compute_score"),
+        ("waiting_reward", "compute_score is `async def`"),
+    ],
+)
+def test_a_reward_module_that_cannot_be_used_is_refused_before_anything_starts(
+    changed, module, message, tmp_path, monkeypatch
+):
+    (tmp_path / "waiting_reward.py").write_text("async def compute_score(*given, **options):\n    return {}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match=re.escape(message)):
+        check_reward(changed(module=module), "generative_pairwise", "", "A")
 
 
 def test_weighing_by_strength_is_refused_where_it_would_do_nothing(changed):

@@ -32,7 +32,7 @@ def run_script(method: str):
 
 def script_overrides(method: str, tmp_path, **environment: str) -> list[str]:
     """Run the script with a `python` that only notes its arguments."""
-    (tmp_path / "python").write_text('#!/bin/sh\n[ "$4" != train ] || { shift 4; printf "%s\\n" "$@" > "$NOTE"; }\n')
+    (tmp_path / "python").write_text('#!/bin/sh\n[ "$2" != train ] || { shift 2; printf "%s\\n" "$@" > "$NOTE"; }\n')
     (tmp_path / "python").chmod(0o755)
     note = tmp_path / "overrides"
     settings = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTE": str(note), **environment}

@@ -142,7 +142,7 @@ def test_the_same_response_with_the_same_label_is_left_out_and_with_another_kept
 def test_the_description_holds_what_saying_one_label_always_gets_and_what_length_tells():
     labels, lengths = [4, 4, 4, 0, 1], [50, 40, 30, 10, 20]
     rows = [
-        {"prompt": [user(str(number))], "label": label, "judged": Judged([], "x" * length, label)}
+        {"prompt": [user(str(number))], "label": label, "judged": [Judged([], "x" * length, label)]}
         for number, (label, length) in enumerate(zip(labels, lengths))
     ]
     assert describe(rows).splitlines() == [

@@ -111,7 +111,7 @@ SOME = st.lists(st.sampled_from(FRAGMENTS), max_size=2).map("".join)
 CLOSED, VERDICT = st.sampled_from(["</think>", "</think>\n\n", ""]), st.sampled_from(FRAGMENTS + FRAGMENTS[-2:] * 9)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(st.tuples(SOME, CLOSED, VERDICT, SOME).map("".join))
 def test_an_end_is_one_of_a_judges_verdicts_exactly_where_its_own_parser_reads_one(text):
     """So the figures of sft are those of the judges, which are strict."""

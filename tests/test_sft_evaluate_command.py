@@ -82,7 +82,7 @@ def test_a_template_that_writes_the_empty_think_block_into_the_prompt_leaves_the
 ):
     """Trap 23: the model then answers with the verdict alone, and its answer is read with what the prompt began."""
     conversations = judgements(reasoning=False)
-    set_template_options(tiny_tokenizer, {"enable_thinking": False})
+    set_template_options(tiny_tokenizer, {"enable_thinking": False}, "data.template_options")
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: tiny_tokenizer)
     metrics, rows, _ = run(conversations, from_the_data(conversations, tiny_tokenizer))
     assert {row["answer"] for row in rows} <= {

@@ -25,7 +25,7 @@ def stock(path, name: str, ignore_mismatch: bool) -> tuple[str, str]:
 def ours(path, name: str) -> tuple[str, str]:
     tokenizer = make_tokenizer(SHAPES[name])
     rows, _ = dataset.load_conversations(path)
-    set_template_options(tokenizer, dict(SHAPES[name].options))
+    set_template_options(tokenizer, dict(SHAPES[name].options), "data.template_options")
     (example,), _ = dataset.encode_conversations(rows, tokenizer, 999, "error")
     return tokenizer.decode(example.ids), tokenizer.decode(example.ids[example.mask])
 

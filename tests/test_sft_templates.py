@@ -62,7 +62,7 @@ tokenizer_of = functools.cache(lambda name: make_tokenizer(SHAPES[name]))
 def encode(messages, tokenizer, options=(), **others):
     rows = [{"messages": messages, "source": "train.parquet row 0"}]
     with_options = copy.copy(tokenizer)
-    set_template_options(with_options, dict(options))
+    set_template_options(with_options, dict(options), "data.template_options")
     (example,), _ = dataset.encode_conversations(rows, with_options, LONG, "error", **others)
     return example
 

@@ -163,7 +163,7 @@ def test_thinking_that_the_generation_prompt_has_already_closed_is_refused():
     tokenizer = make_tokenizer(SHAPES["qwen3"])
     thoughtful = row(user("Why?"), assistant("<think>\nHm.\n</think>\n\nSo."))
     assert len(encode_conversations([thoughtful], tokenizer, LONG, "error")[0]) == 1
-    set_template_options(tokenizer, {"enable_thinking": False})
+    set_template_options(tokenizer, {"enable_thinking": False}, "data.template_options")
     with pytest.raises(DataError, match="the generation prompt begins the answer with '<think>.*</think>"):
         encode_conversations([thoughtful], tokenizer, LONG, "error")
 
@@ -189,7 +189,7 @@ def test_options_of_the_template_are_written_into_it_for_everyone_who_loads_it(t
     tokenizer = make_tokenizer(SHAPES["qwen3"])
     question = {"conversation": [user("Why?")], "tokenize": False, "add_generation_prompt": True}
     asked = tokenizer.apply_chat_template(**question, enable_thinking=False)
-    set_template_options(tokenizer, {"enable_thinking": False})
+    set_template_options(tokenizer, {"enable_thinking": False}, "data.template_options")
     tokenizer.save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(**question) == asked
     assert asked.endswith(NO_THINKING)
@@ -197,9 +197,9 @@ def test_options_of_the_template_are_written_into_it_for_everyone_who_loads_it(t
 
 def test_a_template_that_writes_the_date_gets_a_warning(capsys):
     tokenizer = make_tokenizer(SHAPES["chatml"], chat_template="{{ strftime_now('%Y') }}" + CHATML)
-    set_template_options(tokenizer, {"date_string": "26 Jul 2024"})
+    set_template_options(tokenizer, {"date_string": "26 Jul 2024"}, "data.template_options")
     assert capsys.readouterr().out == ""
-    set_template_options(tokenizer, {})
+    set_template_options(tokenizer, {}, "data.template_options")
     assert "the chat template writes today's date" in capsys.readouterr().out
 
 

@@ -4,7 +4,9 @@ Nothing here imports verl, which takes seconds: bad input is reported before.
 """
 
 import copy
+import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from common.conversation import DataError
 
 IN_PROCESS = "hf"  # verl's old name for generation by transformers: here the policy itself answers
 OWN_REWARD = ".reward"  # the method folder's reward.py
+CHECKED_REWARD = "checked_reward"  # of common/grpo/rollout.py: calls compute_score of the module that the settings name
 PRECISION = {"cuda": "bf16", "cpu": "fp32"}
 NOT_READ = {  # verl's settings that common/grpo/policy.py does not use
     "model": ("lora_adapter_path", "exclude_modules", "target_parameters", "use_liger", "use_fused_kernels"),
@@ -34,10 +37,26 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, answer: str, parse: Cal
         )
 
 
-def check_reward(config: DictConfig, compute_score: Callable, answer: str, label: object) -> None:
-    """Raise `DataError` for options that the reward function does not take; else the first answer would tell."""
-    options = OmegaConf.to_container(config.reward.custom_reward_function.reward_kwargs)
-    if options.pop("module") == OWN_REWARD:
+def check_reward(config: DictConfig, package: str, answer: str, label: object) -> None:
+    """Raise `DataError` if the reward function cannot be used; else the first answer would tell, after Ray has started.
+
+    Args:
+        package: the method folder's.
+        answer, label: a well-formed answer and its label, to try the folder's own function with its options.
+    """
+    function = config.reward.custom_reward_function
+    if function.name != CHECKED_REWARD:
+        return  # a function that verl finds by its own settings
+    options = OmegaConf.to_container(function.reward_kwargs, resolve=True)
+    named = options.pop("module", OWN_REWARD)
+    where = f"reward.custom_reward_function.reward_kwargs.module={named}"
+    try:
+        compute_score = importlib.import_module(named, package).compute_score
+    except (ImportError, AttributeError) as error:
+        raise DataError(f"{where}: no module with compute_score ({error})") from error
+    if inspect.iscoroutinefunction(compute_score):
+        raise DataError(f"{where}: compute_score is `async def`. Use `def`: it is called directly.")
+    if named == OWN_REWARD:
         try:
             compute_score("judge", answer, label, None, **options)
         except (TypeError, ValueError) as error:
@@ -127,8 +146,9 @@ def fill_in(
     policy.actor.fsdp_config.mixed_precision = precision or {"param_dtype": PRECISION[device]}
     if policy.rollout.name == IN_PROCESS:
         config.reward.num_workers = 0  # rewards are computed in this process
-    module = config.reward.custom_reward_function.reward_kwargs.module
-    config.reward.custom_reward_function.reward_kwargs.module = importlib.util.resolve_name(module, package)
+    function = config.reward.custom_reward_function
+    if function.name == CHECKED_REWARD:  # its module by a name that every process knows
+        function.reward_kwargs.module = importlib.util.resolve_name(function.reward_kwargs.module, package)
     trainer.device, trainer.n_gpus_per_node, trainer.default_local_dir = device, per_node, str(output)
     steps = prompts // data.train_batch_size * trainer.total_epochs
     trainer.total_training_steps = min(steps, trainer.total_training_steps or steps)

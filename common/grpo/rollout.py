@@ -23,7 +23,7 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from common.cluster import TrainingError
 from common.generation import decode
-from common.grpo.preflight import IN_PROCESS
+from common.grpo.preflight import CHECKED_REWARD, IN_PROCESS
 
 RolloutReplicaRegistry.register(IN_PROCESS, lambda: None)  # verl looks a server up, and then starts none
 
@@ -63,8 +63,8 @@ class BatchRollout:
         self.reward_keys = None  # those of the first answer's reward
         function = get_custom_reward_fn(trainer.config)
         if inspect.iscoroutinefunction(function):
-            raise TrainingError("the reward function is `async def`. Use `def`: without vLLM it is called directly.")
-        is_checked = trainer.config.reward.custom_reward_function.name == checked_reward.__name__
+            raise TrainingError("the reward function is `async def`. Use `def`: it is called directly.")
+        is_checked = trainer.config.reward.custom_reward_function.name == CHECKED_REWARD
         self.reward_function = function if is_checked else functools.partial(check_reward, function)
 
     def generate_sequences(self, prompts: TensorDict) -> None:

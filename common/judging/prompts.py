@@ -72,8 +72,9 @@ def _report_too_long(too_long: list[dict], total: int, max_length: int) -> str:
     places = [f"{row['source']}, {row['order']}" if "order" in row else row["source"] for row in longest]
     shown = [f"  {place}: {row['tokens']} tokens" for place, row in zip(places, longest)]
     head = f"{len(too_long)} of {total} prompts are longer than data.max_prompt_length={max_length} tokens:"
-    remedy = "Raise data.max_prompt_length, or leave them out with data.filter_overlong_prompts=True."
-    return "\n".join([head, *shown, remedy])
+    raised = "Raise data.max_prompt_length (--max-prompt-length) if the model can take more, or leave them out:"
+    left_out = "data.filter_overlong_prompts=True (--filter-overlong-prompts)."
+    return "\n".join([head, *shown, raised, left_out])
 
 
 def digest_prompts(rows: list[dict]) -> str:
@@ -99,14 +100,16 @@ def read_rubric(path: Path | None) -> str | None:
     return rubric
 
 
-def store_rubric(folder: Path, rows: list[dict]) -> None:
-    """Leave in a judge's checkpoint the rubric that it was trained by, if there was one, for graders to ask by."""
+def store_rubric(folders: list[Path], rows: list[dict]) -> None:
+    """Leave in a judge's folders the rubric that it was trained by, if there was one, for those who ask it later."""
     rubrics = {row["rubric"] for row in rows}
     if len(rubrics) == 1 and None not in rubrics:
-        write_text(folder / RUBRIC_FILE, rubrics.pop())
+        rubric = rubrics.pop()
+        for folder in folders:
+            write_text(folder / RUBRIC_FILE, rubric)
         return
     why = "are of several rubrics" if len(rubrics) > 1 else "do not say by which rubric they were written"
-    print(f"the training prompts {why}, so {folder.name} holds no rubric for graders: give them rubric=…")
+    print(f"the training prompts {why}, so {folders[0].name} holds no rubric for graders: give them rubric=…")
 
 
 def read_stored_rubric(folder: str | None) -> str | None:

@@ -104,7 +104,7 @@ def our_command(method: str, folder: Path, output: Path, options: argparse.Names
         "trainer": f"output={output} seed={SEED} total_epochs=1 test_freq=0 save_freq=0 max_ckpt_to_keep=1 nnodes=1",
     }
     settings = [f"{section}.{setting}" for section, text in sections.items() for setting in text.split()]
-    return [sys.executable, "-m", "common.launch", str(REPO / method), "train", *settings, *more.split()]
+    return [sys.executable, str(REPO / method), "train", *settings, *more.split()]
 
 
 def trl_command(file: str, folder: Path, output: Path, options: argparse.Namespace, *more: str) -> list[str]:
