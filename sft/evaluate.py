@@ -122,7 +122,7 @@ def verdict_metrics(labels: list[str], verdicts: list[str | None]) -> dict[str, 
 
 
 def are_numbers(labels: Iterable[str]) -> bool:
-    return all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels)
+    return all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", label) for label in labels)
 
 
 def confusion(labels: list[str], verdicts: list[str | None], title: str) -> Table:

@@ -174,6 +174,24 @@ def test_rendered_rows_are_judged_as_labelled_ones(run, loaded):
     assert figures(run(rows=rendered)[0]) == expected
 
 
+def test_labelled_rows_are_asked_by_the_rubric_that_the_judge_was_trained_by(run, loaded, tiny_model, tmp_path):
+    """A run leaves it in the checkpoint; behind an endpoint --tokenizer names it. Written prompts stay."""
+    trained = shutil.copytree(tiny_model, tmp_path / "trained")
+    (trained / "rubric.txt").write_text("Brevity.")
+    brief = [ask(judged.dialogue, judged.response, "Brevity.")[0]["content"] for judged in JUDGED]
+    asked = [text for text in brief]
+    with serve(lambda request, _: RIGHT[asked.index(request["messages"][-1]["content"])]) as (url, _):
+        metrics, rows, _ = run("--endpoint", url, "--tokenizer", trained, model="judge")
+        assert metrics["accuracy"] == 1 and [row["prompt"][0]["content"] for row in rows] == brief
+        asked[:] = ASKED
+        assert run("--endpoint", url, "--tokenizer", tiny_model, model="judge")[0]["accuracy"] == 1
+        written = [{"prompt": [{"role": "user", "content": text}], "label": 3} for text in ASKED]
+        rows = run("--endpoint", url, "--tokenizer", trained, rows=written, model="judge")[1]
+        assert [row["prompt"][0]["content"] for row in rows] == ASKED
+    rows = run("--max-new-tokens", 8, model=trained)[1]
+    assert [row["prompt"][0]["content"] for row in rows] == brief
+
+
 # ---- what is set aside, and the run's own settings
 
 

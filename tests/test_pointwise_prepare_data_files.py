@@ -163,10 +163,28 @@ def test_transcripts_are_the_same_rows_in_the_same_splits_for_sft(convert, tmp_p
             reasons = {write(row["label"], f"It is {row['label']}."), write(row["label"])}
             assert transcript.keys() == {"messages"} and [question] == row["prompt"]
             assert answer["role"] == "assistant" and answer["content"] in reasons
+    with pytest.raises(DataError, match="transcripts is of an earlier run. Give --transcripts, or use another"):
+        convert("pointwise", rows, "--seed", 1)  # they may hold what is held out now
     (tmp_path / "mine.txt").write_text("Is it short?")
     convert("pointwise", rows, "--transcripts", "--rubric", tmp_path / "mine.txt")
     shown = pq.read_table(tmp_path / "transcripts" / "train.parquet")["messages"].to_pylist()
     assert all("\nIs it short?\n" in question["content"] for question, _ in shown)
+
+
+def test_a_response_that_comes_again_with_the_same_label_is_one_row_and_all_of_its_reasonings(convert, tmp_path):
+    rows = [pointwise(number) for number in range(60)]
+    rows += [{**pointwise(7), "reasoning": reasoning} for reasoning in ("Too long.", "Too short.", "Too long.")]
+    splits, printed = convert("pointwise", [{"reasoning": None} | row for row in rows], "--transcripts")
+    assert len(sum(splits.values(), [])) == 60
+    assert "left out: 3 x repeated responses with the same label" in printed
+    files = [tmp_path / "transcripts" / f"{split}.parquet" for split in SPLITS]
+    answers = [
+        answer["content"]
+        for file in files
+        for question, answer in pq.read_table(file)["messages"].to_pylist()
+        if question["content"] == asked("question 7", "answer 7")
+    ]
+    assert answers == [write(2), write(2, "Too long."), write(2, "Too short.")]
 
 
 def test_the_demo_and_a_lenient_warm_start_are_those_of_the_demo_world(convert, tmp_path):

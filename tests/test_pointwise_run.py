@@ -76,7 +76,8 @@ def test_what_a_run_leaves(reference):
             path.name for path in folder.iterdir()
         }
         assert AutoTokenizer.from_pretrained(folder).chat_template
-        assert (folder / "rubric.txt").read_text() == SCORE_RUBRIC  # the one in the rows
+    for name in ("checkpoint", "checkpoint_last", "tokenizer"):
+        assert (reference / name / "rubric.txt").read_text() == SCORE_RUBRIC  # the one in the rows
     assert sorted(path.name for path in reference.glob("global_step_*")) == [f"global_step_{STEPS}"]
     assert any((reference / "tensorboard").iterdir())
     card = (reference / "checkpoint" / "README.md").read_text()

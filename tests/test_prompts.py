@@ -50,7 +50,8 @@ def test_a_prompt_too_long_is_an_error_with_the_remedy_or_left_out_and_counted()
         f"2 of 3 prompts are longer than data.max_prompt_length={short} tokens:",
         f"  a.parquet row 3: {longest} tokens",
         f"  a.parquet row 1: {longer} tokens",
-        "Raise data.max_prompt_length, or leave them out with data.filter_overlong_prompts=True.",
+        "Raise data.max_prompt_length (--max-prompt-length) if the model can take more, or leave them out:",
+        "data.filter_overlong_prompts=True (--filter-overlong-prompts).",
     ]
     assert measure_rows(rows, CHATML_TOKENIZER, longer, True) == (
         measured[:2],

@@ -68,7 +68,7 @@ def test_a_text_that_would_end_its_own_turn(attempt):
 
 def test_a_conversation_longer_than_max_length(attempt):
     with pytest.raises(
-        DataError, match=r"96 of 96 conversations are longer than data.max_length=10 tokens(.|\n)*truncation=drop"
+        DataError, match=r"96 of 96 conversations are longer than data.max_length=10 tokens(.|\n)*set data.truncation"
     ):
         attempt("data.max_length=10")
 

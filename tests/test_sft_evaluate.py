@@ -139,31 +139,39 @@ def test_a_scale_and_words_that_nobody_knows_are_found_as_they_stand():
     assert verdicts_of(rows) == {"points": scores, "label": words}
 
 
-def test_json_verdicts_are_found_because_they_come_again():
-    ends = [f'{{"score": {number % 5}}}' for number in range(10)]
+def test_numbers_between_tags_may_be_as_many_as_there_are_rows():
+    scores = [str(score) for score in range(101)]
+    assert verdicts_of(judged(*(f"<points>{score}</points>" for score in scores))) == {"points": scores}
+
+
+def test_json_verdicts_are_found_because_each_comes_four_times_on_average():
+    ends = [f'{{"score": {number % 5}}}' for number in range(20)]
     assert verdicts_of(judged(*ends)) == {"verdict": ends}
-    assert verdicts_of(judged(*ends[:9])) == {}  # five different ones among nine: nearly each row has its own
+    assert verdicts_of(judged(*ends[:19])) == {}
 
 
 def test_chat_data_with_reasoning_is_not_taken_for_a_judges():
     assert verdicts_of(judged(*(f"The answer is {number}." for number in range(40)))) == {}
+    assert verdicts_of(judged(*(str(number) for number in range(40)))) == {}  # numbers, but without a tag
     long = "It depends on what you would like to cook, and on how much time you have for it."
     assert verdicts_of(judged(*[long] * 40)) == {}
-    assert verdicts_of(judged(*(f"<answer>{number}</answer>" for number in range(40)))) == {}
+    assert verdicts_of(judged(*(f"<answer>about {number}</answer>" for number in range(40)))) == {}
     assert verdicts_of([talk("Why?", "A"), talk("How?", "A")] * 20) == {}  # short, but they do not reason
 
 
-def test_a_few_rows_of_chat_do_not_hide_a_judges_verdicts():
-    scores, chat = [f"<score>{number % 5}</score>" for number in range(20)], [f"Answer {n}." for n in range(5)]
+def test_rows_of_chat_do_not_hide_a_judges_verdicts():
+    scores = [f"<score>{number % 5}</score>" for number in range(20)]
+    chat = [*(f"Answer {number}." for number in range(5)), "<score>" + "long " * 20 + "</score>"]
     assert verdicts_of(judged(*scores, *chat)) == {"score": [str(number % 5) for number in range(20)]}
 
 
-def test_a_kind_has_at_most_25_different_verdicts_of_at_most_60_characters():
-    def found(verdicts: list[str]) -> bool:
-        return verdicts_of(judged(*(f"<label>{verdict}</label>" for verdict in verdicts))) != {}
+def test_words_between_tags_have_at_most_60_characters_and_at_most_25_of_them_differ():
+    def found(words: list[str]) -> dict:
+        return verdicts_of(judged(*(f"<label>{word}</label>" for word in words)))
 
-    assert found([str(number) for number in range(25)] * 2) and not found([str(number) for number in range(26)] * 2)
-    assert found(["a" * 60, "b"]) and not found(["a" * 61, "b"])
+    words = [f"kind {number}" for number in range(26)]
+    assert found(words[:25] * 2) == {"label": words[:25] * 2} and found(words * 2) == {}
+    assert found(["a" * 60, "b"]) == {"label": ["a" * 60, "b"]} and found(["a" * 61, "b"]) == {"label": ["b"]}
 
 
 # ---- a judge's figures
@@ -180,6 +188,11 @@ def test_figures_of_six_scores():
         "within_one": pytest.approx(3 / 6),
         "mean_error": pytest.approx(6 / 5),
     }
+
+
+def test_a_digit_of_another_script_is_not_a_number():
+    """Trap 15: it would be 3 to `float`, and so count as within one."""
+    assert not evaluate.are_numbers(["３"]) and not evaluate.are_numbers(["3", "٣"])
 
 
 def test_numbers_may_be_negative_or_have_a_point():
@@ -225,7 +238,14 @@ def test_the_confusion_has_a_row_a_label_and_a_column_for_no_verdict():
 
 def test_the_confusion_of_numbers_is_in_their_order():
     table = confusion(["10", "2", "2"], ["10", None, "10"], "")
-    assert (table.rows, table.counts) == (["2", "10"], [[0, 1, 1], [0, 1, 0]])
+    assert (table.rows, table.columns) == (["2", "10"], ["2", "10", "no verdict"])
+    assert table.counts == [[0, 1, 1], [0, 1, 0]]
+
+
+def test_the_confusion_has_a_column_for_a_verdict_that_is_never_right():
+    table = confusion(["10", "2"], ["9", "2"], "")
+    assert (table.rows, table.columns) == (["2", "10"], ["2", "9", "10", "no verdict"])
+    assert table.counts == [[1, 0, 0, 0], [0, 1, 0, 0]]
 
 
 # ---- the model's own verdicts
@@ -247,9 +267,12 @@ ANSWERS = {
     "<think>Hm.</think><score>2</score>": "2",
     "<think>Hm.</think>\n\n<score>3</score>\n": "3",
     "Hm.</think><score>2</score>": "2",
-    "<think>Hm.</think><score>4</score>": None,  # an end that no row has
-    "<think>Hm.</think><score>02</score>": None,
+    "<think>Hm.</think><score>4</score>": "4",  # a number that no row has, among numbers: a wrong verdict
+    "<think>Hm.</think><score>-2.5</score>": "-2.5",
+    "<think>Hm.</think><score>two</score>": None,  # not a number
+    "<think>Hm.</think><score>２</score>": None,
     "<think>Hm.</think><score> 2 </score>": None,
+    "<think>Hm.</think><score></score>": None,
     "<think>Hm.</think><preference>2</preference>": None,  # another tag
     "<think>Hm.</think>2": None,
     "<think>Hm.</think><score>2</score> or <score>3</score>": None,
@@ -262,8 +285,8 @@ ANSWERS = {
 }
 
 
-def test_a_verdict_counts_only_as_the_data_writes_it(judge):
-    rows = judged(*["<score>2</score>", "<score>3</score>"] * 8)[: len(ANSWERS)]
+def test_a_score_counts_only_as_a_number_between_the_datas_tags(judge):
+    rows = judged(*["<score>2</score>", "<score>3</score>"] * 9)
     found = judge(rows, list(ANSWERS))
     assert {row["answer"]: row["verdict"] for row in found} == ANSWERS
     assert [row["label"] for row in found] == [str(2 + number % 2) for number in range(len(ANSWERS))]
@@ -273,11 +296,18 @@ def test_a_verdict_counts_only_as_the_data_writes_it(judge):
     assert {row["prompt"] for row in found} == {prompt}
 
 
+def test_a_word_that_no_row_has_is_not_a_verdict(judge):
+    rows = judged("<preference>A</preference>", "<preference>B</preference>", "<preference>A</preference>")
+    answers = [f"<think>Hm.</think><preference>{said}</preference>" for said in ("B", "tie", "a")]
+    assert [row["verdict"] for row in judge(rows, answers)] == ["B", None, None]
+
+
 def test_a_json_verdict_counts_only_as_the_data_writes_it(judge):
-    rows = judged(*['{"score": 7}', '{"score": 9}'] * 3)
-    answers = ['{"score": 7}', '{"score":7}', '{"score": 8}', '```json\n{"score": 7}\n```', "7", "<score>7</score>"]
+    rows = judged(*['{"score": 7}', '{"score": 9}'] * 4)
+    answers = ['{"score": 7}', '{"score": 9}', '{"score":7}', '{"score": 8}', '```json\n{"score": 7}\n```', "7"]
+    answers += ["<score>7</score>", '<verdict>{"score": 7}</verdict> or so']
     found = judge(rows, [f"<think>\nHm.\n</think>\n\n{answer}" for answer in answers])
-    assert [row["verdict"] for row in found] == ['{"score": 7}', None, None, None, None, None]
+    assert [row["verdict"] for row in found] == ['{"score": 7}', '{"score": 9}', *[None] * 6]
     assert {row["kind"] for row in found} == {"verdict"}
 
 

@@ -107,6 +107,13 @@ def test_conversations_without_a_verdict_are_only_measured(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["evaluation_held_out.json"]
 
 
+def test_reasoned_answers_that_are_not_a_judges_are_counted_and_not_judged(run):
+    thoughtful = [[CHAT[0], {**CHAT[1], "content": f"<think>\nHm.\n</think>\n\nIt is {n}."}] for n in range(3)]
+    metrics, rows, printed = run([*thoughtful, CHAT], lambda prompt, room: pytest.fail("nothing was to be judged"))
+    assert metrics["conversations"] == 4 and rows == []
+    assert "3 last turns reason, but do not end with one of a few verdicts: not judged\n" in printed
+
+
 def test_an_answer_has_room_for_twice_the_longest_in_the_data_or_as_much_as_asked(run, tiny_tokenizer):
     conversations, rooms = judgements(reasoning=True)[:6], set()
     run(conversations, lambda prompt, room: rooms.add(room) or "")
