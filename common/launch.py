@@ -37,7 +37,7 @@ def load_package(folder: Path) -> str:
 
 
 def main(start: str) -> None:
-    """Run the file that the command names, with the options behind it.
+    """Run the file that the command names, with the options behind it; or `common.demo.tiny_model`, for the demo.
 
     Args:
         start: the folder's __main__.py.

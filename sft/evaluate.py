@@ -7,7 +7,7 @@ trainer's own engine reports. Every conversation counts in the perplexity of the
 
 This file knows no judge's prompt and no scale. If the last turns reason and then end with one of a few verdicts
 (`<score>3</score>`, `<preference>tie</preference>`, `{"score": 7}`), the model also judges by itself: greedily, from
-the same prompt. An answer without one of these verdicts is wrong and is counted, never guessed at.
+the same prompt. An answer without such a verdict is wrong and is counted, never guessed at.
 """
 
 import argparse
@@ -67,6 +67,8 @@ def split_answer(text: str) -> tuple[str, str] | None:
     if not closing or "<think>" in reasoning.lstrip().removeprefix("<think>"):
         return None
     end = end.strip()
+    if not end:
+        return None
     tagged = re.fullmatch(r"<(\w+)>([^<>]+)</\1>", end)
     return (tagged[1], tagged[2]) if tagged else (NO_TAG, end)
 

@@ -22,7 +22,7 @@ from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
 from common.sources import load_source
 
 from .dataset import check_conversation, prompt_of
-from .evaluate import find_judgements
+from .evaluate import are_numbers, find_judgements
 
 
 def convert_conversations(rows: Iterable[dict], on_bad_row: str) -> tuple[list[dict], Counter]:
@@ -56,7 +56,8 @@ def describe_verdicts(rows: list[dict]) -> str:
     balance = []
     for kind, judgements in find_judgements(rows).items():
         counts = Counter(verdict for _, verdict in judgements)
-        balance.append(f"{kind} " + ", ".join(f"{verdict}: {counts[verdict]}" for verdict in sorted(counts)))
+        order = sorted(counts, key=float if are_numbers(counts) else str)
+        balance.append(f"{kind} " + ", ".join(f"{verdict}: {counts[verdict]}" for verdict in order))
     return "; ".join(balance) or "no verdicts, so not a judge's data"
 
 

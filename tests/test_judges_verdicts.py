@@ -130,7 +130,7 @@ ALMOST = st.tuples(
 
 
 @each_judge
-@settings(max_examples=1_000)
+@settings(max_examples=500)
 @given(st.one_of(ANSWERS, ALMOST))
 def test_a_verdict_is_read_exactly_where_the_rule_says_so(judge, text):
     """Trap 14."""
