@@ -6,15 +6,18 @@
 - A verdict is never guessed at: an answer without one is a `GraderError` that shows the answer.
 """
 
+import sys
+
 import jinja2
 from transformers import AutoTokenizer, PreTrainedModel
 
+from common.base_model import cannot_load, readable_tokens
 from common.conversation import BadRow, Conversation, DataError
 from common.generation import Answer, answer_prompts, begun_answer, load_answering
 from common.grading.contract import BaseEvaluationStrategy, Batcher, Endpoint, Grader, GraderMode, NoVerdict
 from common.grading.endpoint import one
 from common.judging.prompts import read_stored_rubric
-from common.tokenizer import cannot_load, ensure_pad_token
+from common.tokenizer import ensure_pad_token
 
 
 class JudgeGrader(Grader):
@@ -71,9 +74,9 @@ class JudgeGrader(Grader):
         if self.tokenizer and not self.tokenizer.chat_template:
             raise DataError(f"{place}: the tokenizer has no chat template, and a judge is asked through it")
         if not endpoint:
-            ensure_pad_token(self.tokenizer)
             loaded = load_answering(model, **trust)
-            readable = loaded.config.get_text_config().max_position_embeddings
+            ensure_pad_token(self.tokenizer, loaded.config.get_text_config().vocab_size)
+            readable = readable_tokens(loaded.config) or sys.maxsize
             self.longest = readable - max_new_tokens
             if self.longest < 1:
                 raise DataError(
