@@ -55,13 +55,14 @@ def score_pairs(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     ends: tuple,
-    **layout,
+    **options,
 ) -> dict[str, torch.Tensor]:
     """Replace the model's forward: the backbone over the batch, the head at the ends alone.
 
     Returns:
         rewards: (pairs, 2) fp32.
     """
+    layout = {name: options[name] for name in ("position_ids", "segments", "attention_mask") if name in options}
     return {"rewards": score_ends(model, input_ids, ends, **layout).view(-1, 2)}
 
 

@@ -90,6 +90,8 @@ def check_files(path: str) -> None:
 def check_config(path: str, config: PreTrainedConfig, auto_class: type) -> None:
     """Raise `DataError` if the model cannot be trained as `auto_class`."""
     architecture, where = _architecture(config), f"model.path={path}"
+    if len(config.architectures or []) != 1:
+        raise DataError(f'{where}: config.json names no architecture. Add it: "architectures": ["Qwen3ForCausalLM"]')
     if not hasattr(config, "num_hidden_layers"):
         raise DataError(f"{where}: {architecture} is not a plain text model; choose a text-only one")
     if getattr(config, "quantization_config", None):

@@ -110,7 +110,8 @@ def end_at_turn(tokenizer: PreTrainedTokenizerBase) -> None:
     if behind := tail[start - length :]:
         tokenizer.chat_template = (
             "{%- set whole -%}\n" + tokenizer.chat_template + "\n{%- endset -%}\n"
-            f"{{{{- whole[:-{len(behind)}] if whole.endswith({json.dumps(behind)}) else whole -}}}}"
+            f"{{{{- whole[:-{len(behind)}] if whole.endswith({json.dumps(behind)}) and not add_generation_prompt "
+            "else whole -}}"
         )
 
 

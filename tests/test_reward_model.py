@@ -138,10 +138,10 @@ def test_texts_that_share_nothing_are_batched_by_length(model_pair):
 
 @pytest.mark.parametrize("file", ["bt_train.parquet", "bt_val_json.parquet"])
 def test_rewards_of_real_pairs(reward_checkpoint, shared_data, file):
-    packed, tokenizer = load_reward_model(str(reward_checkpoint), packed=True)
+    packed, reading = load_reward_model(str(reward_checkpoint), packed=True)
     plain, _ = load_reward_model(str(reward_checkpoint), packed=False)
     rows, _ = dataset.load_pairs(shared_data / file, on_bad_row="drop")
-    pairs = [encode(row[side], tokenizer, 4096, side) for row in rows[:24] for side in ("chosen", "rejected")]
+    pairs = [encode(row[side], reading, side) for row in rows[:24] for side in ("chosen", "rejected")]
     expected = scored_alone(plain, pairs)
     assert expected.std() > 0.05
     for max_tokens in (500, None):

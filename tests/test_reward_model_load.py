@@ -9,15 +9,19 @@ import torch
 from conftest import SMALL
 from safetensors.torch import load_file, save_file
 from shapes import SHAPES, assistant, make_tokenizer, user
-from transformers import AutoModelForSequenceClassification, Gemma2Config, Qwen3NextConfig, StableLmConfig
+from transformers import AutoModelForSequenceClassification, BloomConfig, Gemma2Config, Qwen3NextConfig, StableLmConfig
 
 from bradley_terry import dataset
-from bradley_terry.reward_model import encode, load_reward_model, load_reward_tokenizer
+from bradley_terry.reward_model import Reading, encode, load_reading, load_reward_model, score
 from common.attention import SEGMENT_ATTENTION
 from common.conversation import BadRow, DataError
 from common.demo.world import preference_pairs
 
 TALK = [user("Name two things."), assistant("A kettle, and a rake.")]
+
+
+def reading(tokenizer) -> Reading:
+    return Reading(tokenizer, 10**6, len(tokenizer))
 
 
 # ---- encode
@@ -27,7 +31,7 @@ TALK = [user("Name two things."), assistant("A kettle, and a rake.")]
 def test_a_conversation_is_tokenised_once_through_the_template(shape):
     """Trap 2: templated text that is tokenised with special tokens again starts with two of them."""
     tokenizer = make_tokenizer(shape)
-    ids = encode(TALK, tokenizer, 1000, "chosen")
+    ids = encode(TALK, reading(tokenizer), "chosen", 1000)
     assert ids.dtype == np.int32
     assert ids.tolist() == tokenizer.apply_chat_template(TALK, tokenize=True, return_dict=False)
     if tokenizer.bos_token:
@@ -45,25 +49,25 @@ def test_what_is_scored_is_what_was_trained_on(shape, plain):
     for row, pair in zip(rows, pairs):
         for side in ("chosen", "rejected"):
             trained_on = np.concatenate([pair.prompt, getattr(pair, side)])
-            np.testing.assert_array_equal(encode(row[side], tokenizer, 10**6, side), trained_on)
+            np.testing.assert_array_equal(encode(row[side], reading(tokenizer), side, 10**6), trained_on)
 
 
 def test_plain_text_gets_the_tokenizers_own_special_tokens():
     tokenizer = make_tokenizer(SHAPES["llama3"])
-    ids = encode("kettle", tokenizer, 100, "chosen")
+    ids = encode("kettle", reading(tokenizer), "chosen", 100)
     assert tokenizer.decode(ids) == "<|begin_of_text|>kettle"
 
 
 def refused(value, tokenizer, max_length=1000) -> BadRow:
     with pytest.raises(BadRow) as fault:
-        encode(value, tokenizer, max_length, "response")
+        encode(value, reading(tokenizer), "response", max_length)
     assert fault.value.column == "response"
     return fault.value
 
 
 def test_a_text_one_token_too_long_is_refused_and_one_that_fits_is_not(tiny_tokenizer):
-    length = len(encode(TALK, tiny_tokenizer, 1000, "chosen"))
-    assert len(encode(TALK, tiny_tokenizer, length, "chosen")) == length
+    length = len(encode(TALK, reading(tiny_tokenizer), "chosen", 1000))
+    assert len(encode(TALK, reading(tiny_tokenizer), "chosen", length)) == length
     fault = refused(TALK, tiny_tokenizer, length - 1)
     assert (fault.kind, fault.found) == (f"longer than {length - 1} tokens", f" (found {length})")
 
@@ -71,7 +75,7 @@ def test_a_text_one_token_too_long_is_refused_and_one_that_fits_is_not(tiny_toke
 def test_a_conversation_without_a_chat_template_is_refused_and_plain_text_is_not(tiny_tokenizer):
     tiny_tokenizer.chat_template = None
     assert "no chat template; give plain text" in refused(TALK, tiny_tokenizer).kind
-    assert tiny_tokenizer.decode(encode("kettle", tiny_tokenizer, 100, "chosen")) == "kettle"
+    assert tiny_tokenizer.decode(encode("kettle", reading(tiny_tokenizer), "chosen", 100)) == "kettle"
 
 
 def test_what_the_template_refuses_is_refused_with_its_reason():
@@ -86,7 +90,7 @@ def test_a_text_that_ends_in_the_pad_token_is_refused(tiny_tokenizer, text):
 
 
 def test_a_pad_token_within_a_text_stays(tiny_tokenizer):
-    ids = encode("kettle<|endoftext|>.", tiny_tokenizer, 100, "chosen")
+    ids = encode("kettle<|endoftext|>.", reading(tiny_tokenizer), "chosen", 100)
     assert ids.tolist().index(tiny_tokenizer.pad_token_id) == len(ids) - 2
 
 
@@ -105,13 +109,12 @@ def change_config(folder, **changes) -> None:
 
 
 def test_a_reward_model_is_loaded_as_it_was_saved(reward_checkpoint):
-    model, tokenizer = load_reward_model(str(reward_checkpoint), packed=True)
+    model, reads = load_reward_model(str(reward_checkpoint), packed=True)
     saved = load_file(reward_checkpoint / "model.safetensors")
     assert model.config._attn_implementation == SEGMENT_ATTENTION and not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert all(torch.equal(saved[name], weight.cpu()) for name, weight in model.state_dict().items() if name in saved)
-    assert load_reward_tokenizer(str(reward_checkpoint))[1] == 4096
-    assert tokenizer.pad_token == "<|endoftext|>"
+    assert (reads.longest, reads.embeddings, reads.tokenizer.pad_token) == (4096, 704, "<|endoftext|>")
 
 
 def test_without_packing_attention_is_transformers_own(reward_checkpoint):
@@ -157,32 +160,48 @@ def test_a_model_without_its_head_is_refused(folder, packed):
         load_reward_model(str(folder), packed=packed)
 
 
-@pytest.mark.parametrize(
-    ("config", "cause"),
-    [
-        (Qwen3NextConfig(**SMALL, num_experts=2, num_experts_per_tok=2, moe_intermediate_size=16), "differ by up to"),
-        (Gemma2Config(**SMALL, head_dim=16), "does not compute softcap"),
-        (StableLmConfig(**SMALL), "takes no attention but its own"),
-    ],
-)
-def test_an_architecture_that_would_mix_texts_up_is_refused(folder, config, cause):
+CANNOT_BE_PACKED = [
+    Qwen3NextConfig(
+        **SMALL | {"num_hidden_layers": 4}, num_experts=2, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=16
+    ),
+    Gemma2Config(**SMALL, head_dim=16),
+    StableLmConfig(**SMALL),
+    BloomConfig(vocab_size=512, hidden_size=64, n_layer=2, n_head=4, num_labels=1, pad_token_id=0),
+]
+
+
+@pytest.mark.parametrize("config", CANNOT_BE_PACKED, ids=lambda config: config.model_type)
+def test_an_architecture_that_would_mix_packed_texts_up_scores_padded_ones_as_alone(folder, config):
+    """Trap 12: the reward is that of the text alone, by transformers, in any company and order."""
+    torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    load_reward_model(str(folder), packed=False)
-    with pytest.raises(DataError, match=f"{folder}: .*{cause}"):
-        load_reward_model(str(folder), packed=True)
+    model, _ = load_reward_model(str(folder), packed=True)
+    assert model.config._attn_implementation in ("sdpa", "eager")
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=model.config._attn_implementation
+    ).eval()
+    generator = np.random.default_rng(0)
+    start = generator.integers(1, 512, 20, dtype=np.int32)
+    texts = [np.concatenate([start, generator.integers(1, 512, n, dtype=np.int32)]) for n in (1, 3, 17, 40, 40, 5)]
+    with torch.inference_mode():
+        alone = [plain(input_ids=torch.from_numpy(ids)[None].long()).logits.item() for ids in texts]
+    for order in (slice(None), slice(None, None, -1)):
+        for max_tokens in (50, 10_000):
+            found = score(model, texts[order], max_tokens)
+            np.testing.assert_allclose(found, alone[order], atol=1e-5, rtol=0)
 
 
 def test_a_tokenizer_whose_only_pad_is_its_end_is_refused(folder):
     settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"eos_token": "<|endoftext|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(DataError, match="no pad token of its own"):
-        load_reward_tokenizer(str(folder))
+    with pytest.raises(DataError, match="no pad token that can be used"):
+        load_reading(str(folder))
 
 
 def test_a_folder_without_config_is_refused(folder):
     (folder / "config.json").unlink()
     with pytest.raises(DataError, match="cannot be loaded"):
-        load_reward_tokenizer(str(folder))
+        load_reading(str(folder))
 
 
 def test_a_folder_without_weights_is_refused(folder):
