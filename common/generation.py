@@ -28,7 +28,14 @@ from transformers import (
 from common.conversation import DataError
 from common.tokenizer import cannot_load
 
-BEGUN = re.compile(r"(<think>\s*(</think>\s*)?)?\Z")
+# Tags between which model families think: <think>, <seed:think>, [THINK], ◁think▷; <|channel>thought of Gemma 4,
+# <|channel|>analysis of gpt-oss, <|open|>think of Kimi K3
+THINKING = r"(?:<\|?(?:channel|open)\|?>(?:analysis|thought|think)\b|[<\[◁][^\s<>\[\]◁▷/]{0,20}(?:think|thought|reason)"
+THINKING += r"[^\s<>\[\]◁▷/]{0,20}[>\]▷])(?:<\|(?:message|sep)\|>)?"
+CLOSING = (
+    r"(?:[<\[◁]/[^\s<>\[\]◁▷]{0,20}(?:think|thought|reason)[^\s<>\[\]◁▷]{0,20}[>\]▷]|<channel\|>|<\|END_THINKING\|>)"
+)
+BEGUN = re.compile(rf"(?:{THINKING}\s*(?:{CLOSING}\s*)?|(?<![^\s<>\[\]]){CLOSING}\s*)?\Z", re.IGNORECASE)
 
 
 class Answer(str):
@@ -55,9 +62,24 @@ def begun_answer(prompt: str) -> str:
     """Return what the chat template wrote of the answer at the end of a rendered prompt: `<think>`, a think block, "".
 
     It belongs in front of what the model writes before that is parsed. Else the answer to a prompt that ends with a
-    closed think block could never hold a verdict.
+    closed think block could never hold a verdict. Templates of other families begin with other tags, `[THINK]`.
     """
-    return BEGUN.search(prompt)[0]
+    return BEGUN.search(prompt[-200:])[0]
+
+
+def check_begun(begun: str, frame: str) -> None:
+    """Raise `DataError` if a chat template begins the answer with thinking tags that the prompt does not ask for.
+
+    Args:
+        frame: the prompt without its slots.
+    """
+    tag = re.match(f"{THINKING}|{CLOSING}|", begun, re.IGNORECASE)[0]
+    if tag not in ("", "<think>", "</think>") and tag not in frame:
+        raise DataError(
+            f"the chat template begins the answer with {begun.strip()!r}, and the prompt does not ask for reasoning "
+            "between such tags: no answer could be read. Write these tags in place of <think> and </think> in "
+            "prompt.py (PROMPT, write, parse), or give the model another chat template."
+        )
 
 
 def load_answering(path: str, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -20,7 +20,7 @@ from common.judging.asking import add_comparison, ask_judge, make_parser, read_o
 from common.judging.prompts import read_stored_rubric
 
 from .dataset import load_rows
-from .prompt import RUBRIC, VERDICTS, parse
+from .prompt import FRAME, RUBRIC, VERDICTS, parse
 
 
 def decide(votes: list[int | None]) -> int | None:
@@ -95,7 +95,7 @@ def main() -> None:
     options = read_options(parser)
     rubric = read_stored_rubric(options.tokenizer or options.model) or RUBRIC  # the one that the judge was trained by
     rows, bad = load_rows(options.data, options.on_bad_row, rubric)
-    judged = ask_judge(options, rows, parse, decide)
+    judged = ask_judge(options, rows, parse, decide, FRAME)
     metrics = score_metrics(judged.labels, judged.verdicts)
     if not options.hidden_reasoning:
         metrics |= evidence_metrics([row["evidence"] for row in judged.rows], judged.answers)

@@ -63,6 +63,8 @@ def split_answer(text: str) -> tuple[str, str] | None:
 
     `<score>3</score>` is ("score", "3"); an end without a tag is of the kind `NO_TAG`.
     """
+    # an empty think block first is a chat template's, which switches thinking off; the model may think all the same
+    text = re.sub(r"\A\s*(?:<think>\s*)?</think>\s*(?=<think>)", "", text)
     reasoning, closing, end = text.partition("</think>")
     if not closing or "<think>" in reasoning.lstrip().removeprefix("<think>"):
         return None

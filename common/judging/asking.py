@@ -126,19 +126,24 @@ class Judgements:
 
 
 def ask_judge(
-    options: argparse.Namespace, rows: list[dict], parse: Callable[[str], object], decide: Callable[[list], object]
+    options: argparse.Namespace,
+    rows: list[dict],
+    parse: Callable[[str], object],
+    decide: Callable[[list], object],
+    frame: str = "",
 ) -> Judgements:
     """Ask a judge for its verdicts, after everything that can be checked before a model is loaded.
 
     Args:
         rows: with "prompt", "label" and "source".
         parse, decide: the method's: the verdict of an answer, and that of several votes.
+        frame: the method's prompt without its slots: the tags in it stay.
 
     Raises:
         DataError: as `measure_rows`; or --compare-to was not measured on these rows.
         EndpointError: the endpoint gives no answer.
     """
-    tokenizer, rows, left_out = _measure(options, rows)
+    tokenizer, rows, left_out = _measure(options, rows, frame)
     before = read_earlier(options)
     if before and before.get("rows_digest") != digest_prompts(rows):
         raise DataError(
@@ -149,7 +154,7 @@ def ask_judge(
     return Judgements(rows, answers, votes, [decide(cast) for cast in votes], left_out)
 
 
-def _measure(options: argparse.Namespace, rows: list[dict]):
+def _measure(options: argparse.Namespace, rows: list[dict], frame: str):
     """Return the judge's tokenizer, the rows measured by it, and what was left out; an endpoint may have none."""
     name = options.tokenizer or (None if options.endpoint else options.model)
     if not name:
@@ -162,7 +167,8 @@ def _measure(options: argparse.Namespace, rows: list[dict]):
             limit = min(limit, config.get_text_config().max_position_embeddings - options.max_new_tokens)
     except (OSError, ValueError) as error:
         raise cannot_load(name, error, "Correct --model or --tokenizer.") from error
-    return tokenizer, *measure_rows(rows, tokenizer, limit, options.filter_overlong_prompts, options.on_bad_row)
+    drop_too_long, on_bad_row = options.filter_overlong_prompts, options.on_bad_row
+    return tokenizer, *measure_rows(rows, tokenizer, limit, drop_too_long, on_bad_row, frame)
 
 
 def _ask_endpoint(options: argparse.Namespace, rows: list[dict]) -> list[list[Answer]]:

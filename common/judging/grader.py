@@ -10,10 +10,11 @@ import jinja2
 from transformers import AutoTokenizer, PreTrainedModel
 
 from common.conversation import BadRow, Conversation, DataError
-from common.generation import Answer, answer_prompts, begun_answer, load_answering
+from common.generation import Answer, answer_prompts, begun_answer, check_begun, load_answering
 from common.grading.contract import BaseEvaluationStrategy, Batcher, Endpoint, Grader, GraderMode, NoVerdict
 from common.grading.endpoint import one
 from common.judging.prompts import read_stored_rubric
+from common.judging.tokens import TokenBreaker
 from common.tokenizer import cannot_load, ensure_pad_token
 
 
@@ -21,6 +22,7 @@ class JudgeGrader(Grader):
     """Asks a trained judge, a checkpoint in this process or any OpenAI-compatible endpoint, by greedy answers."""
 
     default_rubric: str
+    frame: str  # the prompt without its slots: the tags in it stay
 
     def __init__(
         self,
@@ -70,6 +72,8 @@ class JudgeGrader(Grader):
             raise cannot_load(place, error, "Correct model or tokenizer.") from error
         if self.tokenizer and not self.tokenizer.chat_template:
             raise DataError(f"{place}: the tokenizer has no chat template, and a judge is asked through it")
+        if self.tokenizer:
+            self.break_tokens = TokenBreaker(self.tokenizer, self.frame)
         if not endpoint:
             ensure_pad_token(self.tokenizer)
             loaded = load_answering(model, **trust)
@@ -94,11 +98,13 @@ class JudgeGrader(Grader):
         """
         begun = ""
         if self.tokenizer:
+            prompt = self.break_tokens(prompt)
             try:
                 text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
             except jinja2.TemplateError as error:
                 raise BadRow("query and response", f"the judge's chat template refuses them: {error}") from error
             begun = begun_answer(text)
+            check_begun(begun, self.frame)
         if not self.endpoint:
             tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if tokens > self.longest:
