@@ -28,14 +28,13 @@ from transformers import (
 from common.conversation import DataError
 from common.tokenizer import cannot_load
 
-# Tags between which model families think: <think>, <seed:think>, [THINK], ◁think▷; <|channel>thought of Gemma 4,
-# <|channel|>analysis of gpt-oss, <|open|>think of Kimi K3
-THINKING = r"(?:<\|?(?:channel|open)\|?>(?:analysis|thought|think)\b|[<\[◁][^\s<>\[\]◁▷/]{0,20}(?:think|thought|reason)"
-THINKING += r"[^\s<>\[\]◁▷/]{0,20}[>\]▷])(?:<\|(?:message|sep)\|>)?"
-CLOSING = (
-    r"(?:[<\[◁]/[^\s<>\[\]◁▷]{0,20}(?:think|thought|reason)[^\s<>\[\]◁▷]{0,20}[>\]▷]|<channel\|>|<\|END_THINKING\|>)"
-)
-BEGUN = re.compile(rf"(?:{THINKING}\s*(?:{CLOSING}\s*)?|(?<![^\s<>\[\]]){CLOSING}\s*)?\Z", re.IGNORECASE)
+# The tags between which model families think: <think>, <seed:think>, [THINK], ◁think▷; also <|channel>thought of
+# Gemma 4, <|channel|>analysis of gpt-oss, <|open|>think of Kimi K3
+_NAME = r"[^\s<>\[\]◁▷/]{0,20}(?:think|thought|reason)[^\s<>\[\]◁▷/]{0,20}[>\]▷]"
+_CHANNEL = r"<\|?(?:channel|open)\|?>(?:analysis|thought|think)\b"
+THINKING = rf"(?i:(?:[<\[◁]{_NAME}|{_CHANNEL})(?:<\|(?:message|sep)\|>)?)"
+CLOSING = rf"(?i:[<\[◁]/{_NAME}|<channel\|>|<\|END_THINKING\|>)"
+BEGUN = re.compile(rf"(?:{THINKING}\s*(?:{CLOSING}\s*)?|(?<![^\s<>\[\]]){CLOSING}\s*)?\Z")
 
 
 class Answer(str):
@@ -73,7 +72,7 @@ def check_begun(begun: str, frame: str) -> None:
     Args:
         frame: the prompt without its slots.
     """
-    tag = re.match(f"{THINKING}|{CLOSING}|", begun, re.IGNORECASE)[0]
+    tag = re.match(f"{THINKING}|{CLOSING}|", begun)[0]
     if tag not in ("", "<think>", "</think>") and tag not in frame:
         raise DataError(
             f"the chat template begins the answer with {begun.strip()!r}, and the prompt does not ask for reasoning "

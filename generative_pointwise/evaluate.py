@@ -85,7 +85,9 @@ def evidence_metrics(evidence: list[list[str]], answers: list[list[str]]) -> dic
     Rows without evidence do not count; `evidence_rows` says how many do, and without any there is no figure.
     """
     sought = [(texts, given) for texts, given in zip(evidence, answers) if texts]
-    found = [all(text in one.partition("</think>")[0] for text in texts) for texts, given in sought for one in given]
+    # the last one: an empty think block may stand before the reasoning
+    reasonings = [(texts, one.rpartition("</think>")[0] or one) for texts, given in sought for one in given]
+    found = [all(text in reasoning for text in texts) for texts, reasoning in reasonings]
     return {"evidence": sum(found) / len(found), "evidence_rows": len(sought)} if sought else {}
 
 

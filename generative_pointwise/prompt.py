@@ -143,8 +143,9 @@ def parse(text: str) -> int | None:
     Returns:
         The score, or None for anything else.
     """
-    text = re.sub(r"\A\s*(?:<think>\s*)?</think>\s*(?=<think>)", "", text)
     reasoning, closing, rest = text.partition("</think>")
+    if reasoning.strip() in ("", "<think>") and rest.lstrip().startswith("<think>"):
+        reasoning, closing, rest = rest.partition("</think>")
     if not closing or "<think>" in reasoning.lstrip().removeprefix("<think>"):
         return None
     verdict = re.fullmatch(rf"<score>({'|'.join(map(str, SCORES))})</score>", rest.strip())

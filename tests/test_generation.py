@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from common.generation import answer_prompts, batches_of, begun_answer
+from common.conversation import DataError
+from common.generation import answer_prompts, batches_of, begun_answer, check_begun
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +23,41 @@ def model(tiny_model):
         ("<|im_start|>assistant\n<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n"),
         ("Reason between <think> and </think>.", ""),  # the tags are said, not opened
         ("<think>Hm.</think>", ""),
+        ("<｜Assistant｜></think>", "</think>"),
+        ("<｜Assistant｜><think>", "<think>"),
+        (" " * 100_000 + "<think>\n", "<think>\n"),
         ("", ""),
     ],
 )
 def test_what_a_prompt_has_begun_of_the_answer_stands_at_its_very_end(prompt, begun):
     """Trap 23."""
     assert begun_answer(prompt) == begun
+    check_begun(begun, "a frame")
+
+
+# what the templates of other families write at the end of a prompt, and what of it belongs to the answer
+OTHERS = {
+    "Gemma 4": ("<|turn>model\n", "<|channel>thought\n<channel|>"),
+    "Magistral": ("[/INST]", "[THINK]"),
+    "Seed-OSS": ("<seed:bos>assistant\n", "<seed:think>\n"),
+    "Seed-OSS, nothing to spend on thinking": ("<seed:think>\nNo budget.</seed:cot_budget_reflect>\n", "</seed:think>"),
+    "Kimi VL": ("<|im_assistant|>assistant<|im_middle|>", "◁think▷"),
+    "Kimi K3": ('<|open|>message role="assistant"<|sep|>', "<|open|>think<|sep|>"),
+    "Command": ("<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>", "<|START_THINKING|><|END_THINKING|>"),
+    "EXAONE Deep": ("[|assistant|]", "<thought>\n"),
+    "MiniMax M3": ("]~b]ai\n", "<mm:think>\n\n</mm:think>\n"),
+    "LongCat": ("ASSISTANT:", "<longcat_think>\n"),
+    "gpt-oss": ("<|start|>assistant", "<|channel|>analysis<|message|>"),
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_template_that_begins_with_other_thinking_tags_is_refused_unless_the_prompt_asks_for_them(family):
+    head, begun = OTHERS[family]
+    assert begun_answer(head + begun) == begun and begun_answer(head) == ""
+    with pytest.raises(DataError, match="the chat template begins the answer with '.*PROMPT, write, parse"):
+        check_begun(begun, "Reason between <think> and </think>.")
+    check_begun(begun, f"Reason between {begun} and so on.")
 
 
 @pytest.mark.parametrize("max_tokens", [1, 10, 64, 10**6])

@@ -20,7 +20,7 @@ from common.files import write_text
 from common.generation import Answer, answer_prompts, load_answering
 from common.grading.endpoint import ask
 from common.judging.prompts import digest_prompts, measure_rows
-from common.judging.votes import confusion, vote_metrics, vote_table
+from common.judging.votes import confusion, fault_of, vote_metrics, vote_table
 from common.parquet import write_rows
 from common.report import draw, extend_model_card, format_value
 from common.tokenizer import cannot_load, ensure_pad_token
@@ -238,6 +238,10 @@ def report(
     for name, value in metrics.items():
         earlier = f"{format_value(before[name])} -> " if name in before else ""
         print(f"{name:28} {earlier}{format_value(value)}")
+    unread = zip(judged.answers, judged.votes)
+    faults = Counter(fault_of(text) for texts, cast in unread for text, vote in zip(texts, cast) if vote is None)
+    for fault, count in faults.most_common():
+        print(f"no verdict: {count} x {fault}")
     for kind, count in left_out.items():
         print(f"set aside: {count} x {kind}")
 

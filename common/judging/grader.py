@@ -6,15 +6,26 @@
 - A verdict is never guessed at: an answer without one is a `GraderError` that shows the answer.
 """
 
+import re
+
 import jinja2
 from transformers import AutoTokenizer, PreTrainedModel
 
 from common.conversation import BadRow, Conversation, DataError
-from common.generation import Answer, answer_prompts, begun_answer, check_begun, load_answering
+from common.generation import (
+    CLOSING,
+    THINKING,
+    Answer,
+    answer_prompts,
+    begun_answer,
+    check_begun,
+    load_answering,
+)
 from common.grading.contract import BaseEvaluationStrategy, Batcher, Endpoint, Grader, GraderMode, NoVerdict
 from common.grading.endpoint import one
 from common.judging.prompts import read_stored_rubric
 from common.judging.tokens import TokenBreaker
+from common.judging.votes import fault_of
 from common.tokenizer import cannot_load, ensure_pad_token
 
 
@@ -116,14 +127,14 @@ class JudgeGrader(Grader):
 
 def reasoning_of(given: Answer) -> str:
     """Return what a judge wrote before its verdict."""
-    return given.partition("</think>")[0].lstrip().removeprefix("<think>").strip()
+    given = given.lstrip()
+    opening = re.match(
+        rf"(?:(?:{THINKING}\s*)?{CLOSING}\s*(?={THINKING}))?(?:{THINKING})?", given
+    )  # not an empty block
+    *_, end = [0, *(closing.start() for closing in re.finditer(CLOSING, given))]
+    return given[opening.end() : end].strip()
 
 
 def no_verdict(given: Answer) -> NoVerdict:
     """Return the error for an answer that holds no well-formed verdict."""
-    end = ""
-    if given.clipped:
-        end = " (its tokens ran out: raise max_new_tokens)"
-    elif "</think>" not in given:
-        end = " (no reasoning came; a server that keeps it to itself needs hidden_reasoning=True)"
-    return NoVerdict(f"no well-formed verdict in the answer{end}: {given[-500:]!r}")
+    return NoVerdict(f"no well-formed verdict in the answer ({fault_of(given)}): {given[-500:]!r}")
