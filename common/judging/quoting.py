@@ -81,12 +81,13 @@ def quote_dialogue(dialogue: Conversation, frame: str = "") -> str:
 @cache
 def _opens_a_tag(frame: str) -> re.Pattern:
     """Find what opens a tag. Case does not matter in tags of ours: a model reads <SCORE> as <score>."""
-    angle = "|".join([*BEHIND_ANGLE, rf"(?i:/?(?:{own_names(frame)})\b)"])
-    named = [rf"(?i:/?{re.escape(name)}\])" for name in sorted(set(re.findall(r"\[/([\w-]+)\]", frame)))]
-    square = "|".join([*BEHIND_SQUARE, *named])
+    in_angles, in_squares = own_names(frame)
+    angle = "|".join([*BEHIND_ANGLE, rf"(?i:/?(?:{in_angles})\b)"])
+    square = "|".join([*BEHIND_SQUARE, rf"(?i:/?(?:{in_squares})\])"])
     return re.compile("|".join([rf"<(?={angle})", rf"\[(?={square})", *BEHIND_OTHERS]))
 
 
-def own_names(frame: str) -> str:
-    """Return the names of all tags that are the prompt's own, as alternatives of a pattern."""
-    return "|".join([OWN_TAGS, *sorted(set(re.findall(r"</([\w:-]+)>", frame)))])
+def own_names(frame: str) -> tuple[str, str]:
+    """Return the names of all tags that are the prompt's own, <…> and […], each as alternatives of a pattern."""
+    in_angles, in_squares = (sorted(set(re.findall(tag, frame))) for tag in (r"</([\w:-]+)>", r"\[/([\w:-]+)\]"))
+    return "|".join([OWN_TAGS, *in_angles]), "|".join(in_squares) or "(?!)"

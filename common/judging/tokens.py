@@ -30,13 +30,15 @@ class TokenBreaker:
         added, template = tokenizer.added_tokens_decoder, str(tokenizer.chat_template)
         tokens = {*tokenizer.all_special_tokens}
         tokens |= {str(token) for token in added.values() if token.special or str(token) in template}
-        own = re.compile(rf"</?(?:{own_names(frame)})>")
+        in_frame = {*tokenizer.convert_ids_to_tokens(tokenizer(frame, add_special_tokens=False)["input_ids"])}
+        in_angles, in_squares = own_names(frame)
+        own = rf"(?P<own></?(?:{in_angles})>|\[/?(?:{in_squares})\])"
         # a single character cannot be broken, and no text could do without a blank
-        self.tokens = {
-            token for token in tokens if len(token.strip()) > 1 and token not in frame and not own.fullmatch(token)
-        }
-        longest_first = sorted(self.tokens, key=lambda token: (-len(token), token))
-        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.tokens = {token for token in tokens - in_frame if len(token.strip()) > 1 and not re.fullmatch(own, token)}
+        self.lengths = sorted({len(token) for token in self.tokens}, reverse=True)
+        # where a token may start: one pattern of thousands of whole tokens, as of Gemma, would take seconds for a text
+        starts = "|".join(sorted({re.escape(token[:2]) for token in self.tokens})) or "(?!)"
+        self.openings = re.compile(rf"{own}|(?={starts})")
         # only such tokens are found in other text: "＜s＞" may be read as "<s>". Any text may have unknown characters.
         self.also_found = {
             id: str(token)
@@ -53,8 +55,8 @@ class TokenBreaker:
         return [{**turn, "content": self._break(turn["content"])} for turn in prompt]
 
     def _break(self, text: str) -> str:
-        while self.pattern.search(text):  # again, as tokens may overlap
-            text = self.pattern.sub(_with_a_blank, text)
+        while (broken := self._break_once(text)) != text:  # tokens may overlap
+            text = broken
         if self.also_found:
             found = self.also_found.keys() & set(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if found:
@@ -62,7 +64,20 @@ class TokenBreaker:
                 raise BadRow("prompt", f"the tokenizer reads its special token {names} in this text", text)
         return text
 
+    def _break_once(self, text: str) -> str:
+        """Break tokens as a tokenizer finds them: the first, of several the longest, then on behind it."""
+        parts, done = [], 0
+        for opening in self.openings.finditer(text):
+            start = opening.start()
+            if opening["own"] or start < done:
+                continue
+            here = (text[start : start + length] for length in self.lengths)
+            if token := next((token for token in here if token in self.tokens), None):
+                parts += [text[done:start], _with_a_blank(token)]
+                done = start + len(token)
+        return "".join([*parts, text[done:]])
 
-def _with_a_blank(token: re.Match) -> str:
-    start = len(token[0]) - len(token[0].lstrip()) + 1
-    return f"{token[0][:start]} {token[0][start:]}"
+
+def _with_a_blank(token: str) -> str:
+    first = len(token) - len(token.lstrip()) + 1
+    return f"{token[:first]} {token[first:]}"
