@@ -57,28 +57,38 @@ def batches_of(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
         order = order[size:]
 
 
-def begun_answer(prompt: str) -> str:
+def begun_answer(prompt: str, frame: str = "") -> str:
     """Return what the chat template wrote of the answer at the end of a rendered prompt: `<think>`, a think block, "".
 
     It belongs in front of what the model writes before that is parsed. Else the answer to a prompt that ends with a
-    closed think block could never hold a verdict. Templates of other families begin with other tags, `[THINK]`.
-    """
-    return BEGUN.search(prompt[-200:])[0]
-
-
-def check_begun(begun: str, frame: str) -> None:
-    """Raise `DataError` if a chat template begins the answer with thinking tags that the prompt does not ask for.
+    closed think block could never hold a verdict.
 
     Args:
-        frame: the prompt without its slots.
+        frame: the prompt without its slots. Thinking tags of other families, as `[THINK]`, count only if they are in
+            it; else they are not what the prompt asks for.
     """
-    tag = re.match(f"{THINKING}|{CLOSING}|", begun)[0]
-    if tag not in ("", "<think>", "</think>") and tag not in frame:
+    begun, tag = _begun(prompt)
+    return begun if tag in ("<think>", "</think>") or tag in frame else ""
+
+
+def check_begun(prompt: str, frame: str) -> None:
+    """Raise `DataError` if the template begins the answer within thinking tags that the prompt does not ask for.
+
+    If it also closes them, this family's own thinking is switched off, and the answer begins behind them.
+    """
+    begun, tag = _begun(prompt)
+    if tag not in ("<think>", "</think>") and tag not in frame and not re.search(CLOSING, begun):
         raise DataError(
             f"the chat template begins the answer with {begun.strip()!r}, and the prompt does not ask for reasoning "
             "between such tags: no answer could be read. Write these tags in place of <think> and </think> in "
             "prompt.py (PROMPT, write, parse), or give the model another chat template."
         )
+
+
+def _begun(prompt: str) -> tuple[str, str]:
+    """Return what a template wrote of the answer, of whatever family, and the tag that it starts with."""
+    begun = BEGUN.search(prompt[-200:])[0]
+    return begun, re.match(f"{THINKING}|{CLOSING}|", begun)[0]
 
 
 def load_answering(path: str, trust_remote_code: bool = False) -> PreTrainedModel:

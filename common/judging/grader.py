@@ -67,7 +67,8 @@ class JudgeGrader(Grader):
             concurrency, timeout, retries: requests at once, seconds for one, and how often it is repeated.
 
         Raises:
-            DataError: model or tokenizer cannot be loaded or used, or a setting leaves nothing to do.
+            DataError: model or tokenizer cannot be loaded or used, the chat template begins answers with thinking tags
+                that the prompt does not ask for, or a setting leaves nothing to do.
         """
         asked = {"model": model, "endpoint": endpoint, "max_new_tokens": max_new_tokens}
         super().__init__(name or type(self).__name__, mode, description, strategy, **asked)
@@ -85,6 +86,10 @@ class JudgeGrader(Grader):
             raise DataError(f"{place}: the tokenizer has no chat template, and a judge is asked through it")
         if self.tokenizer:
             self.break_tokens = TokenBreaker(self.tokenizer, self.frame)
+            try:
+                check_begun(self._render([{"role": "user", "content": "Why?"}]), self.frame)
+            except jinja2.TemplateError as error:
+                raise DataError(f"{place}: the chat template refuses a user's turn: {error}") from error
         if not endpoint:
             ensure_pad_token(self.tokenizer)
             loaded = load_answering(model, **trust)
@@ -96,9 +101,12 @@ class JudgeGrader(Grader):
                 )
             self.batcher = Batcher(lambda texts: self._answer_batch(loaded, texts, max_tokens))
 
+    def _render(self, prompt: Conversation) -> str:
+        return self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+
     def _answer_batch(self, loaded: PreTrainedModel, texts: list[str], max_tokens: int) -> list[Answer]:
         given = answer_prompts(loaded, self.tokenizer, texts, self.max_new_tokens, max_tokens, progress=False)
-        return [Answer(begun_answer(text) + first, first.clipped) for text, (first,) in zip(texts, given)]
+        return [Answer(begun_answer(text, self.frame) + first, first.clipped) for text, (first,) in zip(texts, given)]
 
     async def answer(self, prompt: Conversation) -> Answer:
         """Return the judge's answer to a prompt, whole: with what the chat template began.
@@ -111,11 +119,10 @@ class JudgeGrader(Grader):
         if self.tokenizer:
             prompt = self.break_tokens(prompt)
             try:
-                text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+                text = self._render(prompt)
             except jinja2.TemplateError as error:
                 raise BadRow("query and response", f"the judge's chat template refuses them: {error}") from error
-            begun = begun_answer(text)
-            check_begun(begun, self.frame)
+            begun = begun_answer(text, self.frame)
         if not self.endpoint:
             tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if tokens > self.longest:

@@ -55,8 +55,8 @@ def measure_rows(
             text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise BadRow("prompt", f"the chat template refuses it: {error}") from error
-        tokens, begun = len(tokenizer(text, add_special_tokens=False)["input_ids"]), begun_answer(text)
-        check_begun(begun, frame)
+        check_begun(text, frame)
+        tokens, begun = len(tokenizer(text, add_special_tokens=False)["input_ids"]), begun_answer(text, frame)
         broken = {} if prompt == row["prompt"] else {"prompt": prompt, "written": row["prompt"]}
         return {**row, **broken, "tokens": tokens, "begun": begun}
 
