@@ -170,6 +170,8 @@ def test_tags_of_a_frame_of_ones_own_stay():
     frame = "Reason between [THINK] and [/THINK]."
     assert broken(tokenizer, f"{frame} <seed:think>", frame) == f"{frame} < seed:think>"
     assert broken(tokenizer, frame) == "Reason between [ THINK] and [ /THINK]."
+    words = with_tokens("~~", "/think", "</think>")
+    assert broken(words, "~~ /think </think>", "Answer ~~ </think>") == "~~ / think </think>"  # the frame has no /think
 
 
 def test_written_prompts_are_broken_when_they_are_measured_and_are_the_same_rows_still(capsys):

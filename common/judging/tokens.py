@@ -30,11 +30,12 @@ class TokenBreaker:
         added, template = tokenizer.added_tokens_decoder, str(tokenizer.chat_template)
         tokens = {*tokenizer.all_special_tokens}
         tokens |= {str(token) for token in added.values() if token.special or str(token) in template}
-        in_frame = {*tokenizer.convert_ids_to_tokens(tokenizer(frame, add_special_tokens=False)["input_ids"])}
+        in_frame = tokenizer.convert_ids_to_tokens(tokenizer(frame, add_special_tokens=False)["input_ids"])
+        tokens -= {token for token in in_frame if token in frame}
         in_angles, in_squares = own_names(frame)
         own = rf"(?P<own></?(?:{in_angles})>|\[/?(?:{in_squares})\])"
         # a single character cannot be broken, and no text could do without a blank
-        self.tokens = {token for token in tokens - in_frame if len(token.strip()) > 1 and not re.fullmatch(own, token)}
+        self.tokens = {token for token in tokens if len(token.strip()) > 1 and not re.fullmatch(own, token)}
         self.lengths = sorted({len(token) for token in self.tokens}, reverse=True)
         # where a token may start: one pattern of thousands of whole tokens, as of Gemma, would take seconds for a text
         starts = "|".join(sorted({re.escape(token[:2]) for token in self.tokens})) or "(?!)"
