@@ -15,18 +15,19 @@ ids result when the finished model scores the same text, which is what makes the
 
 import hashlib
 import json
-import os
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
-import jinja2
 import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from common.conversation import BadRow, Conversation, DataError, read_conversation
-from common.parquet import check_rows, read_rows
+from common.conversation import BadRow, DataError
+from common.pairs import DIFFERENT_PROMPTS, optional_columns, read_pair, split_texts
+from common.parquet import Faults, check_rows, read_rows, report_fault
+from common.tokenizer import check_end, check_tokens, encode_texts, render
 
 TRUNCATIONS = ("error", "drop", "left")
 TOKENIZE_AT_ONCE = 512  # rows per call of the tokenizer, which spreads a call over all cores
@@ -52,19 +53,18 @@ class Pair:
         """Tokens of the packed row: what the token budget of a micro-batch counts."""
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens of two padded rows, for a model that cannot be packed."""
+        return 2 * self.longest
 
-def check_pair(row: dict) -> dict:
-    """Read one row's `chosen`, `rejected` and optional `margin`; raise `BadRow` if it is not a preference."""
-    chosen, rejected = (read_conversation(column, row[column]) for column in ("chosen", "rejected"))
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise BadRow("rejected", "one side is plain text and the other a conversation")
-    if row.get("prompt") and not _holds_prompt(chosen, row["prompt"]):
-        kind = "lacks what the column 'prompt' holds; chosen and rejected must be whole conversations"
-        raise BadRow("chosen", kind, row["chosen"])
-    if chosen == rejected:
-        raise BadRow(
-            "rejected", "chosen and rejected are equal", rejected if isinstance(rejected, str) else rejected[-1]
-        )
+
+def check_pair(row: dict, different_prompts: str = "error") -> dict:
+    """Read one row's pair and its optional `margin`; raise `BadRow` if it is not a preference.
+
+    See `common.pairs.read_pair` for the columns and faults.
+    """
+    chosen, rejected = read_pair(row, different_prompts)
     margin = row.get("margin")
     if margin is None:
         margin = 0.0
@@ -73,34 +73,32 @@ def check_pair(row: dict) -> dict:
     return {"chosen": chosen, "rejected": rejected, "margin": float(margin)}
 
 
-def _holds_prompt(conversation: Conversation | str, prompt: object) -> bool:
-    if isinstance(conversation, str):
-        return isinstance(prompt, str) and conversation.startswith(prompt)
-    return len(conversation) > 1
-
-
 def prompt_of(row: dict) -> str:
     """Return what both sides of a checked row answer, as text: rows of the same text stay together in a split."""
     chosen, rejected = row["chosen"], row["rejected"]
     if not isinstance(chosen, str):
         return json.dumps(chosen[:-1], sort_keys=True)
-    shared = os.path.commonprefix([chosen, rejected])  # of plain text: up to its last line, or else its last word
-    return shared.rpartition("\n")[0] or shared.rpartition(" ")[0] or chosen + rejected
+    return split_texts(chosen, rejected)[0].strip() or chosen + rejected
 
 
-def load_pairs(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
+def load_pairs(
+    files, on_bad_row: str = "error", different_prompts: str = "error", faults: Faults | None = None
+) -> tuple[list[dict], Counter]:
     """Read and check preference pairs; see `common.parquet.read_rows` for arguments and errors."""
-    return read_rows(files, ("chosen", "rejected"), ("margin", "prompt"), check_pair, on_bad_row)
+    if different_prompts not in DIFFERENT_PROMPTS:
+        raise DataError(f"data.different_prompts={different_prompts!r}: expected one of {', '.join(DIFFERENT_PROMPTS)}")
+
+    def check(row: dict) -> dict:
+        return check_pair(row, different_prompts)
+
+    return read_rows(files, ("chosen", "rejected"), optional_columns, check, on_bad_row, faults)
 
 
-def render(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
+def add_texts(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
     """Add both sides as the text that is tokenised, under "texts"."""
     sides = [row["chosen"], row["rejected"]]
     if not isinstance(sides[0], str):
-        try:
-            sides = [tokenizer.apply_chat_template(side, tokenize=False) for side in sides]
-        except jinja2.TemplateError as error:
-            raise BadRow("chosen", f"the model's chat template refuses the conversation: {error}") from error
+        sides = [render(tokenizer, side, name) for name, side in zip(("chosen", "rejected"), sides)]
     if sides[0] == sides[1]:
         raise BadRow("rejected", "chosen and rejected are equal once rendered by the chat template", row["rejected"])
     return {**row, "texts": sides}
@@ -114,7 +112,13 @@ def shared_prefix(chosen: np.ndarray, rejected: np.ndarray) -> int:
 
 
 def encode_pairs(
-    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: str, on_bad_row: str = "error"
+    rows: list[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    truncation: str,
+    on_bad_row: str = "error",
+    embeddings: int = sys.maxsize,
+    faults: Faults | None = None,
 ) -> tuple[list[Pair], Counter]:
     """Render, tokenise and cut all pairs.
 
@@ -123,24 +127,28 @@ def encode_pairs(
         max_length: tokens allowed in the longer conversation of a pair.
         truncation: what happens to longer ones. "error"; "drop"; "left" cuts the shared prompt from its left, the
             same cut for both sides, and drops a pair whose response alone is too long: a response keeps its end.
+        embeddings: how many tokens the model knows; a text with another one is a bad row.
+        faults: gathers what would be raised about rows.
 
     Returns:
         The pairs, and a count of what was dropped or cut.
 
     Raises:
-        DataError: a pair too long with truncation="error"; a pair that ends in the pad token; no pair left.
+        DataError: no chat template for conversations, or both kinds in one set; bad rows; a pair too long with
+            truncation="error"; no pair left.
     """
     if truncation not in TRUNCATIONS:
         raise DataError(f"data.truncation={truncation!r}: expected one of {', '.join(TRUNCATIONS)}")
-    special_tokens = takes_special_tokens(rows, tokenizer)
-    rows, counts = check_rows(rows, lambda row: render(row, tokenizer), on_bad_row)
-    tokenise(rows, tokenizer, special_tokens)
-    rows, equal = check_rows(rows, lambda row: {"pair": make_pair(row, tokenizer)}, on_bad_row)
+    plain = is_plain_text(rows, tokenizer)
+    rows, counts = check_rows(rows, lambda row: add_texts(row, tokenizer), on_bad_row, faults)
+    tokenise(rows, tokenizer, plain)
+    rows, equal = check_rows(rows, lambda row: {"pair": make_pair(row, tokenizer, embeddings)}, on_bad_row, faults)
     counts += equal
     pairs = [row["pair"] for row in rows if row["pair"].longest <= max_length]
     too_long = [row["pair"] for row in rows if row["pair"].longest > max_length]
     if too_long and truncation == "error":
-        raise DataError(_report_too_long(len(rows), too_long, max_length))
+        report_fault(_report_too_long(len(rows), too_long, max_length), faults)
+        return pairs, counts
     for pair in too_long:
         excess = pair.longest - max_length
         if truncation == "left" and excess <= len(pair.prompt):
@@ -148,13 +156,15 @@ def encode_pairs(
             pairs.append(Pair(pair.prompt[excess:], pair.chosen, pair.rejected, pair.margin, pair.source))
         else:
             counts[f"longer than {max_length} tokens, dropped"] += 1
-    if not pairs:
+    if not pairs and not faults:
         raise DataError(f"no usable pair: all {len(rows)} are longer than data.max_length={max_length} tokens")
     return pairs, counts
 
 
-def takes_special_tokens(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the tokenizer adds its special tokens: to plain text; a chat template writes them itself.
+def is_plain_text(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the rows are plain text, to which the tokenizer adds its special tokens.
+
+    A chat template writes them itself.
 
     Raises:
         DataError: plain text and conversations in one set; conversations, and no chat template.
@@ -178,23 +188,20 @@ def tokenise(rows: list[dict], tokenizer: PreTrainedTokenizerBase, special_token
     with tqdm(total=len(rows), desc="tokenise", unit="pair", delay=1) as progress:
         for start in range(0, len(rows), TOKENIZE_AT_ONCE):
             chunk = rows[start : start + TOKENIZE_AT_ONCE]
-            texts = [text for row in chunk for text in row["texts"]]
-            ids = tokenizer(texts, add_special_tokens=special_tokens)["input_ids"]
+            ids = encode_texts([text for row in chunk for text in row["texts"]], tokenizer, special_tokens)
             for row, chosen, rejected in zip(chunk, ids[::2], ids[1::2]):
-                row["ids"] = [np.asarray(side, dtype=np.int32) for side in (chosen, rejected)]
+                row["ids"] = [chosen, rejected]
             progress.update(len(chunk))
 
 
-def make_pair(row: dict, tokenizer: PreTrainedTokenizerBase) -> Pair:
-    """Cut the two tokenised sides of a row into prompt and branches."""
+def make_pair(row: dict, tokenizer: PreTrainedTokenizerBase, embeddings: int) -> Pair:
+    """Cut the two tokenised sides of a row into prompt and branches; raise `BadRow` if they cannot be told apart."""
     chosen, rejected = row["ids"]
     if np.array_equal(chosen, rejected):
         raise BadRow("rejected", "chosen and rejected are equal once tokenised", row["texts"][1])
-    if tokenizer.pad_token_id in (chosen[-1], rejected[-1]):
-        raise DataError(
-            f"{row['source']}: the text ends in the pad token {tokenizer.pad_token!r}. Rewards are read at the last "
-            "token that is not padding, so they would be read elsewhere. Give the tokenizer another pad token."
-        )
+    for name, ids, text in zip(("chosen", "rejected"), row["ids"], row["texts"]):
+        check_tokens(name, ids, text, tokenizer, embeddings)
+        check_end(name, ids, text, tokenizer)
     shared = shared_prefix(chosen, rejected)
     return Pair(chosen[:shared], chosen[shared:], rejected[shared:], row["margin"], row["source"])
 

@@ -2,10 +2,12 @@
 
 Three things differ from verl's own engine for value models. The module is transformers' sequence classifier with one
 label, so the checkpoint is what servers and libraries load. A micro-batch stays one packed row of pairs (see
-dataset.py). And only the two ends of each pair are scored, in fp32.
+dataset.py), or, for a model that cannot be packed, two padded rows a pair. And only the two ends of each pair are
+scored, in fp32.
 """
 
 import types
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDict
@@ -15,7 +17,7 @@ from verl.workers.engine import EngineRegistry
 
 from common.attention import Segments
 from common.checkpoint import export_model
-from common.fsdp import PackedEngine
+from common.fsdp import PackedEngine, pad
 
 from .loss import batch_sums, pair_losses
 from .reward_model import score_ends
@@ -40,20 +42,27 @@ def cut_pairs(branch_lengths: torch.Tensor, device: torch.device) -> tuple[Segme
     return Segments(spans, device), torch.tensor(ends, device=device)
 
 
+def unpack_pairs(rows: Sequence[torch.Tensor], branch_lengths: torch.Tensor) -> list[torch.Tensor]:
+    """Return each pair's two whole texts, prompt and chosen, prompt and rejected, from its row of tokens."""
+    texts = []
+    for ids, lengths in zip(rows, branch_lengths.tolist()):
+        prompt, chosen, rejected = ids.split(lengths)
+        texts += [torch.cat([prompt, chosen]), torch.cat([prompt, rejected])]
+    return texts
+
+
 def score_pairs(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
-    position_ids: torch.Tensor,
-    segments: Segments,
-    ends: torch.Tensor,
-    **_,
+    ends: tuple,
+    **layout,
 ) -> dict[str, torch.Tensor]:
-    """Replace the model's forward: the backbone over the packed row, the head at the ends alone.
+    """Replace the model's forward: the backbone over the batch, the head at the ends alone.
 
     Returns:
         rewards: (pairs, 2) fp32.
     """
-    return {"rewards": score_ends(model, input_ids, position_ids, segments, (0, ends)).view(-1, 2)}
+    return {"rewards": score_ends(model, input_ids, ends, **layout).view(-1, 2)}
 
 
 def pair_loss(model_output: dict, data: TensorDict, dp_group, margin_scale: float, centering: float):
@@ -80,10 +89,14 @@ class PairEngine(PackedEngine):
         return module
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
+        if not self.packed:
+            texts = unpack_pairs(micro_batch["input_ids"].unbind(), micro_batch["branch_lengths"])
+            ends = torch.tensor([len(ids) - 1 for ids in texts], device=texts[0].device)
+            return pad(texts) | {"ends": (torch.arange(len(texts), device=ends.device), ends)}, {}
         ids = micro_batch["input_ids"].values()
         segments, ends = cut_pairs(micro_batch["branch_lengths"], ids.device)
         positions = micro_batch["position_ids"].values()
-        return {"input_ids": ids[None], "position_ids": positions[None], "segments": segments, "ends": ends}, {}
+        return {"input_ids": ids[None], "position_ids": positions[None], "segments": segments, "ends": (0, ends)}, {}
 
     def prepare_model_outputs(self, output: dict, output_args, micro_batch: TensorDict, logits_processor_func) -> dict:
         rewards = output["rewards"]  # verl reassembles micro-batches from jagged tensors, one row per pair

@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from common.conversation import DataError
 from common.files import write_text
+from common.pairs import DIFFERENT_PROMPTS
 from common.parquet import write_rows
 from common.report import Histogram, draw, format_value
 
 from .dataset import Pair, encode_pairs, load_pairs
-from .reward_model import batches_of, load_reward_model
+from .reward_model import batches_of, load_reading, load_reward_model
 
 CALIBRATION_BINS = 10
 
@@ -126,15 +127,18 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, help="tokens; default: what the model can take")
     parser.add_argument("--truncation", default="error", choices=("error", "drop", "left"))
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
+    parser.add_argument("--different-prompts", default="error", choices=DIFFERENT_PROMPTS, help="of the two sides")
     parser.add_argument("--max-tokens", type=int, default=16384, help="padded tokens per batch")
     parser.add_argument("--trust-remote-code", action="store_true")
     options = parser.parse_args()
 
-    rows, bad = load_pairs(options.data, options.on_bad_row)
-    model, tokenizer = load_reward_model(options.model, packed=False, trust_remote_code=options.trust_remote_code)
-    max_length = options.max_length or model.config.max_position_embeddings
-    pairs, cut = encode_pairs(rows, tokenizer, max_length, options.truncation, options.on_bad_row)
-    rewards = score_pairs(model, pairs, tokenizer.pad_token_id, options.max_tokens)
+    rows, bad = load_pairs(options.data, options.on_bad_row, options.different_prompts)
+    reading = load_reading(options.model, options.trust_remote_code)
+    max_length = min(reading.longest, options.max_length or reading.longest)
+    limits = (max_length, options.truncation, options.on_bad_row, reading.embeddings)
+    pairs, cut = encode_pairs(rows, reading.tokenizer, *limits)
+    model, _ = load_reward_model(options.model, packed=False, trust_remote_code=options.trust_remote_code)
+    rewards = score_pairs(model, pairs, reading.tokenizer.pad_token_id, options.max_tokens)
     metrics = pair_metrics(rewards, pairs) | {"set_aside": dict(bad + cut)}
     for name, value in metrics.items():
         print(f"{name:28} {format_value(value)}")

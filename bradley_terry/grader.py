@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.conversation import BadRow, Conversation, DataError, read_dialogue, read_response
+from common.conversation import BadRow, Conversation, DataError, is_blank, read_dialogue, read_response
 from common.grading.contract import (
     Batcher,
     Endpoint,
@@ -31,7 +31,7 @@ from common.grading.contract import (
 )
 from common.grading.endpoint import classify
 
-from .reward_model import encode, load_reward_model, load_reward_tokenizer, score
+from .reward_model import encode, load_reading, load_reward_model, score
 
 
 class BradleyTerryGrader(Grader):
@@ -69,8 +69,8 @@ class BradleyTerryGrader(Grader):
         super().__init__(
             name or type(self).__name__, mode, description, strategy, model_path=model_path, endpoint=endpoint
         )
-        self.tokenizer, self.longest = load_reward_tokenizer(model_path, trust_remote_code)
-        if not self.tokenizer.chat_template:
+        self.reading = load_reading(model_path, trust_remote_code)
+        if not self.reading.tokenizer.chat_template:
             raise DataError(
                 f"{model_path}: the tokenizer has no chat template, so how query and response make a text is unknown. "
                 "Whole texts are scored by score.py, in the columns chosen and rejected."
@@ -133,10 +133,9 @@ class BradleyTerryGrader(Grader):
         return reward
 
     def _encode(self, dialogue: Conversation, response: str, column: str) -> np.ndarray:
-        if not response.strip():
+        if is_blank(response):
             raise BadRow(column, "empty response", response)
-        conversation = [*dialogue, {"role": "assistant", "content": response}]
-        return encode(conversation, self.tokenizer, self.longest, column)
+        return encode([*dialogue, {"role": "assistant", "content": response}], self.reading, column)
 
     @staticmethod
     def get_metadata() -> dict[str, Any]:

@@ -11,7 +11,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import jinja2
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -24,12 +23,25 @@ from transformers import (
 )
 
 from common.attention import Segments, self_test
+from common.base_model import cannot_load, readable_tokens
 from common.conversation import BadRow, Conversation, DataError
-from common.tokenizer import cannot_load, ensure_pad_token
+from common.packing import is_packed, own_attention
+from common.tokenizer import check_end, check_tokens, encode_texts, ensure_pad_token, render
+
+NO_LIMIT = 2**20  # tokens that a model reads whose config sets no limit
 
 
-def load_reward_tokenizer(path: str, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, int]:
-    """Return a reward model's tokenizer and how many tokens it can read.
+@dataclass(frozen=True)
+class Reading:
+    """How a reward model reads: its tokenizer, how many tokens of a text, and how many it knows."""
+
+    tokenizer: PreTrainedTokenizerBase
+    longest: int
+    embeddings: int
+
+
+def load_reading(path: str, trust_remote_code: bool = False) -> Reading:
+    """Return how a reward model reads.
 
     Raises:
         DataError: it cannot be loaded, or its config is not a reward model's.
@@ -41,28 +53,35 @@ def load_reward_tokenizer(path: str, trust_remote_code: bool = False) -> tuple[P
         raise cannot_load(path, error, "Is it a checkpoint's folder?") from error
     if config.num_labels != 1:
         raise DataError(f"{path}: {config.num_labels} labels, expected 1. Is it a reward model?")
-    ensure_pad_token(tokenizer)
-    return tokenizer, config.get_text_config().max_position_embeddings
+    embeddings = config.get_text_config().vocab_size
+    ensure_pad_token(tokenizer, embeddings)
+    return Reading(tokenizer, readable_tokens(config) or NO_LIMIT, embeddings)
 
 
 def load_reward_model(
     path: str, packed: bool, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a reward model, ready to score, and its tokenizer.
+) -> tuple[PreTrainedModel, Reading]:
+    """Return a reward model, ready to score, and how it reads.
 
     Args:
         path: checkpoint folder or hub id.
-        packed: for `score`; else it stays transformers' own, with padding and attention as usual.
+        packed: for `score`, with packed texts if the model can be packed; else it stays transformers' own, with
+            padding and attention as usual.
         dtype: of the backbone. In bf16 close rewards round to a tie.
 
     Raises:
-        DataError: it cannot be loaded, has more labels than one, lacks weights (a new head would score at random), or
-            mixes packed texts up.
+        DataError: it cannot be loaded, has more labels than one, or lacks weights (a new head would score at random).
     """
-    tokenizer, _ = load_reward_tokenizer(path, trust_remote_code)
+    reading = load_reading(path, trust_remote_code)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    attention = own_attention(config, AutoModelForSequenceClassification)
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
+            path,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
         )
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: the weights cannot be loaded: {error}") from error
@@ -71,57 +90,51 @@ def load_reward_model(
     if packed:
         try:
             self_test(model)
-        except ValueError as error:
-            raise DataError(f"{path}: {error}") from error
+        except ValueError:  # it cannot be packed: one padded text per row, exact and slower
+            model.set_attn_implementation(own_attention(model.config, AutoModelForSequenceClassification))
     for weight in model.base_model.parameters():  # not the buffers: rounded rotary frequencies lose long texts' places
         weight.data = weight.data.to(dtype)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), reading
 
 
-def encode(conversation: Conversation | str, tokenizer: PreTrainedTokenizerBase, max_length: int, column: str):
+def encode(conversation: Conversation | str, reading: Reading, column: str, max_length: int | None = None):
     """Return what the model reads of a whole conversation, the response last, or of plain text: (tokens,) int32.
 
+    Args:
+        max_length: tokens, if fewer than the model reads.
+
     Raises:
-        BadRow: about `column`: no chat template, or it refuses; too long; the text ends in the pad token.
+        BadRow: about `column`: no chat template, or it refuses; too long; a token that the model does not know; the
+            text ends in the pad token.
     """
-    text = conversation
-    if not isinstance(conversation, str):
-        if not tokenizer.chat_template:
-            raise BadRow(column, "a conversation, but the tokenizer has no chat template; give plain text")
-        try:
-            text = tokenizer.apply_chat_template(conversation, tokenize=False)
-        except jinja2.TemplateError as error:
-            raise BadRow(column, f"the model's chat template refuses the conversation: {error}") from error
-    ids = np.asarray(tokenizer(text, add_special_tokens=text is conversation)["input_ids"], dtype=np.int32)
-    if len(ids) > max_length:
-        raise BadRow(column, f"longer than {max_length} tokens", len(ids))
-    if not len(ids) or ids[-1] == tokenizer.pad_token_id:
-        raise BadRow(column, f"the text ends in the pad token {tokenizer.pad_token!r}, where no reward is read", text)
+    plain, tokenizer = isinstance(conversation, str), reading.tokenizer
+    if not plain and not tokenizer.chat_template:
+        raise BadRow(column, "a conversation, but the tokenizer has no chat template; give plain text")
+    text = conversation if plain else render(tokenizer, conversation, column)
+    (ids,) = encode_texts([text], tokenizer, special_tokens=plain)
+    longest = min(reading.longest, max_length or reading.longest)
+    if len(ids) > longest:
+        raise BadRow(column, f"longer than {longest} tokens", len(ids))
+    check_tokens(column, ids, text, tokenizer, reading.embeddings)
+    check_end(column, ids, text, tokenizer)
     return ids
 
 
-def score_ends(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    position_ids: torch.Tensor,
-    segments: Segments | None,
-    ends: torch.Tensor | tuple,
-) -> torch.Tensor:
+def score_ends(model: PreTrainedModel, input_ids: torch.Tensor, ends: tuple, **layout) -> torch.Tensor:
     """Return the rewards at some places of a batch: the backbone over all of it, the fp32 head there alone.
 
     The class's own forward would score every token and find the end by comparing ids with the pad token.
 
     Args:
-        input_ids, position_ids: (rows, length), one row if it is packed.
-        segments: the cuts of the packed row.
+        input_ids: (rows, length), one row if it is packed.
         ends: where to score, as an index into (rows, length).
+        layout: of a packed row, position_ids and segments, its cuts; of padded rows, attention_mask.
 
     Returns:
         (texts,) fp32.
     """
-    hidden = model.base_model(
-        input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False, segments=segments
-    ).last_hidden_state
+    layout = {"attention_mask": None} | layout
+    hidden = model.base_model(input_ids=input_ids, use_cache=False, **layout).last_hidden_state
     with torch.autocast(input_ids.device.type, enabled=False):
         return model.score(hidden[ends].float())[:, 0]
 
@@ -223,6 +236,13 @@ def pad_texts(sequences: list[np.ndarray], device: torch.device) -> dict:
     return {"input_ids": ids, "position_ids": positions, "segments": None, "ends": (range(len(ends)), ends)}
 
 
+def pad_with_mask(sequences: list[np.ndarray], device: torch.device) -> dict:
+    """Lay texts out one in a row, as `score_ends` takes them for a model with an attention of its own."""
+    texts = pad_texts(sequences, device)
+    mask = torch.arange(texts["input_ids"].shape[1], device=device) <= texts["ends"][1][:, None]
+    return {"input_ids": texts["input_ids"], "attention_mask": mask.long(), "ends": texts["ends"]}
+
+
 @torch.inference_mode()
 def score(model: PreTrainedModel, sequences: list[np.ndarray], max_tokens: int | None = None) -> np.ndarray:
     """Return the reward of each sequence of token ids: (sequences,) float32, in their order.
@@ -236,14 +256,16 @@ def score(model: PreTrainedModel, sequences: list[np.ndarray], max_tokens: int |
     distinct = {ids.tobytes(): ids for ids in sequences}
     texts = list(distinct.values())
     rewards = np.empty(len(texts), dtype=np.float32)
-    groups = share_starts(texts, 4 * max_tokens)
+    packed = is_packed(model)
+    lay_out = pad_texts if packed else pad_with_mask
+    groups = share_starts(texts, 4 * max_tokens) if packed else [Group([n], 0, 0, 0) for n in range(len(texts))]
     for row in fill_rows([group for group in groups if len(group) > 1], max_tokens):
         found = score_ends(model, **pack_groups(texts, row, model.device))
         rewards[[index for group in row for index in group.members]] = found.cpu().numpy()
     alone = [group.members[0] for group in groups if len(group) == 1]
     for batch in batches_of([len(texts[index]) for index in alone], max_tokens):
         members = [alone[place] for place in batch]
-        found = score_ends(model, **pad_texts([texts[index] for index in members], model.device))
+        found = score_ends(model, **lay_out([texts[index] for index in members], model.device))
         rewards[members] = found.cpu().numpy()
     reward_of = dict(zip(distinct, rewards))
     return np.array([reward_of[ids.tobytes()] for ids in sequences], dtype=np.float32)

@@ -39,10 +39,11 @@ from common.conversation import (
     read_responses,
 )
 from common.files import content_digest, tails_digest, write_text
-from common.parquet import column_names
+from common.pairs import optional_columns, read_sides
+from common.parquet import column_names, expand_paths
 
 from .parts import FilePlan, check_same_run, part_path, part_size, plan_parts, read_parts, write_part
-from .reward_model import encode, load_reward_model, load_reward_tokenizer, score
+from .reward_model import encode, load_reading, load_reward_model, score
 
 # what a row may hold, and the columns of its rewards; "rewards" is a list, one for each response
 SHAPES = {
@@ -62,9 +63,17 @@ def shape_of(file: str) -> tuple[str, ...]:
     if shape is None:
         expected = ", or ".join(" and ".join(shape) for shape in SHAPES)
         raise DataError(f"{file}: expected the columns {expected}; found {', '.join(names)}. Rename them.")
+    if unread := [name for name in names if name not in columns_of(shape, names)]:
+        print(f"{file}: kept, and not read: {', '.join(unread)}")
     if taken := {*SHAPES[shape], ERROR} & set(names):
         raise DataError(f"{file}: there is a column {', '.join(sorted(taken))} already, which scoring adds. Rename it.")
     return shape
+
+
+def columns_of(shape: tuple[str, ...], names: list[str]) -> list[str]:
+    """Return the columns that are read: of pairs also those that may hold a part of the prompt."""
+    beside = optional_columns(names) if shape == ("chosen", "rejected") else ()
+    return [name for name in names if name in shape or name in beside]
 
 
 def read_texts(row: dict, shape: tuple[str, ...]) -> list[Conversation | str]:
@@ -73,6 +82,10 @@ def read_texts(row: dict, shape: tuple[str, ...]) -> list[Conversation | str]:
         dialogue, responses = read_dialogue(row["input"]), read_responses(row["output"], 1)
     elif shape == ("query", "response"):
         dialogue, responses = read_dialogue(row["query"], "query"), [read_response(row["response"])]
+    elif shape == ("chosen", "rejected"):
+        return [
+            side if isinstance(side, str) else read_conversation(name, side) for name, side in read_sides(row).items()
+        ]
     else:
         return [read_conversation(column, row[column]) for column in shape]
     answers = [{"role": "assistant", "content": response} for response in responses]
@@ -95,7 +108,7 @@ class Scorer:
     def __init__(self, shape: tuple[str, ...], options: argparse.Namespace):
         transformers.utils.logging.disable_progress_bar()
         self.shape, self.options = shape, options
-        self.model, self.tokenizer = load_reward_model(
+        self.model, self.reading = load_reward_model(
             options.model, True, getattr(torch, options.dtype), options.trust_remote_code
         )
 
@@ -108,7 +121,7 @@ class Scorer:
     def score_part(self, table: pa.Table) -> pa.Table:
         """Return rows with their rewards, or with the reason why there are none."""
         encoded, errors = [], []  # of each row: the token ids of its texts, and what is wrong with it
-        for row in table.select(self.shape).to_pylist():
+        for row in table.select(columns_of(self.shape, table.column_names)).to_pylist():
             try:
                 encoded.append(self.encode_row(row))
                 errors.append(None)
@@ -127,8 +140,8 @@ class Scorer:
 
     def encode_row(self, row: dict) -> list[np.ndarray]:
         """Return the token ids of each text of a row; raise `BadRow` if one cannot be scored."""
-        limit, column = self.options.max_length, self.shape[-1]
-        return [encode(text, self.tokenizer, limit, column) for text in read_texts(row, self.shape)]
+        texts = read_texts(row, self.shape)
+        return [encode(text, self.reading, self.shape[-1], self.options.max_length) for text in texts]
 
     def reward_columns(self, rewards_of: list[list[float]]) -> dict[str, pa.Array]:
         """Return the columns of the rewards, null for a row without."""
@@ -224,8 +237,9 @@ def find_files(pattern: str) -> tuple[list[str], tuple[str, ...]]:
     Raises:
         DataError: no file, or files of several kinds.
     """
-    pattern_or_folder = f"{pattern}/*.parquet" if os.path.isdir(pattern) else pattern
-    files = sorted(map(os.path.abspath, glob.glob(pattern_or_folder, recursive=True)))
+    # a path that exists is meant as it is written, brackets and all
+    found = expand_paths(pattern) if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+    files = sorted(map(os.path.abspath, found))
     if not files:
         raise DataError(f"--input {pattern}: no such file (looked in {Path.cwd()})")
     shapes = {shape_of(file): Path(file).name for file in files}
@@ -247,8 +261,8 @@ def identity(options: argparse.Namespace, files: list[str]) -> dict:
 def main() -> None:
     options = read_options()
     files, shape = find_files(options.input)
-    _, longest = load_reward_tokenizer(options.model, options.trust_remote_code)
-    options.max_length = min(longest, options.max_length or longest)
+    reading = load_reading(options.model, options.trust_remote_code)
+    options.max_length = min(reading.longest, options.max_length or reading.longest)
     options.output = options.output.absolute()
     if os.path.isdir(options.model):
         options.model = os.path.abspath(options.model)  # workers run elsewhere

@@ -18,8 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayActorError
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
+from transformers import AutoModelForSequenceClassification
 
 from common import cluster, training
+from common.base_model import BaseModel, limit_length, load_base
 from common.checkpoint import (
     CheckpointError,
     EpochShuffle,
@@ -30,7 +32,8 @@ from common.checkpoint import (
 )
 from common.conversation import DataError
 from common.files import content_digest
-from common.parquet import report_leak
+from common.packing import PACKED, attention_of, choose_packing
+from common.parquet import Faults, left_out_figures, report_leak
 from common.report import (
     Histogram,
     draw,
@@ -40,7 +43,7 @@ from common.report import (
     training_curves,
     write_model_card,
 )
-from common.tokenizer import load_tokenizer
+from common.tokenizer import end_at_turn
 
 from .dataset import Pair, collate, describe, digest_pairs, encode_pairs, load_pairs, prompt_of, report_pairs
 from .evaluate import pair_metrics, save_rewards
@@ -56,6 +59,13 @@ tokenizer = AutoTokenizer.from_pretrained("checkpoint")
 model = AutoModelForSequenceClassification.from_pretrained("checkpoint")
 chat = [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]
 reward = model(**tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)).logits.item()
+"""
+USAGE_OF_PLAIN_TEXT = """
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("checkpoint")  # without a chat template: trained on plain text
+model = AutoModelForSequenceClassification.from_pretrained("checkpoint")
+reward = model(**tokenizer("…", return_tensors="pt")).logits.item()
 """
 
 
@@ -78,11 +88,19 @@ def train(config: DictConfig) -> None:
     output = Path(trainer.output).absolute()
 
     # 1. Check the input
-    model_name, tokenizer = load_tokenizer(config.model)
-    rows_of, set_aside = read_data(config, tokenizer)
+    base = load_base(config.model, data, AutoModelForSequenceClassification, "data.template_options")
+    tokenizer = base.tokenizer
+    end_at_turn(tokenizer)
+    data.max_length = limit_length(data.max_length, base, "data.max_length")
+    rows_of, set_aside_of = read_data(config, base)
     train_rows, val_rows = rows_of["train"], rows_of["val"]
     print(f"\nThe first training pair, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
     check_pair_sizes(config, rows_of)
+
+    packing = choose_packing(base.config, AutoModelForSequenceClassification, data.packing, config.model.path)
+    config.model.override_config = {
+        "attn_implementation": attention_of(packing, base.config, AutoModelForSequenceClassification)
+    }
 
     # 2. Start the cluster and the workers
     device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
@@ -93,7 +111,7 @@ def train(config: DictConfig) -> None:
     last_step = min(steps, trainer.total_training_steps or steps)
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
-    check_resume(output, identity(config, model_name, train_rows, workers), trainer.resume_mode)
+    check_resume(output, identity(config, base.name, train_rows, workers), trainer.resume_mode)
     tokenizer.save_pretrained(output / "tokenizer")
     config.model.tokenizer_path = str(output / "tokenizer")
     config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION[device]}
@@ -114,8 +132,10 @@ def train(config: DictConfig) -> None:
     step = handler.load_checkpoint()
     settings = OmegaConf.to_container(config, resolve=True)
     tracking = start_tracking(output, trainer.project_name, list(trainer.logger), settings, step)
-    measure = partial(infer, worker_group, config, workers)
-    print(f"\nresuming after step {step} of {last_step}" if step else "\nstarting; a new reward head starts at random")
+    limits = (data.max_tokens_per_gpu, workers, packing == PACKED)
+    measure = partial(infer, worker_group, data.train_batch_size, limits)
+    head = "the model's own reward head goes on" if base.has_reward_head else "a new reward head starts at random"
+    print(f"\nresuming after step {step} of {last_step}" if step else f"\nstarting; {head}")
     if step == 0:
         log_metrics("val", val_rows, measure(val_rows), tracking, step)
 
@@ -125,7 +145,7 @@ def train(config: DictConfig) -> None:
         step += 1
         started = time.perf_counter()
         shared = training.balance(rows, workers)
-        batch = training.make_batch(shared, collate, data.max_tokens_per_gpu, update_lr_scheduler=True)
+        batch = training.make_batch(shared, collate, *limits, update_lr_scheduler=True)
         metrics, sums = training.train_batch(worker_group, batch, rows, step)
         metrics |= batch_metrics(sums, len(rows))
         metrics["seconds"] = time.perf_counter() - started
@@ -148,26 +168,47 @@ def train(config: DictConfig) -> None:
         save_rewards(output / f"{name}_rewards.parquet", rows_of[name], rewards)
     checkpoint = export_checkpoint(worker_group, output, "checkpoint")
     tracking.finish()
-    about = {"base model": model_name, "training pairs": len(train_rows), "steps": step, "set aside": dict(set_aside)}
-    write_report(config, output, rewards_of["val"], figures, about)
+    about = {"base model": base.name, "training pairs": len(train_rows), "steps": step}
+    about |= {f"{name}: set aside or cut": dict(counts) for name, counts in set_aside_of.items()}
+    figures |= left_out_figures(set_aside_of)
+    usage = USAGE if tokenizer.chat_template else USAGE_OF_PLAIN_TEXT
+    write_report(config, output, rewards_of["val"], figures, about, usage)
     claim.release()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     lines = lines or ["nothing was held out: set VAL_FILES or TEST_FILES to measure the model"]
     print("\n".join(["", *lines, "", f"reward model, its card and picture: {checkpoint}"]))
 
 
-def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Pair]], Counter]:
-    """Return the pairs of train, val and test, and what was set aside of the training rows."""
-    data, rows_of, set_aside, read_of = config.data, {}, {}, {}
+def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Pair]], dict[str, Counter]]:
+    """Return the pairs of train, val and test, and what was set aside of each. One error tells all faults of all files.
+
+    A model of plain text gets no chat template: nobody shall ask it in a form that it was not trained on.
+    """
+    data, rows_of, set_aside_of, read_of, faults = config.data, {}, {}, {}, Faults()
     for name, files in {"train": data.train_files, "val": data.val_files, "test": data.test_files}.items():
-        read_of[name], bad = load_pairs(files, data.on_bad_row) if files else ([], Counter())
-        limits = (data.max_length, data.truncation, data.on_bad_row)
-        rows_of[name], cut = encode_pairs(read_of[name], tokenizer, *limits) if files else ([], Counter())
-        set_aside[name] = bad + cut
-        report_pairs(name, rows_of[name], set_aside[name])
-        if name != "train" and files:
+        rows_of[name], set_aside_of[name], read_of[name] = [], Counter(), []
+        with faults.gathered():
+            if files:
+                read_of[name], bad = load_pairs(files, data.on_bad_row, data.different_prompts, faults)
+                limits = (data.max_length, data.truncation, data.on_bad_row, base.embeddings)
+                rows_of[name], cut = encode_pairs(read_of[name], base.tokenizer, *limits, faults)
+                set_aside_of[name] = bad + cut
+    faults.raise_all()
+    for name, rows in rows_of.items():
+        report_pairs(name, rows, set_aside_of[name])
+        if name != "train":
             report_leak(read_of["train"], name, read_of[name], "pairs", prompt_of)
-    return rows_of, set_aside["train"]
+    check_one_form(read_of)
+    if isinstance(read_of["train"][0]["chosen"], str):
+        base.tokenizer.chat_template = None
+    return rows_of, set_aside_of
+
+
+def check_one_form(read_of: dict[str, list[dict]]) -> None:
+    forms = {name: isinstance(rows[0]["chosen"], str) for name, rows in read_of.items() if rows}
+    if len(set(forms.values())) > 1:
+        found = ", ".join(f"{name}: {'plain text' if plain else 'conversations'}" for name, plain in forms.items())
+        raise DataError(f"plain text and conversations in one run ({found}). A reward model learns one form; give one.")
 
 
 def check_pair_sizes(config: DictConfig, rows_of: dict[str, list[Pair]]) -> None:
@@ -192,6 +233,7 @@ def identity(config: DictConfig, model_name: str, rows: list[Pair], workers: int
         "model": model_name,
         "training pairs": f"{len(rows)}, digest {digest_pairs(rows)}",
         "workers": workers,
+        "attention": config.model.override_config["attn_implementation"],
         "data.train_batch_size": config.data.train_batch_size,
         "trainer.total_epochs": config.trainer.total_epochs,
         "trainer.seed": config.trainer.seed,
@@ -203,15 +245,15 @@ def identity(config: DictConfig, model_name: str, rows: list[Pair], workers: int
     }
 
 
-def infer(worker_group, config: DictConfig, workers: int, rows: list[Pair]) -> np.ndarray:
+def infer(worker_group, size: int, limits: tuple[int, int, bool], rows: list[Pair]) -> np.ndarray:
     """Score every pair once, whatever the batch size and the number of workers: (pairs, 2)."""
     from verl.utils import tensordict_utils as tu
 
-    rewards, size = [np.empty((0, 2), dtype=np.float32)], config.data.train_batch_size
+    rewards = [np.empty((0, 2), dtype=np.float32)]
     for start in tqdm(range(0, len(rows), size), desc="measure", unit="batch", leave=False, delay=3):
         batch = rows[start : start + size]
-        filled = batch + batch[-1:] * (-len(batch) % workers)  # an equal share for each worker
-        batch_of_all = training.make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)
+        filled = batch + batch[-1:] * (-len(batch) % limits[1])  # an equal share for each worker
+        batch_of_all = training.make_batch(filled, collate, *limits, compute_loss=False)
         result = worker_group.infer_batch(batch_of_all).get()
         rewards.append(tu.get(result, "rewards").values().view(-1, 2)[: len(batch)].float().numpy())
     return np.concatenate(rewards)
@@ -231,7 +273,9 @@ def log_metrics(name: str, rows: list[Pair], rewards: np.ndarray, tracking, step
     return metrics
 
 
-def write_report(config: DictConfig, output: Path, val_rewards: np.ndarray, figures: dict, about: dict) -> None:
+def write_report(
+    config: DictConfig, output: Path, val_rewards: np.ndarray, figures: dict, about: dict, usage: str
+) -> None:
     """Write the picture and the model card."""
     history = read_history(output)
     panels = {
@@ -251,7 +295,7 @@ def write_report(config: DictConfig, output: Path, val_rewards: np.ndarray, figu
         title="Bradley-Terry reward model",
         summary="Gives a conversation one unbounded number. Of two answers to a prompt the better one scores higher: "
         "P(A better than B) = sigmoid(reward of A - reward of B). Rewards of different prompts do not compare.",
-        usage=USAGE,
+        usage=usage,
         figures=figures,
         settings=about,
         pipeline_tag="text-classification",

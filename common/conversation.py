@@ -2,14 +2,29 @@
 
 A cell may hold a native list<struct<role, content>>, JSON text of the same, or plain text. All become plain Python. A
 broken message is reported, never repaired: training would use a guessed role or an emptied content as if it were true.
+
+Exports wrap JSON in many ways: encoded twice, with a byte-order mark, inside an object or another list, as Python's
+repr. What can mean only one thing is read. Text that looks like messages and cannot be read is an error. As plain text
+it would be trained on with all its brackets, and nothing would say so.
 """
 
+import ast
 import json
 import re
+import unicodedata
 
 ROLES = ("system", "user", "assistant", "tool")
-# a list of objects, or one object that looks like a message: JSON, and an error if it is not a conversation
-JSON_CONVERSATION = re.compile(r'\s*(\[\s*\{|\{\s*"(role|content|from|messages)")')
+# text that starts like a list or an object, in quotes or not, and soon says who speaks
+LOOKS_LIKE_MESSAGES = re.compile(
+    r"""b?["'\\\s]*(\w{1,9}\(|\()?["'\\\s]*[\[{].{0,2000}?\\*["']"""
+    r"""((role|from)\\*["']\s*:\s*\\*["'](system|developer|user|human|assistant|gpt|tool|function)"""
+    r"""|(messages|conversations?)\\*["']\s*:\s*\\*["']?\[)""",
+    re.DOTALL | re.IGNORECASE,
+)
+AROUND = "\ufeff\u200b\u2060 \t\r\n"  # what exports leave around JSON; the first is the byte-order mark
+WRAPPERS = ("messages", "conversation", "conversations")  # an object's keys under which a conversation stands
+BESIDE = re.compile(r"((.*_)?(id|idx|index|uuid|hash)|source|dataset|model|lang(uage)?|(num_)?turns?)", re.IGNORECASE)
+INVISIBLE = "\u034f\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols without a glyph
 RESPONSE_FORM = '{"answer": {"role": "assistant", "content": text}}'
 
 Conversation = list[dict[str, str]]
@@ -43,9 +58,17 @@ def read_conversation(column: str, value: object) -> Conversation | str:
     if isinstance(messages, str):
         return messages
     check_last_turn(column, messages)
-    if not messages[-1]["content"].strip():
+    if is_blank(messages[-1]["content"]):
         raise BadRow(column, "empty response", messages[-1]["content"])
     return messages
+
+
+def is_blank(text: str) -> bool:
+    """Return whether nothing of a text can be seen: white space, control and zero-width characters alone."""
+    return all(
+        unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Zs", "Mn") or character in INVISIBLE
+        for character in text
+    )
 
 
 def check_last_turn(column: str, messages: Conversation) -> None:
@@ -61,14 +84,51 @@ def read_messages(column: str, value: object) -> Conversation | str:
         BadRow: not text, JSON or messages; JSON that cannot be parsed; a message without role or content; an unknown
             role; content that is not text.
     """
-    if isinstance(value, str) and not JSON_CONVERSATION.match(value):
-        if not value.strip():
+    value = unwrap(column, value)
+    if isinstance(value, str):
+        if is_blank(value):
             raise BadRow(column, "empty text")
         return check_unicode(column, value)
-    messages = read_json(column, value)
-    if not isinstance(messages, list) or not messages:
-        raise BadRow(column, "expected a list of messages, JSON text of one, or plain text", messages)
-    return [_read_message(column, position, message) for position, message in enumerate(messages)]
+    if not isinstance(value, list) or not value:
+        raise BadRow(column, "expected a list of messages, JSON text of one, or plain text", value)
+    return [_read_message(column, position, message) for position, message in enumerate(value)]
+
+
+def unwrap(column: str, value: object) -> object:
+    """Return the list of messages that a cell holds, however it is wrapped, or the cell as it is.
+
+    Raises:
+        BadRow: text that looks like messages and cannot be read; several conversations; an object that says more than
+            its messages.
+    """
+    if isinstance(value, str):
+        return _unwrap_text(column, value)
+    if isinstance(value, list) and value and all(isinstance(part, list) for part in value):
+        if len(value) > 1:
+            raise BadRow(column, "several conversations in one cell, expected one", value)
+        return unwrap(column, value[0])
+    if isinstance(value, dict) and (keys := [key for key in WRAPPERS if value.get(key)]):
+        if beside := [
+            key for key, found in value.items() if found and key not in keys[:1] and not BESIDE.fullmatch(key)
+        ]:
+            kind = f"an object with {', '.join(beside)} beside its {keys[0]}; give the messages alone"
+            raise BadRow(column, kind, value)
+        return unwrap(column, value[keys[0]])
+    return value
+
+
+def _unwrap_text(column: str, text: str) -> object:
+    bare = text.strip(AROUND)
+    if not LOOKS_LIKE_MESSAGES.match(bare):
+        return text
+    try:
+        value = json.loads(bare)
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and deep nesting
+        try:
+            value = ast.literal_eval(bare)  # Python's repr of messages
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            raise BadRow(column, "JSON that cannot be parsed", f"{error}: {text}") from error
+    return unwrap(column, value)
 
 
 def read_json(column: str, value: object) -> object:
@@ -77,7 +137,7 @@ def read_json(column: str, value: object) -> object:
         return value
     try:
         return json.loads(value)
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and deep nesting
+    except (ValueError, RecursionError) as error:
         raise BadRow(column, "JSON that cannot be parsed", f"{error}: {value}") from error
 
 

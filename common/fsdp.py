@@ -1,11 +1,14 @@
 """verl's FSDP2 engine for packed rows, on CPU and CUDA alike: what the methods' engines share.
 
-It differs from verl's own FSDP engine in four points. A micro-batch stays one row of tokens, whose sequences
-`common.attention` keeps apart. Weights are fp32 and the computation is in `mixed_precision`, on the CPU too. Dropout is
-off. And before training, random sequences are computed packed and alone: a model that mixes them up is refused.
+It differs from verl's own FSDP engine in five points. A micro-batch stays one row of tokens, whose sequences
+`common.attention` keeps apart; a model that cannot be packed gets one padded sequence per row (`common.packing`).
+Weights are fp32 and the computation is in `mixed_precision`, on the CPU too. Dropout is off, whatever it is called.
+Before training, random sequences are computed packed and alone: a model that mixes them up is refused. And the first
+step already trains: verl's warm-up starts at a rate of 0.
 """
 
 import importlib
+from inspect import signature
 
 import torch
 import torch.nn as nn
@@ -20,6 +23,15 @@ from verl.workers.engine_workers import TrainingWorker
 
 from common.attention import SEGMENT_ATTENTION, self_test
 from common.checkpoint import unwrap
+from common.packing import own_attention, without_randomness
+
+
+def pad(sequences: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return sequences one in a row, padded on the right: input_ids and attention_mask, both (sequences, longest)."""
+    lengths = torch.tensor([len(ids) for ids in sequences], device=sequences[0].device)
+    ids = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
+    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    return {"input_ids": ids, "attention_mask": mask.long()}
 
 
 class PackedEngine(FSDPEngineWithLMHead):
@@ -29,12 +41,18 @@ class PackedEngine(FSDPEngineWithLMHead):
     task_type: str  # peft's name of it
     head: str | None = None  # a small module kept in fp32 and, with LoRA, trained whole
 
+    @property
+    def packed(self) -> bool:
+        """Whether a micro-batch is one packed row; else each sequence is a row. Decided in `common.packing`."""
+        return self.model_config.override_config.get("attn_implementation") == SEGMENT_ATTENTION
+
     def _build_module(self) -> PreTrainedModel:
-        config = self.model_config.hf_config
-        config.attention_dropout = 0.0
+        config = without_randomness(self.model_config.hf_config)
+        self.model_config.hf_config = config
+        self.own_attention = own_attention(config, self.auto_class)
         options = {
             "dtype": torch.float32,
-            "attn_implementation": "sdpa",
+            "attn_implementation": self.own_attention,
             "trust_remote_code": self.model_config.trust_remote_code,
         }
         torch.manual_seed(self.engine_config.seed)  # a new head is random: same in every run, any world size
@@ -43,15 +61,35 @@ class PackedEngine(FSDPEngineWithLMHead):
         else:  # filled by broadcast from rank 0, so the checkpoint is read once
             with torch.device("meta"):
                 module = self.auto_class.from_config(config, **options)
-        for part in module.modules():
-            if isinstance(part, nn.Dropout):  # noise that differs between packed sequences would be no fair comparison
-                part.p = 0.0
-        if self.rank == 0:
-            self_test(module)
-        module.set_attn_implementation(SEGMENT_ATTENTION)
+        if self.packed and self.rank == 0:
+            try:
+                self_test(module)
+            except ValueError as error:
+                raise ValueError(f"{error} Set data.packing=padded: slower, and exact.") from error
+        if self.packed:
+            module.set_attn_implementation(SEGMENT_ATTENTION)
         if self.model_config.enable_gradient_checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
         return module
+
+    def lay_out(self, sequences: list[torch.Tensor], places: list[torch.Tensor]) -> tuple[dict, tuple]:
+        """Return padded sequences as a language model takes them, and where in its logits the wanted places are.
+
+        Args:
+            sequences: token ids.
+            places: of each sequence, after which of its tokens the logits are wanted.
+
+        Returns:
+            The model's inputs; the index of (sequences' places, vocabulary) in its logits, the sequences' in order.
+        """
+        rows = torch.repeat_interleave(torch.tensor([len(of_row) for of_row in places]))
+        wanted = torch.cat(places)
+        inputs = pad(sequences)
+        if "logits_to_keep" in signature(unwrap(self.module).forward).parameters:
+            kept = wanted.unique()
+            inputs["logits_to_keep"] = kept
+            wanted = torch.searchsorted(kept, wanted)
+        return inputs, (rows.to(wanted.device), wanted)
 
     def _build_lora_module(self, module: PreTrainedModel) -> nn.Module:
         from peft import LoraConfig, get_peft_model
@@ -86,6 +124,11 @@ class PackedEngine(FSDPEngineWithLMHead):
         apply_fsdp2(module, {**shard, "mp_policy": mixed}, self.engine_config)
         fsdp2_load_full_state_dict(module, full_state, self.device_mesh, offload)
         return module
+
+    def _build_lr_scheduler(self, optimizer):
+        scheduler = super()._build_lr_scheduler(optimizer)
+        scheduler.step()  # verl's warm-up starts at a rate of 0, so the first step would train nothing
+        return scheduler
 
     def lr_scheduler_step(self) -> float:
         """Return the rate that this step was made with; verl returns the next one."""

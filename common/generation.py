@@ -25,8 +25,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from common.base_model import cannot_load
 from common.conversation import DataError
-from common.tokenizer import cannot_load
 
 # The tags between which model families think: <think>, <seed:think>, [THINK], ◁think▷; also <|channel>thought of
 # Gemma 4, <|channel|>analysis of gpt-oss, <|open|>think of Kimi K3
@@ -48,11 +48,18 @@ class Answer(str):
         return answer
 
 
-def batches_of(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
-    """Yield lists of indices, of similar length together, each padding to at most `max_tokens`."""
+def batches_of(lengths: list[int], max_tokens: int, equal: bool = False) -> Iterator[list[int]]:
+    """Yield lists of indices, of similar length together, each padding to at most `max_tokens`.
+
+    Args:
+        equal: of equal length alone, for models that look at padding.
+    """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     while order:
-        size = max(1, max_tokens // max(1, lengths[order[0]]))
+        longest = lengths[order[0]]
+        size = max(1, max_tokens // max(1, longest))
+        if equal:
+            size = min(size, sum(lengths[index] == longest for index in order))
         yield order[:size]
         order = order[size:]
 

@@ -6,118 +6,213 @@
   `isinstance(value, list)` is false, and a reader that asks so then trains on empty text.
 - A split is made by prompt, never by row. Two answers to one prompt on two sides of a split leak the test.
 - A file is written beside its place and then moved there, so a reader never sees half of one.
+- What is in a file and is not read is named: a column `tools` that nobody looks at may be the point of the data.
 """
 
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.conversation import BadRow, DataError
+from common.conversation import BadRow, DataError, unwrap
 from common.files import write_text, written_whole
 
 BAD_ROWS_SHOWN = 5
 ROW_GROUP = 10_000  # rows; nested columns of more than 2 GB in one group cannot be read
+ROWS_LOOKED_THROUGH = 1000  # for fields of messages that are not read
+Columns = tuple[str, ...] | Callable[[list[str]], tuple[str, ...]]
+
+
+class Faults(list[str]):
+    """All that is wrong with a run's input, so that one message says it, of all files and of every kind."""
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Gather an error that ends the reading of one file, so that the other files are read too."""
+        try:
+            yield
+        except DataError as error:
+            self.append(str(error))
+
+    def raise_all(self) -> None:
+        """Raise one `DataError`, if there is any fault."""
+        if self:
+            raise DataError("\n\n".join(self))
+
+
+def report_fault(message: str, faults: Faults | None) -> None:
+    """Gather a fault, or raise it as a `DataError` if nobody gathers."""
+    if faults is None:
+        raise DataError(message)
+    faults.append(message)
 
 
 def read_rows(
     files: str | Path | Iterable[str | Path],
-    required: tuple[str, ...] | Callable[[list[str]], tuple[str, ...]],
-    optional: tuple[str, ...] = (),
+    required: Columns,
+    optional: Columns = (),
     check: Callable[[dict], dict] = lambda row: row,
     on_bad_row: str = "error",
+    faults: Faults | None = None,
+    message_fields: tuple[str, ...] = (),
 ) -> tuple[list[dict], Counter]:
-    """Read Parquet files and pass every row through `check`.
+    """Read Parquet files and pass every row through `check`. Columns that are not read are named.
 
     Args:
-        files: one path, several, or a comma-separated string of paths.
-        required, optional: columns to read; a missing optional column is left out of the rows. What is required may
-            be a function of the file's columns.
+        files: a file or a folder of them, several, or a comma-separated string of these.
+        required, optional: columns to read; a missing optional column is left out of the rows. Each may be a function
+            of the file's columns.
         check: returns the cleaned row or raises `BadRow`.
         on_bad_row: "error" or "drop".
+        faults: gathers bad rows, and the good ones are returned; None: bad rows are raised.
+        message_fields: fields of messages that `check` reads beside role and content.
 
     Returns:
         The good rows in file order, each with its origin under "source" ("train.parquet row 17", counted from 0),
         and how many rows of each kind of fault were dropped.
 
     Raises:
-        DataError: missing file, not Parquet, missing column, bad rows with on_bad_row="error", no usable row.
+        DataError: missing file, not Parquet, missing or doubled column, bad rows with on_bad_row="error", no usable
+            row.
     """
-    paths = [Path(path) for path in _as_list(files)]
+    paths = expand_paths(files)
     names = {path: path.name for path in paths}
     if len(set(names.values())) < len(paths):  # a/test.parquet and b/test.parquet
         names = {path: str(path) for path in paths}
-    rows = [
-        {**values, "source": f"{names[path]} row {number}"}
-        for path in paths
-        for number, values in enumerate(_read_columns(path, required, optional))
-    ]
-    rows, dropped = check_rows(rows, check, on_bad_row)
-    if not rows:
+    rows, unread = [], {}
+    for path in paths:
+        columns, left = _choose_columns(path, required, optional)
+        read = _read_columns(path, columns)
+        left += [f"{field} (of messages)" for field in unread_fields(read, columns, message_fields)]
+        unread.setdefault(tuple(left), names[path])
+        rows += [{**values, "source": f"{names[path]} row {number}"} for number, values in enumerate(read)]
+    for left, name in unread.items():
+        if left:
+            print(f"{name}: not read, so no model sees it: {', '.join(left)}")
+    rows, dropped = check_rows(rows, check, on_bad_row, faults)
+    if not rows and not faults:
         raise DataError(f"{', '.join(map(str, paths))}: no usable row{fate_of(dropped)}")
     return rows, dropped
 
 
-def check_rows(rows: list[dict], check: Callable[[dict], dict], on_bad_row: str) -> tuple[list[dict], Counter]:
-    """Pass every row through `check`; raise one `DataError` for all bad rows, or drop and count them."""
+def check_rows(
+    rows: list[dict], check: Callable[[dict], dict], on_bad_row: str, faults: Faults | None = None
+) -> tuple[list[dict], Counter]:
+    """Pass every row through `check`. Report all bad rows in one message, or drop and count them.
+
+    Returns:
+        The good rows, and how many rows of each kind of fault were dropped.
+
+    Raises:
+        DataError: bad rows with on_bad_row="error", unless `faults` gathers them.
+    """
     if on_bad_row not in ("error", "drop"):
         raise DataError(f"data.on_bad_row={on_bad_row!r}: expected 'error' or 'drop'")
-    good, faults = [], []
+    good, bad = [], []
     for row in rows:
         try:
             good.append({**check(row), "source": row["source"]})
         except BadRow as fault:
-            faults.append((row["source"], fault))
-    kinds = Counter(f"column '{fault.column}': {fault.kind}" for _, fault in faults)
-    if faults and on_bad_row == "error":
-        raise DataError(_report_bad_rows(len(rows), faults, kinds))
+            bad.append((row["source"], fault))
+    kinds = Counter(f"column '{fault.column}': {fault.kind}" for _, fault in bad)
+    if bad and on_bad_row == "error":
+        report_fault(_report_bad_rows(len(rows), bad, kinds), faults)
+        return good, Counter()
     return good, kinds
 
 
-def _as_list(files) -> list:
+def expand_paths(files: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return the paths that are named; a folder stands for all Parquet files in it, at any depth.
+
+    Raises:
+        DataError: a folder without a Parquet file.
+    """
     if isinstance(files, str):
-        return [part.strip() for part in files.split(",")]
-    return [files] if isinstance(files, Path) else list(files)
+        files = [files] if Path(files).exists() else [part.strip() for part in files.split(",")]
+    elif isinstance(files, Path):
+        files = [files]
+    paths = []
+    for path in map(Path, files):
+        if path.is_dir():
+            inside = sorted(found for found in path.rglob("*.parquet") if not found.name.startswith((".", "_")))
+            if not inside:
+                raise DataError(f"{path}: a folder without any .parquet file. Name the folder that holds the files.")
+            paths += inside
+        else:
+            paths.append(path)
+    return paths
 
 
 def column_names(path: Path) -> list[str]:
-    """Return the names of a Parquet file's columns; raise `DataError` if it is not one."""
+    """Return the names of a Parquet file's columns.
+
+    Raises:
+        DataError: no such file, not Parquet, or two columns of one name.
+    """
     if not path.is_file():
         raise DataError(
             f"{path}: no such file (looked in {Path.cwd()}). Make one with prepare_data.py, or correct the path."
         )
     try:
-        return pq.read_schema(path).names
+        names = pq.read_schema(path).names
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a Parquet file ({error}). Convert it with prepare_data.py.") from error
+    if doubled := [repr(name) for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{path}: more than one column is called {', '.join(doubled)}. Rename or take out the others.")
+    return names
 
 
-def _read_columns(path: Path, required, optional: tuple[str, ...]) -> list[dict]:
+def _choose_columns(path: Path, required: Columns, optional: Columns) -> tuple[list[str], list[str]]:
+    """Return which columns of a file are read, and which are not."""
     names = column_names(path)
-    required = required(names) if callable(required) else required
+    required, optional = (columns(names) if callable(columns) else columns for columns in (required, optional))
     missing = [name for name in required if name not in names]
     if missing:
         raise DataError(
             f"{path}: column {', '.join(map(repr, missing))} is missing; the file has "
             f"{', '.join(map(repr, names))}. Rename the column or convert the file with prepare_data.py."
         )
-    try:
-        return pq.read_table(path, columns=[name for name in (*required, *optional) if name in names]).to_pylist()
+    return [name for name in names if name in required or name in optional], [
+        name for name in names if name not in required and name not in optional
+    ]
+
+
+def _read_columns(path: Path, columns: list[str]) -> list[dict]:
+    try:  # the file alone: pq.read_table would add what the names of its folders say (lang=de/)
+        return pq.ParquetFile(path).read(columns).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a Parquet file that can be read to its end ({error}). Write it again.") from error
 
 
-def _report_bad_rows(total: int, faults: list[tuple[str, BadRow]], kinds: Counter) -> str:
+def unread_fields(rows: list[dict], columns: Iterable[str], read: Iterable[str]) -> list[str]:
+    """Return the fields of messages, beside role, content and those read, that say something in the first rows."""
+    found = set()
+    for row in rows[:ROWS_LOOKED_THROUGH]:
+        for column in columns:
+            try:
+                messages = unwrap(column, row[column])
+            except BadRow:  # reported when the row is checked
+                continue
+            for message in messages if isinstance(messages, list) else ():
+                if isinstance(message, dict) and "role" in message:
+                    found |= {field for field, value in message.items() if value not in (None, "", [], {})}
+    return sorted(found - {"role", "content", *read})
+
+
+def _report_bad_rows(total: int, bad: list[tuple[str, BadRow]], kinds: Counter) -> str:
     shown = [
-        f"  {source}, column '{fault.column}': {fault.kind}{fault.found}" for source, fault in faults[:BAD_ROWS_SHOWN]
+        f"  {source}, column '{fault.column}': {fault.kind}{fault.found}" for source, fault in bad[:BAD_ROWS_SHOWN]
     ]
-    more = [f"  … and {len(faults) - BAD_ROWS_SHOWN} more"] if len(faults) > BAD_ROWS_SHOWN else []
-    head, counts = f"{len(faults)} of {total} rows cannot be used:", f"In all: {list_counts(kinds)}."
+    more = [f"  … and {len(bad) - BAD_ROWS_SHOWN} more"] if len(bad) > BAD_ROWS_SHOWN else []
+    head, counts = f"{len(bad)} of {total} rows cannot be used:", f"In all: {list_counts(kinds)}."
     remedy = "Fix these rows, or drop them with data.on_bad_row=drop (--on-bad-row drop, on_bad_row='drop')."
+    if len(bad) == total > 1:
+        remedy = "Not one row can be used: is this the right file, and the right --source?"
     return "\n".join([head, *shown, *more, counts, remedy])
 
 
@@ -129,6 +224,15 @@ def fate_of(dropped: Counter) -> str:
 def list_counts(kinds: Counter) -> str:
     """Return counts as text, the largest first: "3 x ties; 1 x empty response"."""
     return "; ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+
+
+def left_out_figures(left_out_of: dict[str, Counter]) -> dict[str, str]:
+    """Return what stands beside the figures of held-out rows if some of these were left out: of how many they are."""
+    return {
+        f"{name}/left_out_or_cut": f"{counts.total()} rows: {list_counts(counts)}"
+        for name, counts in left_out_of.items()
+        if counts and name != "train"
+    }
 
 
 def split_by_prompt(

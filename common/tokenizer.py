@@ -1,91 +1,202 @@
-"""A model's tokenizer, with a pad token of its own, and an early error if the model cannot be used."""
+"""A model's tokenizer, made fit for training and for what comes after it.
+
+- A pad token of its own. A served reward is read at the last token that is not padding, so pad is never the end token.
+- One chat template. A date in it is fixed, its switches are written into it, and for a reward model it ends where the
+  turn ends: what the checkpoint carries renders the same text on any day, for anyone.
+- Text goes to tokens in one place, the same for training and scoring: the special tokens that a tokenizer adds stand
+  once, and a token that the model has no embedding for is found here, not by a worker.
+"""
 
 import json
-import os
-from pathlib import Path
+import re
+from datetime import date
 
-from omegaconf import DictConfig
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+import jinja2
+import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from common.conversation import DataError
-from common.files import tails_digest
+from common.conversation import BadRow, Conversation, DataError
 
 # in order of preference: from the vocabularies of Llama 3, of Qwen, whose base models also end with <|endoftext|>, …
-PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|fim_pad|>", "<pad>", "[PAD]", "<unk>")
+PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|fim_pad|>", "<pad>", "[PAD]")
+CALLED_PAD = re.compile(r"\W*_?pad(ding)?_?\W*", re.IGNORECASE)  # <|padding|>, <｜▁pad▁｜>
+NEVER_USED = re.compile(r"\W*(reserved|unused|extra)\w*\W*", re.IGNORECASE)  # <|reserved_special_token_0|>
+# what a template may raise: its own refusals, and Python's errors about what a message lacks
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
+A_DAY = date(2024, 7, 26)  # what Llama 3's template writes where it cannot ask for the date
+CALL_OF_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+MARKER = "what-the-assistant-says-7f3a"  # in no template by chance
 
 
-def load_tokenizer(model: DictConfig) -> tuple[str, PreTrainedTokenizerBase]:
-    """Return a name that no other model shares, and the tokenizer with a pad token of its own.
-
-    A folder in `model.path` becomes absolute: workers run elsewhere and would take "outputs/model" for a hub id.
+def render(tokenizer: PreTrainedTokenizerBase, messages: Conversation, column: str, **options) -> str:
+    """Return a conversation through the chat template.
 
     Raises:
-        DataError: the model cannot be loaded or has not one label.
+        BadRow: about `column`: the template refuses the conversation, or cannot render it.
     """
-    path = os.path.expanduser(model.path)
-    if os.path.isdir(path):
-        model.path = path = os.path.abspath(path)
-    elif path.startswith((".", "/")) or path.count("/") != 1:
-        raise DataError(f"model.path={model.path}: no such folder. Set MODEL_PATH to a model's folder or hub id.")
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        where = "" if os.path.isdir(path) else f" (there is no folder {os.path.abspath(path)}, so a hub id was assumed)"
-        raise DataError(f"model.path={model.path}: cannot be loaded{where}: {error}") from error
-    architecture = (config.architectures or ["unknown"])[0]
-    if not hasattr(config, "num_hidden_layers"):
-        raise DataError(f"model.path={model.path}: {architecture} is not a plain text model; choose a text-only one")
-    if architecture.endswith("ForSequenceClassification") and config.num_labels != 1:
-        raise DataError(f"model.path={model.path}: a classifier with {config.num_labels} labels; a reward has one")
-    ensure_pad_token(tokenizer)
-    shape = f"{config.num_hidden_layers} layers x {config.hidden_size}"
-    return f"{architecture}, {shape}, {_weights_digest(Path(path)) if os.path.isdir(path) else path}", tokenizer
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except TEMPLATE_ERRORS as error:
+        kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+        raise BadRow(column, f"the model's chat template refuses the conversation: {kind}{error}") from error
 
 
-def cannot_load(name: str, error: Exception, remedy: str) -> DataError:
-    """Return the error for a model or tokenizer that cannot be loaded: its cause, and what to do."""
-    cause = error if Path(name).is_dir() else "there is no folder of that name, so a hub id was assumed"
-    return DataError(f"{name}: cannot be loaded ({cause}). {remedy}")
+def choose_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
+    """Make the tokenizer's chat template the one of that name, or its only or default one.
 
-
-def _weights_digest(folder: Path) -> str:
-    return f"weights {tails_digest([*folder.glob('*.safetensors'), *folder.glob('*.bin')])}"
+    Raises:
+        DataError: several templates and none chosen, or none of that name.
+    """
+    templates = tokenizer.chat_template
+    if not isinstance(templates, dict):
+        if name is not None:
+            raise DataError(f"data.chat_template={name}: the tokenizer has no named chat templates; leave it out")
+        return
+    chosen = "default" if name is None else name
+    if chosen not in templates:
+        names = ", ".join(sorted(templates))
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has several chat templates, {names}, and none called {chosen}. "
+            "Choose one: data.chat_template=NAME"
+        )
+    tokenizer.chat_template = templates[chosen]
 
 
 def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict, setting: str) -> None:
     """Write the chat template's own switches into the template, so that everyone who loads the model uses them too.
 
+    A template that writes today's date gets a fixed one: training, resuming and scoring would differ from day to day.
+
     Args:
         setting: what the switches are called in the method's config.
     """
-    if "strftime_now" in str(tokenizer.chat_template) and "date_string" not in options:
-        print("the chat template writes today's date, so a run that is resumed tomorrow would be another run. If it")
-        print(f"has a date_string (Llama 3), set it: '{setting}={{date_string: 26 Jul 2024}}'")
+    template = tokenizer.chat_template
+    if not template:
+        return
+    if "strftime_now" in template:
+        template = fix_date(template)
+        if "date_string" not in options:
+            print(f"the chat template writes today's date; here and in the checkpoint it is always {A_DAY:%d %b %Y}.")
+            print(f"Another one, if the template has a date_string: '{setting}={{date_string: {A_DAY:%d %b %Y}}}'")
     values = {name: "none" if value is None else json.dumps(value) for name, value in options.items()}
     head = "".join(f"{{%- set {name} = {value} %}}\n" for name, value in values.items())
-    if head and isinstance(tokenizer.chat_template, dict):
-        tokenizer.chat_template = {name: head + text for name, text in tokenizer.chat_template.items()}
-    elif head and tokenizer.chat_template:
-        tokenizer.chat_template = head + tokenizer.chat_template
+    tokenizer.chat_template = head + template
 
 
-def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer a pad token that is not its end token.
+def fix_date(template: str) -> str:
+    """Return a chat template that writes `A_DAY` where it would write today's date."""
+    fixed = CALL_OF_DATE.sub(lambda call: json.dumps(A_DAY.strftime(call[2])), template)
+    if "strftime_now(" in fixed:  # with a format that is computed
+        fixed = f"{{%- macro strftime_now(format) -%}}{A_DAY:%d %b %Y}{{%- endmacro -%}}\n{fixed}"
+    return fixed
+
+
+def end_at_turn(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a rendered conversation end with the token that ends the assistant's turn.
+
+    Most templates write a line break behind it, some also the end of the text. A policy that is rewarded stops at the
+    end of its turn, so its tokens lack what follows, and a reward read at another token is another reward.
+    """
+    if not tokenizer.chat_template:
+        return
+    question_and_answer = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARKER}]
+    try:
+        tail = render(tokenizer, question_and_answer, "messages").rpartition(MARKER)[2]
+    except BadRow as fault:
+        raise DataError(f"{tokenizer.name_or_path}: a question and an answer: {fault.kind}") from fault
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    found = [(tail.index(token), -len(token)) for token in special if token in tail]
+    start, length = min(found, default=(len(tail.rstrip()), 0))
+    if behind := tail[start - length :]:
+        tokenizer.chat_template = (
+            "{%- set whole -%}\n" + tokenizer.chat_template + "\n{%- endset -%}\n"
+            f"{{{{- whole[:-{len(behind)}] if whole.endswith({json.dumps(behind)}) else whole -}}}}"
+        )
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, embeddings: int, wanted: str | None = None) -> None:
+    """Give the tokenizer a pad token that is not its end token and that the model has an embedding for.
 
     A served reward model reads the last token that is not padding. If pad and end are one token, that is the token
     before the end, and every served reward is wrong.
 
+    Args:
+        embeddings: how many tokens the model knows.
+        wanted: the user's choice, `data.pad_token`.
+
     Raises:
-        DataError: no candidate is in the vocabulary.
+        DataError: the wanted token cannot be used, or none is wanted and the vocabulary has no candidate.
     """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+    vocabulary = {token: number for token, number in tokenizer.get_vocab().items() if number < embeddings}
+    vocabulary.pop(tokenizer.eos_token, None)
+    if wanted is not None:
+        if wanted not in vocabulary:
+            why = "it ends texts" if wanted == tokenizer.eos_token else "the model has no such token"
+            raise DataError(f"data.pad_token={wanted}: {why}. For example: data.pad_token='{_rarest(vocabulary)}'")
+        tokenizer.pad_token = wanted
         return
-    vocabulary = tokenizer.get_vocab()
-    fitting = [token for token in PAD_CANDIDATES if token in vocabulary and token != tokenizer.eos_token]
+    if tokenizer.pad_token in vocabulary:
+        return
+    added = sorted(tokenizer.added_tokens_decoder.items())
+    named = [
+        token.content for pattern in (CALLED_PAD, NEVER_USED) for _, token in added if pattern.fullmatch(token.content)
+    ]
+    others = [tokenizer.unk_token, tokenizer.bos_token]  # no text ends with them
+    fitting = [token for token in (*PAD_CANDIDATES, *named, *others) if token in vocabulary]
     if not fitting:
         raise DataError(
-            f"{tokenizer.name_or_path}: the tokenizer has no pad token of its own (pad {tokenizer.pad_token!r}, end "
-            f"{tokenizer.eos_token!r}). Set pad_token in its tokenizer_config.json to a token that ends no text."
+            f"{tokenizer.name_or_path}: the tokenizer has no pad token that can be used (pad {tokenizer.pad_token!r}, "
+            f"end {tokenizer.eos_token!r}, {embeddings} embeddings). Name a token of its vocabulary with which no text "
+            f"ends, for example data.pad_token='{_rarest(vocabulary)}'"
         )
     tokenizer.pad_token = fitting[0]
+
+
+def _rarest(vocabulary: dict[str, int]) -> str:
+    """Return a plain token that was merged late, so few texts hold it."""
+    plain = [token for token in vocabulary if token.isascii() and token.isalpha()]
+    return max(plain or vocabulary, key=vocabulary.get)
+
+
+def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> list[np.ndarray]:
+    """Return the tokens of each text: (tokens,) int32.
+
+    Args:
+        special_tokens: add those that the tokenizer adds to plain text. A text that has them already gets no second
+            ones.
+    """
+    rows = tokenizer(texts, add_special_tokens=special_tokens)["input_ids"]
+    if special_tokens:
+        before, after = _added_tokens(tokenizer)
+        for number, ids in enumerate(rows):
+            if before and ids[: 2 * len(before)] == before * 2:
+                ids = ids[len(before) :]
+            if after and ids[-2 * len(after) :] == after * 2:
+                ids = ids[: -len(after)]
+            rows[number] = ids
+    return [np.asarray(ids, dtype=np.int32) for ids in rows]
+
+
+def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer puts before and behind a plain text."""
+    ids, plain = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
+    start = next(place for place in range(len(ids)) if ids[place : place + len(plain)] == plain)
+    return ids[:start], ids[start + len(plain) :]
+
+
+def check_tokens(column: str, ids: np.ndarray, text: str, tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:
+    """Raise `BadRow` if a text holds a token that the model has no embedding for."""
+    beyond = np.flatnonzero(ids >= embeddings)
+    if len(beyond):
+        token = tokenizer.convert_ids_to_tokens(int(ids[beyond[0]]))
+        kind = f"a token that the model has no embedding for: {token!r} is number {ids[beyond[0]]}, of {embeddings}"
+        raise BadRow(
+            column, f"{kind}. Take it out of the text, or choose the model that this tokenizer belongs to", text
+        )
+
+
+def check_end(column: str, ids: np.ndarray, text: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `BadRow` if a text has no tokens or ends in the pad token: a reward is read at the last other token."""
+    if not len(ids) or ids[-1] == tokenizer.pad_token_id:
+        kind = f"the text ends in the pad token {tokenizer.pad_token!r}, where no reward is read"
+        raise BadRow(column, f"{kind}. Take the token away, or name another one: data.pad_token=TOKEN", text)

@@ -65,30 +65,41 @@ def _free_port() -> int:
 
 
 def balance(rows: list, workers: int) -> list:
-    """Order a batch so that each worker's equal share of rows has about the same number of `row.tokens`."""
+    """Order a batch so that each worker's equal share of rows has about the same number of `row.tokens`.
+
+    A share's longest rows stand first: where rows are padded, those of similar length are padded together.
+    """
     from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
     parts = get_seqlen_balanced_partitions([row.tokens for row in rows], workers, equal_size=True)
-    return [rows[index] for part in parts for index in part]
+    return [rows[index] for part in parts for index in sorted(part, key=lambda index: -rows[index].padded_tokens)]
 
 
-def make_batch(rows: list, collate: Callable[[list], dict], max_tokens: int, **settings):
+def make_batch(rows: list, collate: Callable[[list], dict], max_tokens: int, workers: int, packed: bool, **settings):
     """Make what verl sends to the workers: the collated rows, and what its engine asks for beside the tensors.
 
     Args:
         max_tokens: tokens per micro-batch.
+        packed: fill micro-batches by their tokens; else each has as many rows as fit, were all as long as the longest.
         settings: verl's switches for this call, `update_lr_scheduler` or `compute_loss`.
     """
     from tensordict.tensorclass import NonTensorData
     from verl.utils import tensordict_utils as tu
 
     settings |= {
-        "use_dynamic_bsz": True,
+        "use_dynamic_bsz": packed,
         "max_token_len_per_gpu": max_tokens,
+        "micro_batch_size_per_gpu": rows_that_fit(rows, max_tokens, workers),
         "global_batch_size": len(rows),
         "global_token_num": NonTensorData([row.tokens for row in rows]),
     }
     return tu.get_tensordict(collate(rows), settings)
+
+
+def rows_that_fit(rows: list, max_tokens: int, workers: int) -> int:
+    """Return how many padded rows make a micro-batch of at most `max_tokens`; it divides each worker's share."""
+    share, most = len(rows) // workers, max_tokens // max(row.padded_tokens for row in rows)
+    return max(size for size in range(1, share + 1) if share % size == 0 and size <= max(1, most))
 
 
 def train_batch(worker_group, batch, rows: list, step: int) -> tuple[dict[str, float], dict[str, float]]:

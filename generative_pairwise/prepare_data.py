@@ -29,13 +29,12 @@ from common.conversation import (
     BadRow,
     Conversation,
     DataError,
-    check_last_turn,
     read_marked_turns,
-    read_messages,
     read_transcript,
 )
 from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
 from common.judging.prompts import read_rubric
+from common.pairs import optional_columns, read_pair
 from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
 from common.sources import load_source
 
@@ -70,11 +69,10 @@ def number(column: str, value: object) -> float:
 
 def chosen_and_rejected(row: dict, preferred: str = "A", strength: float | None = None) -> dict:
     """Return two conversations that differ in the last turn alone as a labelled row, `chosen` as response A."""
-    chosen, rejected = (read_messages(side, row[side]) for side in ("chosen", "rejected"))
-    if isinstance(chosen, str) or isinstance(rejected, str) or chosen[:-1] != rejected[:-1] or not chosen[:-1]:
-        raise BadRow("rejected", "expected the conversation of `chosen`, but for the last turn", row["rejected"])
-    check_last_turn("chosen", chosen)
-    check_last_turn("rejected", rejected)
+    wanted = ("chosen", "rejected", *optional_columns(list(row)))
+    chosen, rejected = read_pair({name: row[name] for name in wanted if name in row})
+    if isinstance(chosen, str):
+        raise BadRow("chosen", "expected a conversation, found plain text", chosen)
     return compared(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], preferred, strength)
 
 
@@ -108,6 +106,8 @@ def from_helpsteer3(row: dict) -> dict:
 def from_ultrafeedback(row: dict) -> dict:
     """GPT-4's scores; pairs of equal score are ties."""
     chosen, rejected = (number(column, row[column]) for column in ("score_chosen", "score_rejected"))
+    if chosen < rejected:
+        raise BadRow("score_chosen", "chosen is scored below rejected", [chosen, rejected])
     return chosen_and_rejected(row, *signed("score_rejected", rejected - chosen))
 
 

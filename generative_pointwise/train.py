@@ -17,16 +17,18 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayActorError, RayTaskError
+from transformers import AutoModelForCausalLM
 
 from common import cluster
+from common.base_model import load_base
 from common.checkpoint import CheckpointError, check_resume, claim_folder
 from common.conversation import DataError
 from common.files import content_digest
 from common.grpo import preflight
 from common.judging.prompts import digest_prompts, measure_rows, store_rubric
+from common.packing import PACKED, attention_of, choose_packing
 from common.parquet import report_leak, split_by_prompt
 from common.report import draw, format_value, read_history, training_curves, write_model_card
-from common.tokenizer import load_tokenizer, set_template_options
 
 from .dataset import load_rows, prompt_of, report_rows, write_for_verl
 from .prompt import FRAME, VERDICTS, parse, write
@@ -63,16 +65,19 @@ def main(config: DictConfig) -> None:
 
 def train(config: DictConfig) -> None:
     # 1. Check the input
-    model_name, tokenizer = load_tokenizer(config.actor_rollout_ref.model)
-    options = OmegaConf.to_container(config.data.apply_chat_template_kwargs)
-    set_template_options(tokenizer, options, "data.apply_chat_template_kwargs")
+    model, options = config.actor_rollout_ref.model, "data.apply_chat_template_kwargs"
+    base = load_base(model, config.data, AutoModelForCausalLM, options)
+    tokenizer = base.tokenizer
     right = write(VERDICTS[0], "because")
     preflight.check_vocabulary(tokenizer, right, parse)
     preflight.check_reward(config, __package__, right, VERDICTS[0])
     rows_of, left_out = read_data(config, tokenizer)
     train_rows = rows_of["train"]
     show_first(train_rows[0], tokenizer)
-    preflight.check_settings(config, len(train_rows))
+    preflight.check_settings(config, len(train_rows), base.longest)
+
+    packing = choose_packing(base.config, AutoModelForCausalLM, config.data.packing, model.path)
+    model.override_config.attn_implementation = attention_of(packing, base.config, AutoModelForCausalLM)
 
     # 2. Join or start Ray
     trainer, cores = config.trainer, preflight.cores_of(config)
@@ -82,14 +87,16 @@ def train(config: DictConfig) -> None:
     output = Path(trainer.output).absolute()
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
-    check_resume(output, identity(config, model_name, tokenizer, rows_of, workers), trainer.resume_mode)
+    check_resume(output, identity(config, base.name, tokenizer, rows_of, workers), trainer.resume_mode)
     OmegaConf.save(config, output / "settings.yaml")
 
     # 3. Hand over to verl
     tokenizer.save_pretrained(output / "tokenizer")
     files = {name: write_for_verl(rows, output / "rows" / f"{name}.parquet") for name, rows in rows_of.items()}
     config = preflight.fill_in(config, __package__, output, files, len(train_rows), device, per_node)
-    keep_groups = preflight.keeps_groups(config, max(row["tokens"] for row in train_rows))
+    keep_groups = packing == PACKED and preflight.keeps_groups(config, max(row["tokens"] for row in train_rows))
+    if packing != PACKED:
+        preflight.pad_rows(config, workers)
     cluster.check_platform(device)
     from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
@@ -105,7 +112,7 @@ def train(config: DictConfig) -> None:
     best = json.loads((output / BEST).read_text())
     figures = {"best step": best.pop("step"), **best}
     chosen = "the best on the validation rows" if figures["best step"] else "the one that training started from"
-    about = {"base model": model_name, "training prompts": len(train_rows), "left out": dict(left_out)}
+    about = {"base model": base.name, "training prompts": len(train_rows), "left out": dict(left_out)}
     write_report(config, output / CHECKPOINT, figures, about | {"policy": chosen})
     write_report(config, output / LAST, last, about | {"policy": "the last one"})
     store_rubric([output / folder for folder in (CHECKPOINT, LAST, "tokenizer")], train_rows)
@@ -155,6 +162,7 @@ def identity(config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, 
         **{f"{name} prompts": f"{len(rows)}, digest {digest_prompts(rows)}" for name, rows in rows_of.items()},
         "reward": OmegaConf.to_container(config.reward.custom_reward_function),
         "workers": workers,
+        "attention": policy.model.override_config.attn_implementation,
         **{f"data.{name}": data[name] for name in ("train_batch_size", "max_prompt_length", "max_response_length")},
         **{f"rollout.{name}": policy.rollout[name] for name in ("name", "n", "temperature", "top_p", "top_k")},
         **{f"actor.{name}": policy.actor[name] for name in losses},

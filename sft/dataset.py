@@ -11,6 +11,7 @@ cuts conversations in two to fill rows of equal length; here each stays whole, a
 import hashlib
 import json
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -19,8 +20,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from common.conversation import BadRow, Conversation, DataError, check_last_turn, read_messages
-from common.parquet import check_rows, list_counts, read_rows
+from common.conversation import BadRow, Conversation, DataError, check_last_turn, is_blank, read_messages, unwrap
+from common.pairs import add_system, check_held, prompt_columns
+from common.parquet import Faults, check_rows, list_counts, read_rows, report_fault
+from common.tokenizer import check_tokens, render
 
 from .turns import find_seam, find_turns, mask_turns, special_tokens
 
@@ -29,6 +32,7 @@ TURNS = ("all", "last")
 NOT_GENERATED = "an earlier turn that the generation prompt would begin otherwise, not trained on"
 NOT_SHOWN = "an earlier turn whose thinking the chat template leaves out"
 THINK_TAGS = {"<think>", "</think>"}  # special in some vocabularies, and an answer's own
+WEIGHTS = ("weight", "train", "loss")  # of a message: 0 or false leaves an assistant's turn out of the training
 TOKENIZE_AT_ONCE = 512  # rows per call of the tokenizer, which spreads a call over all cores
 
 
@@ -46,28 +50,66 @@ class Example:
         return len(self.ids)
 
     @property
+    def padded_tokens(self) -> int:
+        """Tokens of its padded row, for a model that cannot be packed."""
+        return len(self.ids)
+
+    @property
     def end_of_turn(self) -> int:
         """The token that ends the assistant's last turn."""
         return int(self.ids[np.flatnonzero(self.mask)[-1]])
 
 
 def check_conversation(row: dict) -> dict:
-    """Read one row's `messages`; raise `BadRow` if there is nothing to learn from."""
+    """Read one row's `messages`; raise `BadRow` if there is nothing to learn from.
+
+    Returns:
+        The messages; and under "trained", for each assistant turn, whether it is trained on.
+    """
     messages = read_messages("messages", row["messages"])
     if isinstance(messages, str):
         raise BadRow("messages", "expected a list of messages or JSON text of one, found plain text", messages)
+    trained = read_weights(unwrap("messages", row["messages"]))
     answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
     if not answers:
         raise BadRow("messages", "no assistant turn", messages)
     check_last_turn("messages", messages)
-    if not all(answer.strip() for answer in answers):
+    if any(is_blank(answer) for answer in answers):
         raise BadRow("messages", "an empty assistant turn")
-    return {"messages": messages}
+    if not any(trained):
+        raise BadRow("messages", f"no assistant turn is trained on: all have {', '.join(WEIGHTS)} of 0 or false")
+    if row.get("system"):
+        messages = add_system(row["system"], "messages", messages)
+    for column in prompt_columns(list(row)):
+        if column not in ("messages", "system"):
+            check_held(column, row[column], messages)
+    return {"messages": messages, "trained": trained}
 
 
-def load_conversations(files, on_bad_row: str = "error") -> tuple[list[dict], Counter]:
+def read_weights(messages: list[dict]) -> list[bool]:
+    """Return for each assistant turn whether it is trained on: not if its `weight`, `train` or `loss` is 0 or false.
+
+    Raises:
+        BadRow: another weight than 0 and 1; two that contradict each other; a turn of someone else to train on.
+    """
+    trained = []
+    for message in messages:
+        found = {name: message[name] for name in WEIGHTS if message.get(name) is not None}
+        if any(not isinstance(weight, bool | int | float) or weight not in (0, 1) for weight in found.values()):
+            raise BadRow("messages", "a turn's weight is 0 or 1, or false or true", found)
+        if len(set(map(bool, found.values()))) > 1:
+            raise BadRow("messages", "weights of a turn that contradict each other", found)
+        wanted = all(found.values())
+        if message["role"] == "assistant":
+            trained.append(wanted)
+        elif found and wanted:
+            raise BadRow("messages", f"a turn of the {message['role']} to train on; only the assistant's are", found)
+    return trained
+
+
+def load_conversations(files, on_bad_row: str = "error", faults: Faults | None = None) -> tuple[list[dict], Counter]:
     """Read and check conversations; see `common.parquet.read_rows` for arguments and errors."""
-    return read_rows(files, ("messages",), (), check_conversation, on_bad_row)
+    return read_rows(files, ("messages",), prompt_columns, check_conversation, on_bad_row, faults, WEIGHTS)
 
 
 def prompt_of(row: dict) -> str:
@@ -82,6 +124,8 @@ def encode_conversations(
     truncation: str,
     on_bad_row: str = "error",
     turns: str = "all",
+    embeddings: int = sys.maxsize,
+    faults: Faults | None = None,
 ) -> tuple[list[Example], Counter]:
     """Render, tokenise, mask and cut all conversations.
 
@@ -91,12 +135,15 @@ def encode_conversations(
         truncation: what happens to longer ones. "error"; "drop"; "left" cuts the start, trains on the assistant turns
             that are still whole, and drops a conversation that has none left.
         turns: "all" assistant turns are trained on, or the "last" one of each conversation.
+        embeddings: how many tokens the model knows; a conversation with another one is a bad row.
+        faults: gathers what would be raised about rows.
 
     Returns:
         The examples, and a count of what was dropped or cut.
 
     Raises:
-        DataError: no chat template; a conversation too long with truncation="error"; no conversation left.
+        DataError: no chat template, or a tokenizer that does not say where tokens stand; bad rows; a conversation too
+            long with truncation="error"; no conversation left.
     """
     if truncation not in TRUNCATIONS:
         raise DataError(f"data.truncation={truncation!r}: expected one of {', '.join(TRUNCATIONS)}")
@@ -106,45 +153,61 @@ def encode_conversations(
         raise DataError(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template. Put a chat_template.jinja beside the model."
         )
-    rows, counts = find_all_turns(rows, tokenizer, turns, on_bad_row)
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"{tokenizer.name_or_path}: {type(tokenizer).__name__} does not say where in the text a token stands, so "
+            "the assistant's turns cannot be found. Choose a model with a fast tokenizer (tokenizer.json)."
+        )
+    rows, counts = find_all_turns(rows, tokenizer, turns, on_bad_row, faults)
     tokenise(rows, tokenizer)
     end_ids = np.array(list(special_tokens(tokenizer).values()))
-    rows, endless = check_rows(rows, lambda row: {**row, "mask": mask_turns(row, end_ids)}, on_bad_row)
+
+    def add_mask(row: dict) -> dict:
+        check_tokens("messages", row["ids"], row["text"], tokenizer, embeddings)
+        return {**row, "mask": mask_turns(row, end_ids)}
+
+    rows, endless = check_rows(rows, add_mask, on_bad_row, faults)
     examples = [Example(row["ids"], row["mask"], row["source"]) for row in rows]
-    examples, shortened = shorten(examples, max_length, truncation, tokenizer.bos_token_id)
+    examples, shortened = shorten(examples, max_length, truncation, tokenizer.bos_token_id, faults)
     counts += endless + shortened
-    if not examples:
+    if not examples and not faults:
         raise DataError(f"no usable conversation: {list_counts(counts)}")
     return examples, counts
 
 
 def find_all_turns(
-    rows: list[dict], tokenizer: PreTrainedTokenizerBase, turns: str, on_bad_row: str
+    rows: list[dict], tokenizer: PreTrainedTokenizerBase, turns: str, on_bad_row: str, faults: Faults | None = None
 ) -> tuple[list[dict], Counter]:
     """Add to each row its rendered "text" and the "spans" in it that are trained on; count what is left out."""
     special = sorted(special_tokens(tokenizer).keys() - THINK_TAGS, key=len, reverse=True)
     a_special_token = re.compile("|".join(map(re.escape, special)) or "(?!)")  # (?!) is found nowhere
     unused = Counter()
 
-    def render(messages: Conversation, **options) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    def rendered(messages: Conversation, **options) -> str:
+        return render(tokenizer, messages, "messages", **options)
 
-    seam = find_seam(render)
+    seam = find_seam(rendered)
 
     def find(row: dict) -> dict:
         for turn in row["messages"]:
             if found := a_special_token.search(turn["content"]):
                 raise BadRow("messages", f"a message holds the model's special token {found[0]!r}", turn["content"])
-        text, spans = find_turns(row["messages"], render, *seam)
+        text, spans = find_turns(row["messages"], rendered, *seam)
         answers = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
+        wanted = row.get("trained") or [True] * len(answers)
         if turns == "last":
-            answers, spans = answers[-1:], spans[-1:]
+            wanted = [False] * (len(answers) - 1) + wanted[-1:]
+        spans = [span for span, is_wanted in zip(spans, wanted) if is_wanted]
+        answers = [answer for answer, is_wanted in zip(answers, wanted) if is_wanted]
         thoughts = [answer.rpartition("</think>")[0].removeprefix("<think>").strip() for answer in answers]
-        unused[NOT_GENERATED] += len(answers) - len(spans)
+        unused[NOT_GENERATED] += sum(span is None for span in spans)
         unused[NOT_SHOWN] += sum(thought not in text for thought in thoughts)
+        spans = [span for span in spans if span]
+        if not spans:
+            raise BadRow("messages", "nothing to train on: its last turn is not trained on, and no other can be")
         return {"text": text, "spans": spans}
 
-    found, bad = check_rows(rows, find, on_bad_row)
+    found, bad = check_rows(rows, find, on_bad_row, faults)
     return found, bad + unused
 
 
@@ -161,13 +224,14 @@ def tokenise(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def shorten(
-    examples: list[Example], max_length: int, truncation: str, bos: int | None
+    examples: list[Example], max_length: int, truncation: str, bos: int | None, faults: Faults | None = None
 ) -> tuple[list[Example], Counter]:
     """Cut or drop the examples of more than `max_length` tokens, or raise `DataError`: see `encode_conversations`."""
     too_long = [example for example in examples if example.tokens > max_length]
-    if too_long and truncation == "error":
-        raise DataError(_report_too_long(len(examples), too_long, max_length))
     kept, counts = [example for example in examples if example.tokens <= max_length], Counter()
+    if too_long and truncation == "error":
+        report_fault(_report_too_long(len(examples), too_long, max_length), faults)
+        return kept, counts
     for example in too_long:
         cut = cut_start(example, example.tokens - max_length, bos) if truncation == "left" else None
         if cut:

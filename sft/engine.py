@@ -45,15 +45,21 @@ class SFTEngine(PackedEngine):
     task_type = "CAUSAL_LM"
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
+        if not self.packed:
+            sequences, masks = (micro_batch[name].unbind() for name in ("input_ids", "loss_mask"))
+            trained = [mask.nonzero()[:, 0] for mask in masks]
+            inputs, where = self.lay_out(sequences, [places - 1 for places in trained])
+            targets = torch.cat([ids[places] for ids, places in zip(sequences, trained)])
+            return inputs, {"targets": targets, "where": where}
         ids, positions = (micro_batch[name].values() for name in ("input_ids", "position_ids"))
         targets = micro_batch["loss_mask"].values().nonzero()[:, 0]
         row = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": None}
         packed = {"segments": cut_conversations(micro_batch["input_ids"].offsets()), "logits_to_keep": targets - 1}
-        return row | packed, {"targets": ids[targets]}
+        return row | packed, {"targets": ids[targets], "where": 0}
 
     def prepare_model_outputs(self, output, output_args: dict, micro_batch: TensorDict, logits_processor_func) -> dict:
         """Return losses and correct, jagged (conversations, trained tokens)."""
-        logits, targets = output.logits[0], output_args["targets"]
+        logits, targets = output.logits[output_args["where"]], output_args["targets"]
         trained = torch.stack([mask.sum() for mask in micro_batch["loss_mask"].unbind()])
         offsets = torch.cat([trained.new_zeros(1), trained.cumsum(0)])
         with torch.autocast(logits.device.type, enabled=False):

@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from common.base_model import readable_tokens
 from common.conversation import DataError
 from common.files import write_text
 from common.generation import answer_prompts, batches_of, begun_answer
@@ -218,10 +220,12 @@ def main() -> None:
     trust = {"trust_remote_code": options.trust_remote_code}
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(options.model, **trust)
-    ensure_pad_token(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, **trust).to(device).eval()
-    limits = (options.max_length or model.config.max_position_embeddings, options.truncation, options.on_bad_row)
-    examples, cut = encode_conversations(rows, tokenizer, *limits, options.turns)
+    embeddings = model.config.get_text_config().vocab_size
+    ensure_pad_token(tokenizer, embeddings)
+    longest = min(filter(None, (options.max_length, readable_tokens(model.config))), default=sys.maxsize)
+    limits = (longest, options.truncation, options.on_bad_row, options.turns, embeddings)
+    examples, cut = encode_conversations(rows, tokenizer, *limits)
     # all logits of a batch at once, so batches a quarter the size
     metrics = token_metrics(measure_tokens(model, examples, tokenizer.pad_token_id, options.max_tokens // 4))
 

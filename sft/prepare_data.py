@@ -18,6 +18,7 @@ from tqdm import tqdm
 from common.conversation import DataError
 from common.demo.transcripts import comparing, scoring
 from common.demo.world import pairwise_rows, pointwise_rows
+from common.pairs import prompt_columns
 from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
 from common.sources import load_source
 
@@ -31,14 +32,23 @@ def convert_conversations(rows: Iterable[dict], on_bad_row: str) -> tuple[list[d
     for number, row in enumerate(tqdm(rows, desc="read", unit="row", delay=1)):
         if "messages" not in row:
             raise DataError(f"row {number} has no column messages; it has {sorted(row)}. Is --source right?")
-        numbered.append({"messages": row["messages"], "source": f"row {number}"})
+        columns = ("messages", *prompt_columns(list(row)))
+        numbered.append({name: row[name] for name in columns} | {"source": f"row {number}"})
     checked, left_out = check_rows(numbered, check_conversation, on_bad_row)
-    unique = {repr(row["messages"]): {"messages": row["messages"]} for row in checked}
+    weighted = not all(all(row["trained"]) for row in checked)
+    conversations = [add_weights(row) if weighted else row["messages"] for row in checked]
+    unique = {repr(messages): {"messages": messages} for messages in conversations}
     if repeated := len(checked) - len(unique):
         left_out["repeated conversations"] = repeated
     if not unique:
         raise DataError(f"no usable row: {list_counts(left_out)}")
     return list(unique.values()), left_out
+
+
+def add_weights(row: dict) -> list[dict]:
+    """Return a checked row's messages, each with its weight: 1 if it is trained on, else 0."""
+    trained = iter(row["trained"])
+    return [{**turn, "weight": int(turn["role"] == "assistant" and next(trained))} for turn in row["messages"]]
 
 
 def demo_splits(sizes: dict[str, int], seed: int) -> dict[str, list[dict]]:

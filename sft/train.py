@@ -19,8 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayActorError
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM
 
 from common import cluster, training
+from common.base_model import BaseModel, limit_length, load_base
 from common.checkpoint import (
     CheckpointError,
     EpochShuffle,
@@ -31,9 +33,9 @@ from common.checkpoint import (
 )
 from common.conversation import DataError
 from common.files import content_digest
-from common.parquet import report_leak
+from common.packing import PACKED, attention_of, choose_packing
+from common.parquet import Faults, left_out_figures, report_leak
 from common.report import draw, format_value, read_history, start_tracking, training_curves, write_model_card
-from common.tokenizer import load_tokenizer, set_template_options
 
 from .dataset import (
     Example,
@@ -79,13 +81,16 @@ def train(config: DictConfig) -> None:
     output = Path(trainer.output).absolute()
 
     # 1. Check the input
-    model_name, tokenizer = load_tokenizer(config.model)
-    options = OmegaConf.to_container(OmegaConf.create(data.template_options or {}))
-    set_template_options(tokenizer, options, "data.template_options")
-    rows_of, set_aside = read_data(config, tokenizer)
+    base = load_base(config.model, data, AutoModelForCausalLM, "data.template_options")
+    tokenizer = base.tokenizer
+    data.max_length = limit_length(data.max_length, base, "data.max_length")
+    rows_of, set_aside_of = read_data(config, base)
     train_rows, val_rows = rows_of["train"], rows_of["val"]
     print(f"\nThe first conversation, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
     check_conversation_sizes(config, rows_of)
+
+    packing = choose_packing(base.config, AutoModelForCausalLM, data.packing, config.model.path)
+    config.model.override_config = {"attn_implementation": attention_of(packing, base.config, AutoModelForCausalLM)}
 
     # 2. Start the cluster and the workers
     device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
@@ -96,7 +101,7 @@ def train(config: DictConfig) -> None:
     last_step = min(steps, trainer.total_training_steps or steps)
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
-    check_resume(output, identity(config, model_name, train_rows, workers), trainer.resume_mode)
+    check_resume(output, identity(config, base.name, train_rows, workers), trainer.resume_mode)
     OmegaConf.save(config, output / "settings.yaml")
     tokenizer.save_pretrained(output / "tokenizer")
     config.model.tokenizer_path = str(output / "tokenizer")
@@ -119,7 +124,8 @@ def train(config: DictConfig) -> None:
     step = handler.load_checkpoint()
     settings = OmegaConf.to_container(config, resolve=True)
     tracking = start_tracking(output, trainer.project_name, list(trainer.logger), settings, step)
-    measure = partial(infer, worker_group, config, workers)
+    limits = (data.max_tokens_per_gpu, workers, packing == PACKED)
+    measure = partial(infer, worker_group, data.train_batch_size, limits)
     print(f"\nresuming after step {step} of {last_step}" if step else "\nstarting")
     if step == 0:
         log_metrics("val", val_rows, measure(val_rows), tracking, step)
@@ -130,7 +136,7 @@ def train(config: DictConfig) -> None:
         step += 1
         started = time.perf_counter()
         shared = training.balance(rows, workers)
-        batch = training.make_batch(shared, collate, data.max_tokens_per_gpu, update_lr_scheduler=True)
+        batch = training.make_batch(shared, collate, *limits, update_lr_scheduler=True)
         metrics, sums = training.train_batch(worker_group, batch, rows, step)
         metrics |= batch_metrics(sums)
         metrics["seconds"] = time.perf_counter() - started
@@ -153,26 +159,36 @@ def train(config: DictConfig) -> None:
     end_of_turn = sorted({row.end_of_turn for row in train_rows})
     checkpoint = export_checkpoint(worker_group, output, "checkpoint", end_of_turn)
     tracking.finish()
-    about = {"base model": model_name, "training conversations": len(train_rows), "steps": step}
-    write_report(config, output, figures, about | {"set aside": dict(set_aside)})
+    about = {"base model": base.name, "training conversations": len(train_rows), "steps": step}
+    about |= {f"{name}: set aside or cut": dict(counts) for name, counts in set_aside_of.items()}
+    figures |= left_out_figures(set_aside_of)
+    write_report(config, output, figures, about)
     claim.release()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     lines = lines or ["nothing was held out: set VAL_FILES or TEST_FILES to measure the model"]
     print("\n".join(["", *lines, "", f"model, its card and picture: {checkpoint}"]))
 
 
-def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[Example]], Counter]:
-    """Return the conversations of train, val and test, and what was set aside of the training rows."""
-    data, rows_of, set_aside, read_of = config.data, {}, {}, {}
+def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Example]], dict[str, Counter]]:
+    """Return the conversations of train, val and test, and what was set aside of each.
+
+    One error tells all faults of all files.
+    """
+    data, rows_of, set_aside_of, read_of, faults = config.data, {}, {}, {}, Faults()
     for name, files in {"train": data.train_files, "val": data.val_files, "test": data.test_files}.items():
-        read_of[name], bad = load_conversations(files, data.on_bad_row) if files else ([], Counter())
-        limits = (data.max_length, data.truncation, data.on_bad_row, data.turns)
-        rows_of[name], cut = encode_conversations(read_of[name], tokenizer, *limits) if files else ([], Counter())
-        set_aside[name] = bad + cut
-        report_examples(name, rows_of[name], set_aside[name])
-        if name != "train" and files:
+        rows_of[name], set_aside_of[name], read_of[name] = [], Counter(), []
+        with faults.gathered():
+            if files:
+                read_of[name], bad = load_conversations(files, data.on_bad_row, faults)
+                limits = (data.max_length, data.truncation, data.on_bad_row, data.turns, base.embeddings)
+                rows_of[name], cut = encode_conversations(read_of[name], base.tokenizer, *limits, faults)
+                set_aside_of[name] = bad + cut
+    faults.raise_all()
+    for name, rows in rows_of.items():
+        report_examples(name, rows, set_aside_of[name])
+        if name != "train":
             report_leak(read_of["train"], name, read_of[name], "rows", prompt_of)
-    return rows_of, set_aside["train"]
+    return rows_of, set_aside_of
 
 
 def check_conversation_sizes(config: DictConfig, rows_of: dict[str, list[Example]]) -> None:
@@ -197,6 +213,7 @@ def identity(config: DictConfig, model_name: str, rows: list[Example], workers: 
         "model": model_name,
         "training conversations": f"{len(rows)}, digest {digest_examples(rows)}",
         "workers": workers,
+        "attention": config.model.override_config["attn_implementation"],
         "data.train_batch_size": config.data.train_batch_size,
         "trainer.total_epochs": config.trainer.total_epochs,
         "trainer.seed": config.trainer.seed,
@@ -207,15 +224,15 @@ def identity(config: DictConfig, model_name: str, rows: list[Example], workers: 
     }
 
 
-def infer(worker_group, config: DictConfig, workers: int, rows: list[Example]) -> list[np.ndarray]:
+def infer(worker_group, size: int, limits: tuple[int, int, bool], rows: list[Example]) -> list[np.ndarray]:
     """Measure every conversation once, whatever the batch size and the number of workers: see `token_metrics`."""
     from verl.utils import tensordict_utils as tu
 
-    measured, size = [], config.data.train_batch_size
+    measured = []
     for start in tqdm(range(0, len(rows), size), desc="measure", unit="batch", leave=False, delay=3):
         batch = rows[start : start + size]
-        filled = batch + batch[-1:] * (-len(batch) % workers)  # an equal share for each worker
-        batch_of_all = training.make_batch(filled, collate, config.data.max_tokens_per_gpu, compute_loss=False)
+        filled = batch + batch[-1:] * (-len(batch) % limits[1])  # an equal share for each worker
+        batch_of_all = training.make_batch(filled, collate, *limits, compute_loss=False)
         result = worker_group.infer_batch(batch_of_all).get()
         columns = (tu.get(result, name).unbind()[: len(batch)] for name in ("losses", "correct"))
         measured += [torch.stack(pair).float().numpy() for pair in zip(*columns)]

@@ -13,7 +13,6 @@ real rendering everything else is the assistant's.
 import re
 from collections.abc import Callable
 
-import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -27,18 +26,18 @@ Render = Callable[[Conversation], str]
 
 def find_turns(
     messages: Conversation, render: Render, prefilled: str = "", left_out: str = ""
-) -> tuple[str, list[tuple[int, int]]]:
+) -> tuple[str, list[tuple[int, int] | None]]:
     """Render a conversation and find the assistant's turns in the text.
 
     Args:
-        render: the chat template, as a function of the messages.
+        render: the chat template, as a function of the messages; raises `BadRow` if it refuses them.
         prefilled: what the template's generation prompt writes of the answer itself, `<think>` for some models. The
             model need not write that, so it is not part of the turn.
         left_out: the blank that the generation prompt leaves out of the header. The model has to write that.
 
     Returns:
-        The text, and (start, end) of each assistant turn, without its end-of-turn token; earlier turns that the
-        generation prompt would begin otherwise are left out.
+        The text, and (start, end) of each assistant turn, without its end-of-turn token; None for an earlier turn that
+        the generation prompt would begin otherwise.
 
     Raises:
         BadRow: the template refuses the conversation, leaves nothing of a turn, or hides where one starts or ends.
@@ -49,10 +48,7 @@ def find_turns(
             marks.append(MARKER.format(number))
             message = {**message, "content": marks[-1]}
         marked.append(message)
-    try:
-        text, scaffold = render(messages), render(marked)
-    except jinja2.TemplateError as error:
-        raise BadRow("messages", f"the model's chat template refuses the conversation: {error}") from error
+    text, scaffold = render(messages), render(marked)
     pieces = re.split("|".join(marks), scaffold)
     if len(pieces) != len(marks) + 1:
         raise BadRow("messages", "the model's chat template leaves out an assistant turn")
@@ -76,7 +72,9 @@ def find_turns(
             if not text[start:end].strip():
                 raise BadRow("messages", "the model's chat template leaves an assistant turn empty")
             turns.append((start, end))
-        elif last:
+        elif not last:
+            turns.append(None)
+        else:
             kind = f"the generation prompt begins the answer with {prefilled!r}, but the last turn starts otherwise"
             raise BadRow("messages", kind, text[start : start + 80])
     return text, turns
@@ -92,8 +90,8 @@ def find_seam(render: Callable[..., str]) -> tuple[str, str]:
     try:
         prompt = render(question, add_generation_prompt=True)
         answered = render([*question, {"role": "assistant", "content": MARKER}])
-    except jinja2.TemplateError as error:
-        raise DataError(f"the model's chat template refuses a question and an answer: {error}") from error
+    except BadRow as fault:
+        raise DataError(f"a question and an answer: {fault.kind}") from fault
     header = EMPTY_THINKING.sub("", answered.partition(MARKER)[0])
     if prompt.startswith(header):
         written = prompt.removeprefix(header)

@@ -83,23 +83,24 @@ class PolicyEngine(PackedEngine):
             register_fsdp_forward_method(module, "generate")
         return module
 
-    def _build_lr_scheduler(self, optimizer):
-        scheduler = super()._build_lr_scheduler(optimizer)
-        scheduler.step()  # verl's warm-up starts at a rate of 0, so the first step would train nothing
-        return scheduler
-
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
         sequences, prompts = micro_batch["input_ids"].unbind(), micro_batch["prompts"].offsets().diff()
+        answers = micro_batch["responses"].offsets().diff()
+        temperature = micro_batch["temperature"]
+        if isinstance(temperature, torch.Tensor):  # one for each sequence
+            temperature = torch.repeat_interleave(temperature, answers)[:, None]
+        if not self.packed:
+            places = [
+                torch.arange(n - 1, len(ids) - 1, device=ids.device) for ids, n in zip(sequences, prompts.tolist())
+            ]
+            inputs, where = self.lay_out(sequences, places)
+            return inputs, {"temperature": temperature, "where": where}
         kept, before, spans = share_prompts(sequences, prompts.tolist())
         ids, positions = (micro_batch[name].values() for name in ("input_ids", "position_ids"))
         kept, before = kept.to(ids.device), before.to(ids.device)
         row = {"input_ids": ids[kept][None], "position_ids": positions[kept][None], "attention_mask": None}
         packed = {"segments": Segments(spans, ids.device), "logits_to_keep": before}
-        answers = micro_batch["responses"].offsets().diff()
-        temperature = micro_batch["temperature"]
-        if isinstance(temperature, torch.Tensor):  # one for each sequence
-            temperature = torch.repeat_interleave(temperature, answers)[:, None]
-        return row | packed, {"temperature": temperature}
+        return row | packed, {"temperature": temperature, "where": 0}
 
     def prepare_model_outputs(self, output, output_args: dict, micro_batch: TensorDict, logits_processor_func) -> dict:
         """Return log_probs and, where asked for, entropy, in nats, jagged (sequences, tokens).
@@ -111,7 +112,7 @@ class PolicyEngine(PackedEngine):
         answers_start = cuts[:-1] + micro_batch["prompts"].offsets().diff()
         targets = place[place >= torch.repeat_interleave(answers_start, lengths)]
         with torch.autocast(ids.device.type, enabled=False):
-            log_probs = (output.logits[0].float() / output_args["temperature"]).log_softmax(dim=-1)
+            log_probs = (output.logits[output_args["where"]].float() / output_args["temperature"]).log_softmax(dim=-1)
         values = {"log_probs": log_probs.gather(1, ids[targets, None])[:, 0]}
         if tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False):
             values["entropy"] = -(log_probs.exp() * log_probs).sum(dim=-1)
@@ -130,13 +131,14 @@ class PolicyEngine(PackedEngine):
         """
         model = unwrap(self.module)
         self.module.eval()
-        model.set_attn_implementation("sdpa")
+        model.set_attn_implementation(self.own_attention)
         self.module.set_reshard_after_forward(False)
         pad = self.model_config.tokenizer.pad_token_id
         answers: list[tuple[list[int], list[float]]] = [([], [])] * len(prompts)
         half = self._autocast_dtype != torch.float32  # as in training, or the log-probabilities would be others
         with torch.autocast(model.device.type, self._autocast_dtype, enabled=half):
-            for batch in batches_of([len(ids) + max_new_tokens for ids in prompts], max_tokens):
+            lengths = [len(ids) + max_new_tokens for ids in prompts]
+            for batch in batches_of(lengths, max_tokens, equal=not self.packed):
                 chosen, seeds_of_chosen = ([values[index] for index in batch] for values in (prompts, seeds))
                 generated = generate_batch(self.module, chosen, pad, max_new_tokens, seeds_of_chosen, **sampling)
                 for index, answer in zip(batch, generated):
@@ -145,7 +147,8 @@ class PolicyEngine(PackedEngine):
         for part in self.module.modules():
             if isinstance(part, FSDPModule):
                 part.reshard()
-        model.set_attn_implementation(SEGMENT_ATTENTION)
+        if self.packed:
+            model.set_attn_implementation(SEGMENT_ATTENTION)
         return answers
 
     def export(self, folder: str) -> None:

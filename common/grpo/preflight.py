@@ -69,8 +69,12 @@ def check_reward(config: DictConfig, package: str, answer: str, label: object) -
             raise DataError(f"reward.custom_reward_function.reward_kwargs={options}: {error}") from error
 
 
-def check_settings(config: DictConfig, prompts: int) -> None:
-    """Raise `DataError` for settings that contradict each other or the number of training prompts."""
+def check_settings(config: DictConfig, prompts: int, longest: int | None = None) -> None:
+    """Raise `DataError` for settings that contradict each other, the number of training prompts or the model.
+
+    Args:
+        longest: tokens that the model reads, if its config says so.
+    """
     data, actor = config.data, config.actor_rollout_ref.actor
     if prompts < data.train_batch_size:
         raise DataError(
@@ -95,6 +99,11 @@ def check_settings(config: DictConfig, prompts: int) -> None:
         raise DataError(
             f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} does not hold the "
             f"largest sequence, data.max_prompt_length + data.max_response_length = {largest} tokens. Raise it."
+        )
+    if longest is not None and largest > longest:
+        raise DataError(
+            f"data.max_prompt_length + data.max_response_length = {largest} tokens, and the model reads {longest}. "
+            "Lower one of them."
         )
     if unused := prompts % data.train_batch_size:
         print(f"  {unused} of the {prompts} prompts, others each epoch, do not fill a step's batch and are left out")
@@ -128,6 +137,18 @@ def keeps_groups(config: DictConfig, longest_prompt: int) -> bool:
     print(f"all answers to the longest prompt may have {group} tokens, more than")
     print("actor_rollout_ref.actor.ppo_max_token_len_per_gpu: prompts are computed again for most answers")
     return False
+
+
+def pad_rows(config: DictConfig, workers: int) -> None:
+    """Set micro-batches of as many padded rows as fit, were all as long as the settings allow; they are all alike."""
+    data, policy = config.data, config.actor_rollout_ref
+    row = data.max_prompt_length + data.max_response_length
+    most = max(1, policy.actor.ppo_max_token_len_per_gpu // row)
+    share = policy.actor.ppo_mini_batch_size * policy.rollout.n // workers
+    rows = max(size for size in range(1, share + 1) if share % size == 0 and size <= most)
+    policy.actor.use_dynamic_bsz, policy.actor.ppo_micro_batch_size_per_gpu = False, rows
+    for part in (policy.ref, policy.rollout):
+        part.log_prob_use_dynamic_bsz, part.log_prob_micro_batch_size_per_gpu = False, rows
 
 
 def fill_in(

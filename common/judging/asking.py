@@ -15,6 +15,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoTokenizer
 
+from common.base_model import cannot_load, readable_tokens
 from common.conversation import DataError
 from common.files import write_text
 from common.generation import Answer, answer_prompts, load_answering
@@ -23,7 +24,7 @@ from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.votes import confusion, fault_of, vote_metrics, vote_table
 from common.parquet import write_rows
 from common.report import draw, extend_model_card, format_value
-from common.tokenizer import cannot_load, ensure_pad_token
+from common.tokenizer import ensure_pad_token
 
 # options that a run's settings set, unless the command does; else these values
 USUAL = {
@@ -164,7 +165,7 @@ def _measure(options: argparse.Namespace, rows: list[dict], frame: str):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=options.trust_remote_code)
         if not options.endpoint:
             config = AutoConfig.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
-            limit = min(limit, config.get_text_config().max_position_embeddings - options.max_new_tokens)
+            limit = min(limit, (readable_tokens(config) or sys.maxsize) - options.max_new_tokens)
     except (OSError, ValueError) as error:
         raise cannot_load(name, error, "Correct --model or --tokenizer.") from error
     drop_too_long, on_bad_row = options.filter_overlong_prompts, options.on_bad_row
@@ -187,8 +188,8 @@ def _ask_endpoint(options: argparse.Namespace, rows: list[dict]) -> list[list[An
 
 
 def _ask_checkpoint(options: argparse.Namespace, rows: list[dict], tokenizer) -> list[list[Answer]]:
-    ensure_pad_token(tokenizer)
     model = load_answering(options.model, options.trust_remote_code)
+    ensure_pad_token(tokenizer, model.config.get_text_config().vocab_size)
     template = {"tokenize": False, "add_generation_prompt": True}
     texts = [tokenizer.apply_chat_template(row["prompt"], **template) for row in rows]
     draws = (options.temperature, options.votes, options.seed)

@@ -7,10 +7,12 @@
 """
 
 import re
+import sys
 
 import jinja2
 from transformers import AutoTokenizer, PreTrainedModel
 
+from common.base_model import cannot_load, readable_tokens
 from common.conversation import BadRow, Conversation, DataError
 from common.generation import (
     CLOSING,
@@ -26,7 +28,7 @@ from common.grading.endpoint import one
 from common.judging.prompts import read_stored_rubric
 from common.judging.tokens import TokenBreaker
 from common.judging.votes import fault_of
-from common.tokenizer import cannot_load, ensure_pad_token
+from common.tokenizer import ensure_pad_token
 
 
 class JudgeGrader(Grader):
@@ -91,9 +93,9 @@ class JudgeGrader(Grader):
             except jinja2.TemplateError as error:
                 raise DataError(f"{place}: the chat template refuses a user's turn: {error}") from error
         if not endpoint:
-            ensure_pad_token(self.tokenizer)
             loaded = load_answering(model, **trust)
-            readable = loaded.config.get_text_config().max_position_embeddings
+            ensure_pad_token(self.tokenizer, loaded.config.get_text_config().vocab_size)
+            readable = readable_tokens(loaded.config) or sys.maxsize
             self.longest = readable - max_new_tokens
             if self.longest < 1:
                 raise DataError(

@@ -1,0 +1,156 @@
+"""The model that training starts from, looked at before Ray starts: its config, its files, its tokenizer.
+
+Whatever cannot work is refused here, in seconds and with a remedy: an adapter, a classifier of other labels, quantised
+weights, an architecture without the wanted head. A worker would find out half a minute later, in another library's
+words. Nothing here loads weights.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from common.conversation import DataError
+from common.files import tails_digest
+from common.tokenizer import choose_template, ensure_pad_token, set_template_options
+
+# a text's rotary angles follow the longest text of the batch beyond the first length; up to it they are fixed
+DEPENDS_ON_LONGEST = ("longrope", "dynamic")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What is known of a model without its weights."""
+
+    name: str  # that no other model shares
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def embeddings(self) -> int:
+        return self.config.get_text_config().vocab_size
+
+    @property
+    def has_reward_head(self) -> bool:
+        return _architecture(self.config).endswith("ForSequenceClassification")
+
+    @property
+    def longest(self) -> int | None:
+        return readable_tokens(self.config)
+
+
+def load_base(model: DictConfig, data: DictConfig, auto_class: type, options_setting: str) -> BaseModel:
+    """Return the model that `model.path` names, its tokenizer made fit for training.
+
+    A folder in `model.path` becomes absolute: workers run elsewhere and would take "outputs/model" for a hub id.
+
+    Args:
+        data: gives `pad_token`, `chat_template` and, under `options_setting`, the chat template's own switches.
+        auto_class: transformers' class for the task.
+        options_setting: the setting's name, "data.template_options".
+
+    Raises:
+        DataError: the model cannot be loaded or trained for the task, or its tokenizer cannot be used.
+    """
+    path = os.path.expanduser(model.path)
+    if os.path.isdir(path):
+        model.path = path = os.path.abspath(path)
+    elif path.startswith((".", "/")) or path.count("/") != 1:
+        raise DataError(f"model.path={model.path}: no such folder. Set MODEL_PATH to a model's folder or hub id.")
+    check_files(path)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        where = "" if os.path.isdir(path) else f" (there is no folder {os.path.abspath(path)}, so a hub id was assumed)"
+        raise DataError(f"model.path={model.path}: cannot be loaded{where}: {error}") from error
+    check_config(path, config, auto_class)
+    choose_template(tokenizer, data.get("chat_template"))
+    options = OmegaConf.to_container(OmegaConf.create(data.get(options_setting.removeprefix("data.")) or {}))
+    set_template_options(tokenizer, options, options_setting)
+    ensure_pad_token(tokenizer, config.get_text_config().vocab_size, data.get("pad_token"))
+    shape = f"{config.num_hidden_layers} layers x {config.hidden_size}"
+    name = f"{_architecture(config)}, {shape}, {_weights_digest(Path(path)) if os.path.isdir(path) else path}"
+    return BaseModel(name, config, tokenizer)
+
+
+def check_files(path: str) -> None:
+    """Raise `DataError` if a folder holds an adapter alone."""
+    folder = Path(path)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise DataError(
+            f"model.path={path}: an adapter, which is no model by itself. Merge it into its base model: "
+            "peft.AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(FOLDER), and the "
+            "tokenizer beside it. A run with LoRA here leaves the merged model in `checkpoint`."
+        )
+
+
+def check_config(path: str, config: PreTrainedConfig, auto_class: type) -> None:
+    """Raise `DataError` if the model cannot be trained as `auto_class`."""
+    architecture, where = _architecture(config), f"model.path={path}"
+    if not hasattr(config, "num_hidden_layers"):
+        raise DataError(f"{where}: {architecture} is not a plain text model; choose a text-only one")
+    if getattr(config, "quantization_config", None):
+        method = dict(config.quantization_config).get("quant_method", "unknown")
+        raise DataError(f"{where}: its weights are quantised ({method}), and cannot be trained. Choose the full model.")
+    if config.is_encoder_decoder:
+        raise DataError(f"{where}: {architecture} is an encoder and a decoder. Choose a decoder alone, such as Qwen 3.")
+    rewards = "SequenceClassification" in auto_class.__name__
+    if architecture.endswith("ForSequenceClassification"):
+        if not rewards:
+            raise DataError(f"{where}: {architecture} has no language head; choose the language model it was made from")
+        if config.num_labels != 1:
+            raise DataError(f"{where}: a classifier with {config.num_labels} labels; a reward has one")
+    elif not architecture.endswith(("ForCausalLM", "LMHeadModel", "unknown")) and "For" in architecture:
+        raise DataError(f"{where}: {architecture} is made for another task; choose the language model it was made from")
+    if type(config) not in auto_class._model_mapping and auto_class.__name__ not in getattr(config, "auto_map", {}):
+        head = "a reward head (…ForSequenceClassification)" if rewards else "a language head (…ForCausalLM)"
+        raise DataError(
+            f"{where}: transformers has no {config.model_type} with {head}. Choose another model, such as Qwen 3, "
+            "Llama, Mistral, Gemma or Phi."
+        )
+
+
+def _architecture(config: PreTrainedConfig) -> str:
+    return (config.architectures or ["unknown"])[0]
+
+
+def readable_tokens(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens a model reads, whatever else is in the batch; None if its config sets no limit.
+
+    Phi-3's long rotary factors, and dynamic ones, take effect if *any* text of a batch is longer than the first length:
+    all other texts of it would get other rewards. So this first length is the limit.
+    """
+    text = config.get_text_config()
+    limits = [getattr(text, "max_position_embeddings", None)]
+    for parameters in rope_sets(text):
+        if parameters.get("rope_type", parameters.get("type")) in DEPENDS_ON_LONGEST:
+            limits += [parameters.get("original_max_position_embeddings")]
+            limits += [getattr(text, "original_max_position_embeddings", None)]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def rope_sets(config: PreTrainedConfig) -> list[dict]:
+    """Return the settings of a model's rotary angles, one set for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [rope, *(part for part in rope.values() if isinstance(part, dict))]
+
+
+def limit_length(wanted: int, base: BaseModel, setting: str) -> int:
+    """Return how many tokens a text may have: what is wanted, or what the model reads if that is less."""
+    if base.longest is None or wanted <= base.longest:
+        return wanted
+    print(f"{setting}={wanted} is lowered to {base.longest}: the model reads no more")
+    return base.longest
+
+
+def cannot_load(name: str, error: Exception, remedy: str) -> DataError:
+    """Return the error for a model or tokenizer that cannot be loaded: its cause, and what to do."""
+    cause = error if Path(name).is_dir() else "there is no folder of that name, so a hub id was assumed"
+    return DataError(f"{name}: cannot be loaded ({cause}). {remedy}")
+
+
+def _weights_digest(folder: Path) -> str:
+    return f"weights {tails_digest([*folder.glob('*.safetensors'), *folder.glob('*.bin')])}"
