@@ -28,7 +28,13 @@ from transformers import (
 from common.base_model import cannot_load
 from common.conversation import DataError
 
-BEGUN = re.compile(r"(<think>\s*(</think>\s*)?)?\Z")
+# The tags between which model families think: <think>, <seed:think>, [THINK], ◁think▷; also <|channel>thought of
+# Gemma 4, <|channel|>analysis of gpt-oss, <|open|>think of Kimi K3
+_NAME = r"[^\s<>\[\]◁▷/]{0,20}(?:think|thought|reason)[^\s<>\[\]◁▷/]{0,20}[>\]▷]"
+_CHANNEL = r"<\|?(?:channel|open)\|?>(?:analysis|thought|think)\b"
+THINKING = rf"(?i:(?:[<\[◁]{_NAME}|{_CHANNEL})(?:<\|(?:message|sep)\|>)?)"
+CLOSING = rf"(?i:[<\[◁]/{_NAME}|<channel\|>|<\|END_THINKING\|>)"
+BEGUN = re.compile(rf"(?:{THINKING}\s*(?:{CLOSING}\s*)?|(?<![^\s<>\[\]]){CLOSING}\s*)?\Z")
 
 
 class Answer(str):
@@ -58,13 +64,38 @@ def batches_of(lengths: list[int], max_tokens: int, equal: bool = False) -> Iter
         order = order[size:]
 
 
-def begun_answer(prompt: str) -> str:
+def begun_answer(prompt: str, frame: str = "") -> str:
     """Return what the chat template wrote of the answer at the end of a rendered prompt: `<think>`, a think block, "".
 
     It belongs in front of what the model writes before that is parsed. Else the answer to a prompt that ends with a
     closed think block could never hold a verdict.
+
+    Args:
+        frame: the prompt without its slots. Thinking tags of other families, as `[THINK]`, count only if they are in
+            it; else they are not what the prompt asks for.
     """
-    return BEGUN.search(prompt)[0]
+    begun, tag = _begun(prompt)
+    return begun if tag in ("<think>", "</think>") or tag in frame else ""
+
+
+def check_begun(prompt: str, frame: str) -> None:
+    """Raise `DataError` if the template begins the answer within thinking tags that the prompt does not ask for.
+
+    If it also closes them, this family's own thinking is switched off, and the answer begins behind them.
+    """
+    begun, tag = _begun(prompt)
+    if tag not in ("<think>", "</think>") and tag not in frame and not re.search(CLOSING, begun):
+        raise DataError(
+            f"the chat template begins the answer with {begun.strip()!r}, and the prompt does not ask for reasoning "
+            "between such tags: no answer could be read. Write these tags in place of <think> and </think> in "
+            "prompt.py (PROMPT, write, parse), or give the model another chat template."
+        )
+
+
+def _begun(prompt: str) -> tuple[str, str]:
+    """Return what a template wrote of the answer, of whatever family, and the tag that it starts with."""
+    begun = BEGUN.search(prompt[-200:])[0]
+    return begun, re.match(f"{THINKING}|{CLOSING}|", begun)[0]
 
 
 def load_answering(path: str, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from common.judging.asking import add_comparison, ask_judge, make_parser, read_o
 from common.judging.prompts import read_stored_rubric
 
 from .dataset import load_rows
-from .prompt import RUBRIC, SWAPPED, VERDICTS, Preference, parse
+from .prompt import FRAME, RUBRIC, SWAPPED, VERDICTS, Preference, parse
 
 
 def decide(votes: list[Preference | None]) -> Preference | None:
@@ -97,7 +97,7 @@ def main() -> None:
     options = read_options(parser)
     rubric = read_stored_rubric(options.tokenizer or options.model) or RUBRIC  # the one that the judge was trained by
     rows, bad = load_rows(options.data, options.on_bad_row, rubric)
-    judged = ask_judge(options, rows, parse, decide)
+    judged = ask_judge(options, rows, parse, decide, FRAME)
     as_given, swapped = slice(0, None, 2), slice(1, None, 2)  # a pair is two rows, one below the other
     longer = [row["longer"] for row in judged.rows]
     metrics = preference_metrics(

@@ -17,7 +17,7 @@ from common.generation import Answer
 from common.grading.contract import GraderMode, GraderRank, GraderScore, all_or_none, rank_by, read_several
 from common.judging.grader import JudgeGrader, no_verdict, reasoning_of
 
-from .prompt import PROMPT, RUBRIC, SWAPPED, VERDICT_FORM, Preference, ask, parse
+from .prompt import FRAME, PROMPT, RUBRIC, SWAPPED, VERDICT_FORM, Preference, ask, parse
 from .win_rates import POINTS, win_rates
 
 
@@ -25,6 +25,7 @@ class PairwiseGrader(JudgeGrader):
     """Compares two responses, or ranks several with `mode=GraderMode.LISTWISE`; see `JudgeGrader` for its settings."""
 
     default_rubric = RUBRIC
+    frame = FRAME
 
     def __init__(self, *args: Any, both_orders: bool = True, **settings: Any):
         """`both_orders=False` asks once, at half the cost; if the judge favours a place, the score then does too."""

@@ -138,12 +138,16 @@ def parse(text: str) -> Preference | None:
     """Read the preference from a judge's answer.
 
     The answer is reasoning, closed by the one `</think>`, then `<preference>A</preference>`, B or tie, then nothing.
-    The opening `<think>` may be absent: some chat templates put it into the prompt.
+    The opening `<think>` may be absent: some chat templates put it into the prompt. An empty think block before the
+    reasoning does not count: a chat template writes it to switch the model's own thinking off, and the prompt still
+    asks for a reasoning.
 
     Returns:
         The preference, or None for anything else.
     """
     reasoning, closing, rest = text.partition("</think>")
+    if reasoning.strip() in ("", "<think>") and rest.lstrip().startswith("<think>"):
+        reasoning, closing, rest = rest.partition("</think>")
     if not closing or "<think>" in reasoning.lstrip().removeprefix("<think>"):
         return None
     verdict = re.fullmatch(rf"<preference>({'|'.join(PREFERENCES)})</preference>", rest.strip())

@@ -19,7 +19,7 @@ from common.judging.prompts import read_rubric, read_stored_rubric
 from common.parquet import read_rows, write_rows
 
 from .evaluate import decide
-from .prompt import RUBRIC, ask, parse
+from .prompt import FRAME, RUBRIC, ask, parse
 from .win_rates import ranks, win_rates
 
 
@@ -49,7 +49,7 @@ def main() -> None:
         for row in candidates
         for prompt in round_robin(row["dialogue"], row["responses"], rubric)
     ]
-    judged = ask_judge(options, questions, parse, decide)
+    judged = ask_judge(options, questions, parse, decide, FRAME)
     verdicts_of: dict[str, list] = {}
     answers_of: dict[str, list] = {}
     for question, verdict, answers in zip(judged.rows, judged.verdicts, judged.answers):

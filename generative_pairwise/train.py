@@ -31,7 +31,7 @@ from common.parquet import report_leak, split_by_prompt
 from common.report import draw, format_value, read_history, training_curves, write_model_card
 
 from .dataset import load_rows, prompt_of, report_rows, write_for_verl
-from .prompt import VERDICTS, parse, write
+from .prompt import FRAME, VERDICTS, parse, write
 
 # found, but not imported: that takes seconds, and bad input is reported before
 os.environ["VERL_CONFIG"] = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
@@ -137,7 +137,7 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[dict]], Cou
     limits = (data.max_prompt_length, data.filter_overlong_prompts, data.on_bad_row)
     for name, files in {"train": data.train_files, "val": data.val_files}.items():
         rows, bad = load_rows(files, data.on_bad_row) if files else ([], Counter())
-        rows_of[name], cut = measure_rows(rows, tokenizer, *limits) if files else ([], Counter())
+        rows_of[name], cut = measure_rows(rows, tokenizer, *limits, FRAME) if files else ([], Counter())
         left_out[name] = bad + cut
     if not data.val_files:
         share = min(0.1, HELD_OUT / len(rows_of["train"]))

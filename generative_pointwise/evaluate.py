@@ -20,7 +20,7 @@ from common.judging.asking import add_comparison, ask_judge, make_parser, read_o
 from common.judging.prompts import read_stored_rubric
 
 from .dataset import load_rows
-from .prompt import RUBRIC, VERDICTS, parse
+from .prompt import FRAME, RUBRIC, VERDICTS, parse
 
 
 def decide(votes: list[int | None]) -> int | None:
@@ -85,7 +85,9 @@ def evidence_metrics(evidence: list[list[str]], answers: list[list[str]]) -> dic
     Rows without evidence do not count; `evidence_rows` says how many do, and without any there is no figure.
     """
     sought = [(texts, given) for texts, given in zip(evidence, answers) if texts]
-    found = [all(text in one.partition("</think>")[0] for text in texts) for texts, given in sought for one in given]
+    # the last one: an empty think block may stand before the reasoning
+    reasonings = [(texts, one.rpartition("</think>")[0] or one) for texts, given in sought for one in given]
+    found = [all(text in reasoning for text in texts) for texts, reasoning in reasonings]
     return {"evidence": sum(found) / len(found), "evidence_rows": len(sought)} if sought else {}
 
 
@@ -95,7 +97,7 @@ def main() -> None:
     options = read_options(parser)
     rubric = read_stored_rubric(options.tokenizer or options.model) or RUBRIC  # the one that the judge was trained by
     rows, bad = load_rows(options.data, options.on_bad_row, rubric)
-    judged = ask_judge(options, rows, parse, decide)
+    judged = ask_judge(options, rows, parse, decide, FRAME)
     metrics = score_metrics(judged.labels, judged.verdicts)
     if not options.hidden_reasoning:
         metrics |= evidence_metrics([row["evidence"] for row in judged.rows], judged.answers)

@@ -13,13 +13,14 @@ from common.conversation import Conversation, read_dialogue, read_response
 from common.grading.contract import GraderScore
 from common.judging.grader import JudgeGrader, no_verdict, reasoning_of
 
-from .prompt import PROMPT, RUBRIC, SCORES, VERDICT_FORM, ask, parse
+from .prompt import FRAME, PROMPT, RUBRIC, SCORES, VERDICT_FORM, ask, parse
 
 
 class PointwiseGrader(JudgeGrader):
     """Scores one response; see `JudgeGrader` for its settings."""
 
     default_rubric = RUBRIC
+    frame = FRAME
 
     async def grade(self, query: str | Conversation, response: str, **_: Any) -> GraderScore:
         """Score a response to a query.

@@ -136,12 +136,16 @@ def parse(text: str) -> int | None:
     """Read the score from a judge's answer.
 
     The answer is reasoning, closed by the one `</think>`, then `<score>N</score>` with N of the scale, then nothing.
-    The opening `<think>` may be absent: some chat templates put it into the prompt.
+    The opening `<think>` may be absent: some chat templates put it into the prompt. An empty think block before the
+    reasoning does not count: a chat template writes it to switch the model's own thinking off, and the prompt still
+    asks for a reasoning.
 
     Returns:
         The score, or None for anything else.
     """
     reasoning, closing, rest = text.partition("</think>")
+    if reasoning.strip() in ("", "<think>") and rest.lstrip().startswith("<think>"):
+        reasoning, closing, rest = rest.partition("</think>")
     if not closing or "<think>" in reasoning.lstrip().removeprefix("<think>"):
         return None
     verdict = re.fullmatch(rf"<score>({'|'.join(map(str, SCORES))})</score>", rest.strip())

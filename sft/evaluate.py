@@ -66,6 +66,9 @@ def split_answer(text: str) -> tuple[str, str] | None:
     `<score>3</score>` is ("score", "3"); an end without a tag is of the kind `NO_TAG`.
     """
     reasoning, closing, end = text.partition("</think>")
+    # an empty think block first is a chat template's, which switches thinking off; the model may think all the same
+    if reasoning.strip() in ("", "<think>") and end.lstrip().startswith("<think>"):
+        reasoning, closing, end = end.partition("</think>")
     if not closing or "<think>" in reasoning.lstrip().removeprefix("<think>"):
         return None
     end = end.strip()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from common.generation import answer_prompts, batches_of, begun_answer
+from common.conversation import DataError
+from common.generation import answer_prompts, batches_of, begun_answer, check_begun
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +23,53 @@ def model(tiny_model):
         ("<|im_start|>assistant\n<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n"),
         ("Reason between <think> and </think>.", ""),  # the tags are said, not opened
         ("<think>Hm.</think>", ""),
+        ("<｜Assistant｜></think>", "</think>"),
+        ("<｜Assistant｜><think>", "<think>"),
+        (" " * 100_000 + "<think>\n", "<think>\n"),
         ("", ""),
     ],
 )
 def test_what_a_prompt_has_begun_of_the_answer_stands_at_its_very_end(prompt, begun):
     """Trap 23."""
-    assert begun_answer(prompt) == begun
+    assert begun_answer(prompt) == begun_answer(prompt, "a frame") == begun
+    check_begun(prompt, "a frame")
+
+
+# how the templates of other families end a prompt, and what then follows of the answer
+OPENED = {
+    "Magistral": ("[/INST]", "[THINK]"),
+    "Seed-OSS": ("<seed:bos>assistant\n", "<seed:think>\n"),
+    "Kimi VL": ("<|im_assistant|>assistant<|im_middle|>", "◁think▷"),
+    "Kimi K3": ('<|open|>message role="assistant"<|sep|>', "<|open|>think<|sep|>"),
+    "Command": ("<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>", "<|START_THINKING|>"),
+    "EXAONE Deep": ("[|assistant|]", "<thought>\n"),
+    "MiniMax M3": ("]~b]ai\n", "<mm:think>\n"),
+    "LongCat": ("ASSISTANT:", "<longcat_think>\n"),
+    "gpt-oss": ("<|start|>assistant", "<|channel|>analysis<|message|>"),
+}
+CLOSED = {
+    "Gemma 4": ("<|turn>model\n", "<|channel>thought\n<channel|>"),
+    "Seed-OSS, nothing to spend on thinking": ("<seed:think>\nNo budget.</seed:cot_budget_reflect>\n", "</seed:think>"),
+    "Command": ("<|CHATBOT_TOKEN|>", "<|START_THINKING|><|END_THINKING|>"),
+    "MiniMax M3": ("]~b]ai\n", "<mm:think>\n\n</mm:think>\n"),
+    "Magistral": ("[/INST]", "[THINK]\n[/THINK] "),
+}
+
+
+@pytest.mark.parametrize(("head", "begun"), OPENED.values(), ids=OPENED)
+def test_a_template_that_begins_with_other_thinking_tags_is_refused_unless_the_prompt_asks_for_them(head, begun):
+    with pytest.raises(DataError, match="the chat template begins the answer with '.*PROMPT, write, parse"):
+        check_begun(head + begun, "Reason between <think> and </think>.")
+    frame = f"Reason between {begun} and so on."
+    check_begun(head + begun, frame)
+    assert begun_answer(head + begun, frame) == begun and begun_answer(head + begun) == begun_answer(head) == ""
+    check_begun(head, "")
+
+
+@pytest.mark.parametrize(("head", "begun"), CLOSED.values(), ids=CLOSED)
+def test_behind_other_thinking_tags_that_are_closed_the_answer_begins(head, begun):
+    check_begun(head + begun, "Reason between <think> and </think>.")
+    assert begun_answer(head + begun) == "" and begun_answer(head + begun, f"Reason between {begun}.") == begun
 
 
 @pytest.mark.parametrize("max_tokens", [1, 10, 64, 10**6])

@@ -12,6 +12,7 @@ from conftest import AtOnce
 from openjudge.runner.grading_runner import GradingRunner
 from test_endpoint import completion, serve
 
+from common.conversation import DataError
 from common.grading.contract import GraderError, GraderMode, GraderScore
 from generative_pairwise import prompt as pairwise
 from generative_pairwise.grader import PairwiseGrader
@@ -167,6 +168,8 @@ def test_reasoning_that_a_server_hides_must_be_said():
     [
         ("<think>\n", "all but one\n</think>\n\n<score>3</score>", "all but one"),
         ("<think>\n\n</think>\n\n", "<score>3</score>", ""),
+        ("<think>\n\n</think>\n\n", "<think>all but one</think>\n\n<score>3</score>", "all but one"),
+        ("</think>", "<think>\nall but one</think><score>3</score>", "all but one"),
     ],
 )
 def test_what_the_chat_template_began_is_known_from_the_tokenizer(tiny_tokenizer, tmp_path, begun, content, reason):
@@ -176,6 +179,21 @@ def test_what_the_chat_template_began_is_known_from_the_tokenizer(tiny_tokenizer
     with serve(lambda *_: content) as (url, _):
         (graded,) = grade(PointwiseGrader("judge", url, tokenizer=str(tmp_path)), "Four.")
     assert (graded.score, graded.reason, graded.metadata["answer"]) == (3, reason, begun + content)
+
+
+@pytest.mark.parametrize(
+    ("template", "cause"),
+    [
+        ("[INST]{{ messages[0].content }}[/INST][THINK]", "the chat template begins the answer with '\\[THINK\\]'"),
+        ("{{ raise_exception('Never.') }}", "the chat template refuses a user's turn: Never"),
+    ],
+)
+def test_a_template_by_which_no_answer_could_be_read_is_refused_at_once(tiny_tokenizer, tmp_path, template, cause):
+    tiny_tokenizer.chat_template = template
+    tiny_tokenizer.save_pretrained(tmp_path)
+    for judge in (PointwiseGrader, PairwiseGrader):
+        with pytest.raises(DataError, match=cause):
+            judge("judge", "http://localhost:1/v1", tokenizer=str(tmp_path))
 
 
 # ---- pairs

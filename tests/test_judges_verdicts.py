@@ -56,6 +56,9 @@ MUST_PARSE = {
     "<think> put into the prompt by the template": "why, at length\n\n</think>\n\n{}",
     "<think> and a line break in the prompt": "\nwhy\n</think>\n\n{}",
     "an empty think block": "<think>\n\n</think>\n\n{}",
+    "an empty think block by the template, then the reasoning": "<think>\n\n</think>\n\n<think>\nwhy\n</think>\n\n{}",
+    "its end alone, then the reasoning": "</think><think>why</think>{}",
+    "two empty think blocks": "<think></think> <think></think> {}",
     "blanks around": " \n<think>\nwhy\n</think>\n{}\n ",
     "the reasoning quotes verdicts": "<think>not <score>0</score> nor <preference>tie</preference>: </score></think>{}",
     "other tags in the reasoning": "<think>< /think> <THINK> </thinks> <b>bold</b></think>{}",
@@ -81,6 +84,10 @@ MISPLACED = [
     *("<think>why</think>{}<|im_end|>", "<think>why</think>{}</s>", "<Think>why</Think>{}", "<THINK>why</THINK>{}"),
     *("<think>why</ think>{}", "<think>why<think>{}", "<think >why</think >{}", "<thinking>why</thinking>{}"),
     *('<think a="b">why</think>{}<score></score>', "< think>why< /think>{}", "<think>why</think><answer>{}</answer>"),
+    *("<think></think><think>why{}", "<think></think>why<think>why</think>{}", "<think></think>{}<think>why</think>"),
+    *("<think></think>why</think>{}", "<think></think><think></think><think>why</think>{}", "<think></think>why\n{}"),
+    *("<think>.</think><think>why</think>{}", "<think></think><think>why</think>{}</think>", "<think></think>. {}"),
+    *("<think></think><think>a<think>b</think>{}", "<think></think><think>a</think>b</think>{}", "a</think><think>{}"),
     *("<think>why</think>\u200b{}", "<think>why</think>\ufeff{}", "\ufeff<think>why</think>{}"),
 ]
 
@@ -105,7 +112,14 @@ def test_echoes_of_the_prompt_are_none_also_with_an_answer_behind_them(judge):
 
 
 def by_hand(judge, text: str) -> object:
-    """The rule once more, from the end: one of the verdicts, one `</think>` before it, `<think>` first or nowhere."""
+    """The rule once more, from the end: one of the verdicts, one `</think>` before it, `<think>` first or nowhere.
+
+    Not before the empty think block, or its end, that a template writes in front of another reasoning.
+    """
+    for empty in ("<think></think>", "</think>"):
+        if "".join(text.split()).startswith(f"{empty}<think>"):
+            text = text.partition("</think>")[2]
+            break
     for value in judge.VERDICTS:
         before = text.rstrip().removesuffix(verdict(judge, value))
         reasoning = before.rstrip().removesuffix("</think>")

@@ -187,12 +187,17 @@ def test_a_label_that_is_none_earns_nothing_for_any_verdict_and_is_never_a_tie(l
 
 @pytest.mark.parametrize("value", PREFERENCES)
 def test_what_the_template_began_belongs_to_the_answer(value):
-    """Traps 23 and 28: a prefilled <think> or think block; an opening tag that was written twice is not mended."""
+    """Traps 23, 28 and 37: a prefilled <think> or think block, and the reasoning that the prompt asks for behind it.
+
+    An opening tag that was written twice is not mended.
+    """
     answer, right = write(value, f"Not {preference('A')}."), earned(THOUGHT + preference(value), value)
     assert right["score"] == 1 and earned(answer, np.str_(value)) == right
     assert earned(answer, value) == earned(answer.removeprefix(OPENED), value, OPENED) == right
     assert earned(preference(value), value, CLOSED) == earned(f"\n{preference(value)}\n", value, CLOSED) == right
-    assert [earned(answer, value, begun) for begun in (OPENED, CLOSED)] == [MALFORMED] * 2
+    assert earned(answer, value, CLOSED) == earned(answer, value, "</think>") == right
+    assert earned(answer, value, OPENED) == earned(answer, value, THOUGHT) == MALFORMED
+    assert earned(answer, value, 2 * CLOSED) == earned(answer.removeprefix(OPENED), value, CLOSED) == MALFORMED
     assert [earned(preference(value), value, begun) for begun in ("", OPENED)] == [MALFORMED] * 2
     assert [compute_score("judge", answer, value, others) for others in (None, {}, {"begun": None})] == [right] * 3
 

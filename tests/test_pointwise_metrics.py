@@ -182,6 +182,13 @@ def test_evidence_is_sought_whole_in_the_reasoning_of_every_answer():
     assert evidence_metrics(evidence, answers) == {"evidence": 0.5, "evidence_rows": 2}
 
 
+def test_evidence_is_sought_in_the_reasoning_behind_an_empty_think_block():
+    """Trap 37: the template has closed a think block, and the answer reasons as the prompt asks."""
+    empty, right = "<think>\n\n</think>\n\n", "<think>topic yes</think><score>3</score>"
+    assert evidence_metrics([["topic yes"]], [[empty + right]]) == {"evidence": 1.0, "evidence_rows": 1}
+    assert evidence_metrics([["topic yes"]], [[empty + "<score>3</score>topic yes"]])["evidence"] == 0.0
+
+
 def test_without_evidence_there_is_no_figure():
     assert evidence_metrics([[], []], [["topic yes"], [""]]) == {}
 

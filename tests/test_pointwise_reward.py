@@ -196,11 +196,16 @@ def test_a_label_of_another_number_type_is_the_same_label(label):
 
 @pytest.mark.parametrize("value", SCORES)
 def test_what_the_template_began_belongs_to_the_answer(value):
-    """Traps 23 and 28: a prefilled <think> or think block; an opening tag that was written twice is not mended."""
+    """Traps 23, 28 and 37: a prefilled <think> or think block, and the reasoning that the prompt asks for behind it.
+
+    An opening tag that was written twice is not mended.
+    """
     answer = write(value, f"Not {score(4 - value)}.")
     assert earned(answer, value) == earned(answer.removeprefix(OPENED), value, OPENED) == RIGHT
     assert earned(score(value), value, CLOSED) == earned(f"\n{score(value)}\n", value, CLOSED) == RIGHT
-    assert [earned(answer, value, begun) for begun in (OPENED, CLOSED)] == [MALFORMED] * 2
+    assert earned(answer, value, CLOSED) == earned(answer, value, "</think>") == RIGHT
+    assert earned(answer, value, OPENED) == earned(answer, value, THOUGHT) == MALFORMED
+    assert earned(answer, value, 2 * CLOSED) == earned(answer.removeprefix(OPENED), value, CLOSED) == MALFORMED
     assert [earned(score(value), value, begun) for begun in ("", OPENED)] == [MALFORMED] * 2
     assert [compute_score("judge", answer, value, others) for others in (None, {}, {"index": 7})] == [RIGHT] * 3
 

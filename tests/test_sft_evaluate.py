@@ -77,6 +77,13 @@ def test_an_answer_is_split_behind_its_closed_reasoning(text):
     assert split_answer(text) == ENDS[text]
 
 
+def test_an_empty_think_block_of_the_templates_may_stand_before_the_reasoning():
+    """Trap 37."""
+    for empty in ("<think>\n\n</think>\n\n", "</think>"):
+        assert split_answer(empty + "<think>Hm.</think>\n<score>3</score>") == ("score", "3")
+        assert split_answer(empty + "<score>3</score>") == ("score", "3")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -86,6 +93,7 @@ def test_an_answer_is_split_behind_its_closed_reasoning(text):
         "<score>3</score><think>Hm.</think>",  # before the reasoning
         "<score>3</score>\n<think>Hm.</think>\n<score>4</score>",
         "<think>Hm.<think>Hm.</think><score>3</score>",
+        "<think></think><think>Hm. <score>3</score>",
     ],
 )
 def test_an_answer_without_one_closed_reasoning_in_front_has_no_end(text):

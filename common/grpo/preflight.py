@@ -31,10 +31,16 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, answer: str, parse: Cal
     verl decodes without special tokens; a vocabulary that calls `<think>` special would make every answer malformed.
     """
     ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    if parse(found := tokenizer.decode(ids, skip_special_tokens=True)) != parse(answer):
-        raise DataError(
-            f"{tokenizer.name_or_path}: the vocabulary turns {answer!r} into {found!r}; choose another model"
+    if parse(found := tokenizer.decode(ids, skip_special_tokens=True)) == parse(answer):
+        return
+    remedy = "Choose another model."
+    if lost := sorted(token for token in tokenizer.all_special_tokens if token in answer):
+        remedy = (
+            f"It calls {', '.join(lost)} special, and verl reads answers without special tokens. In a copy of the "
+            'model, set "special": false for them in tokenizer.json, and take them out of the special tokens that '
+            "tokenizer_config.json lists."
         )
+    raise DataError(f"{tokenizer.name_or_path}: the vocabulary turns {answer!r} into {found!r}. {remedy}")
 
 
 def check_reward(config: DictConfig, package: str, answer: str, label: object) -> None:

@@ -21,7 +21,7 @@ from common.files import write_text
 from common.generation import Answer, answer_prompts, load_answering
 from common.grading.endpoint import ask
 from common.judging.prompts import digest_prompts, measure_rows
-from common.judging.votes import confusion, vote_metrics, vote_table
+from common.judging.votes import confusion, fault_of, vote_metrics, vote_table
 from common.parquet import write_rows
 from common.report import draw, extend_model_card, format_value
 from common.tokenizer import ensure_pad_token
@@ -127,19 +127,24 @@ class Judgements:
 
 
 def ask_judge(
-    options: argparse.Namespace, rows: list[dict], parse: Callable[[str], object], decide: Callable[[list], object]
+    options: argparse.Namespace,
+    rows: list[dict],
+    parse: Callable[[str], object],
+    decide: Callable[[list], object],
+    frame: str = "",
 ) -> Judgements:
     """Ask a judge for its verdicts, after everything that can be checked before a model is loaded.
 
     Args:
         rows: with "prompt", "label" and "source".
         parse, decide: the method's: the verdict of an answer, and that of several votes.
+        frame: the method's prompt without its slots: the tags in it stay.
 
     Raises:
         DataError: as `measure_rows`; or --compare-to was not measured on these rows.
         EndpointError: the endpoint gives no answer.
     """
-    tokenizer, rows, left_out = _measure(options, rows)
+    tokenizer, rows, left_out = _measure(options, rows, frame)
     before = read_earlier(options)
     if before and before.get("rows_digest") != digest_prompts(rows):
         raise DataError(
@@ -150,7 +155,7 @@ def ask_judge(
     return Judgements(rows, answers, votes, [decide(cast) for cast in votes], left_out)
 
 
-def _measure(options: argparse.Namespace, rows: list[dict]):
+def _measure(options: argparse.Namespace, rows: list[dict], frame: str):
     """Return the judge's tokenizer, the rows measured by it, and what was left out; an endpoint may have none."""
     name = options.tokenizer or (None if options.endpoint else options.model)
     if not name:
@@ -163,7 +168,8 @@ def _measure(options: argparse.Namespace, rows: list[dict]):
             limit = min(limit, (readable_tokens(config) or sys.maxsize) - options.max_new_tokens)
     except (OSError, ValueError) as error:
         raise cannot_load(name, error, "Correct --model or --tokenizer.") from error
-    return tokenizer, *measure_rows(rows, tokenizer, limit, options.filter_overlong_prompts, options.on_bad_row)
+    drop_too_long, on_bad_row = options.filter_overlong_prompts, options.on_bad_row
+    return tokenizer, *measure_rows(rows, tokenizer, limit, drop_too_long, on_bad_row, frame)
 
 
 def _ask_endpoint(options: argparse.Namespace, rows: list[dict]) -> list[list[Answer]]:
@@ -233,6 +239,10 @@ def report(
     for name, value in metrics.items():
         earlier = f"{format_value(before[name])} -> " if name in before else ""
         print(f"{name:28} {earlier}{format_value(value)}")
+    unread = zip(judged.answers, judged.votes)
+    faults = Counter(fault_of(text) for texts, cast in unread for text, vote in zip(texts, cast) if vote is None)
+    for fault, count in faults.most_common():
+        print(f"no verdict: {count} x {fault}")
     for kind, count in left_out.items():
         print(f"set aside: {count} x {kind}")
 

@@ -6,6 +6,7 @@
 - A verdict is never guessed at: an answer without one is a `GraderError` that shows the answer.
 """
 
+import re
 import sys
 
 import jinja2
@@ -13,10 +14,20 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from common.base_model import cannot_load, readable_tokens
 from common.conversation import BadRow, Conversation, DataError
-from common.generation import Answer, answer_prompts, begun_answer, load_answering
+from common.generation import (
+    CLOSING,
+    THINKING,
+    Answer,
+    answer_prompts,
+    begun_answer,
+    check_begun,
+    load_answering,
+)
 from common.grading.contract import BaseEvaluationStrategy, Batcher, Endpoint, Grader, GraderMode, NoVerdict
 from common.grading.endpoint import one
 from common.judging.prompts import read_stored_rubric
+from common.judging.tokens import TokenBreaker
+from common.judging.votes import fault_of
 from common.tokenizer import ensure_pad_token
 
 
@@ -24,6 +35,7 @@ class JudgeGrader(Grader):
     """Asks a trained judge, a checkpoint in this process or any OpenAI-compatible endpoint, by greedy answers."""
 
     default_rubric: str
+    frame: str  # the prompt without its slots: the tags in it stay
 
     def __init__(
         self,
@@ -57,7 +69,8 @@ class JudgeGrader(Grader):
             concurrency, timeout, retries: requests at once, seconds for one, and how often it is repeated.
 
         Raises:
-            DataError: model or tokenizer cannot be loaded or used, or a setting leaves nothing to do.
+            DataError: model or tokenizer cannot be loaded or used, the chat template begins answers with thinking tags
+                that the prompt does not ask for, or a setting leaves nothing to do.
         """
         asked = {"model": model, "endpoint": endpoint, "max_new_tokens": max_new_tokens}
         super().__init__(name or type(self).__name__, mode, description, strategy, **asked)
@@ -73,6 +86,12 @@ class JudgeGrader(Grader):
             raise cannot_load(place, error, "Correct model or tokenizer.") from error
         if self.tokenizer and not self.tokenizer.chat_template:
             raise DataError(f"{place}: the tokenizer has no chat template, and a judge is asked through it")
+        if self.tokenizer:
+            self.break_tokens = TokenBreaker(self.tokenizer, self.frame)
+            try:
+                check_begun(self._render([{"role": "user", "content": "Why?"}]), self.frame)
+            except jinja2.TemplateError as error:
+                raise DataError(f"{place}: the chat template refuses a user's turn: {error}") from error
         if not endpoint:
             loaded = load_answering(model, **trust)
             ensure_pad_token(self.tokenizer, loaded.config.get_text_config().vocab_size)
@@ -84,9 +103,12 @@ class JudgeGrader(Grader):
                 )
             self.batcher = Batcher(lambda texts: self._answer_batch(loaded, texts, max_tokens))
 
+    def _render(self, prompt: Conversation) -> str:
+        return self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+
     def _answer_batch(self, loaded: PreTrainedModel, texts: list[str], max_tokens: int) -> list[Answer]:
         given = answer_prompts(loaded, self.tokenizer, texts, self.max_new_tokens, max_tokens, progress=False)
-        return [Answer(begun_answer(text) + first, first.clipped) for text, (first,) in zip(texts, given)]
+        return [Answer(begun_answer(text, self.frame) + first, first.clipped) for text, (first,) in zip(texts, given)]
 
     async def answer(self, prompt: Conversation) -> Answer:
         """Return the judge's answer to a prompt, whole: with what the chat template began.
@@ -97,11 +119,12 @@ class JudgeGrader(Grader):
         """
         begun = ""
         if self.tokenizer:
+            prompt = self.break_tokens(prompt)
             try:
-                text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+                text = self._render(prompt)
             except jinja2.TemplateError as error:
                 raise BadRow("query and response", f"the judge's chat template refuses them: {error}") from error
-            begun = begun_answer(text)
+            begun = begun_answer(text, self.frame)
         if not self.endpoint:
             tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if tokens > self.longest:
@@ -113,14 +136,14 @@ class JudgeGrader(Grader):
 
 def reasoning_of(given: Answer) -> str:
     """Return what a judge wrote before its verdict."""
-    return given.partition("</think>")[0].lstrip().removeprefix("<think>").strip()
+    given = given.lstrip()
+    opening = re.match(
+        rf"(?:(?:{THINKING}\s*)?{CLOSING}\s*(?={THINKING}))?(?:{THINKING})?", given
+    )  # not an empty block
+    *_, end = [0, *(closing.start() for closing in re.finditer(CLOSING, given))]
+    return given[opening.end() : end].strip()
 
 
 def no_verdict(given: Answer) -> NoVerdict:
     """Return the error for an answer that holds no well-formed verdict."""
-    end = ""
-    if given.clipped:
-        end = " (its tokens ran out: raise max_new_tokens)"
-    elif "</think>" not in given:
-        end = " (no reasoning came; a server that keeps it to itself needs hidden_reasoning=True)"
-    return NoVerdict(f"no well-formed verdict in the answer{end}: {given[-500:]!r}")
+    return NoVerdict(f"no well-formed verdict in the answer ({fault_of(given)}): {given[-500:]!r}")

@@ -1,4 +1,4 @@
-"""A judge's prompts once they are written: measured by the tokenizer, told apart, and the rubric that goes with them.
+"""A judge's prompts once they are written: rendered and measured, told apart, and the rubric that goes with them.
 
 A row is one prompt. Prompts that were made of the same labelled row (a comparison in both orders) have the same
 "source" and stay together: if one of them is left out, so are the others.
@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from common.conversation import BadRow, DataError
 from common.files import write_text
-from common.generation import begun_answer
+from common.generation import begun_answer, check_begun
+from common.judging.tokens import TokenBreaker
 from common.parquet import check_rows, list_counts
 
 RUBRIC_FILE = "rubric.txt"
@@ -26,28 +27,38 @@ def measure_rows(
     max_length: int,
     drop_too_long: bool,
     on_bad_row: str = "error",
+    frame: str = "",
 ) -> tuple[list[dict], Counter]:
-    """Add `tokens`, the length of the prompt through the chat template, and `begun`, what that wrote of the answer.
+    """Render the prompts as they will be asked. Special tokens of this tokenizer in them are broken by a blank.
+
+    Added are `tokens`, the length of the prompt through the chat template, and `begun`, what that wrote of the answer.
+    If a token was broken, `written` is the prompt as it was. Who asks, asks with the `prompt` that is returned.
 
     Args:
         max_length: tokens allowed in a prompt. A judge's prompt is never cut: its end asks for the verdict, and what
             is judged stands before it.
         drop_too_long: leave longer ones out and count them; else they are an error.
+        frame: the judge's prompt without its slots: the tags in it stay.
 
     Returns:
         The rows that are left, and how many were left out, by reason.
 
     Raises:
-        DataError: the template refuses a row; a prompt too long; no row is left.
+        DataError: the template refuses a row, or begins its answer with other thinking tags than those of the prompt;
+            a special token that cannot be broken; a prompt too long; no row is left.
     """
+    break_tokens = TokenBreaker(tokenizer, frame)
 
     def measure(row: dict) -> dict:
+        prompt = break_tokens(row["prompt"])
         try:
-            text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise BadRow("prompt", f"the chat template refuses it: {error}") from error
-        tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return {**row, "tokens": tokens, "begun": begun_answer(text)}
+        check_begun(text, frame)
+        tokens, begun = len(tokenizer(text, add_special_tokens=False)["input_ids"]), begun_answer(text, frame)
+        broken = {} if prompt == row["prompt"] else {"prompt": prompt, "written": row["prompt"]}
+        return {**row, **broken, "tokens": tokens, "begun": begun}
 
     measured, left_out = check_rows(tqdm(rows, desc="measure", unit="row", delay=1), measure, on_bad_row)
     too_long = [row for row in measured if row["tokens"] > max_length]
@@ -64,6 +75,13 @@ def measure_rows(
         left_out["prompt left out with another of its row"] = others
     if not kept:
         raise DataError(f"no row is left: {list_counts(left_out)}")
+    if broken := sum("written" in row for row in kept):
+        print(f"{broken} of {len(kept)} prompts held special tokens of this tokenizer, which are broken by a blank now")
+    if any("</think>" in row["begun"] and "<think>" in row["prompt"][-1]["content"] for row in kept):
+        print(
+            "the chat template closes the reasoning that the prompt asks for: an answer may reason in a think block of"
+        )
+        print("its own, or not at all. For a judge that never reasons, PROMPT in prompt.py must not ask for it either")
     return kept, left_out
 
 
@@ -78,11 +96,14 @@ def _report_too_long(too_long: list[dict], total: int, max_length: int) -> str:
 
 
 def digest_prompts(rows: list[dict]) -> str:
-    """Return a short hash of prompts and labels in their order, to tell whether two runs have the same."""
+    """Return a short hash of prompts and labels in their order, to tell whether two runs have the same.
+
+    It is of the prompts as they were written, so that models of different tokenizers can be compared.
+    """
     total = hashlib.sha256()
     for row in rows:
         strength = [row["strength"]] if row.get("strength") else []
-        total.update(repr((row["prompt"], row["label"], *strength)).encode())
+        total.update(repr((row.get("written", row["prompt"]), row["label"], *strength)).encode())
     return total.hexdigest()[:16]
 
 

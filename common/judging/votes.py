@@ -1,10 +1,24 @@
 """What is counted of any judge's verdicts, whatever they are: scores or preferences, None if an answer has none."""
 
+import re
 from collections.abc import Hashable, Sequence
 
 from sklearn.metrics import confusion_matrix
 
+from common.generation import CLOSING, THINKING, Answer
 from common.report import Table
+
+
+def fault_of(given: Answer) -> str:
+    """Return, for people to read, what keeps an answer without a verdict from having one."""
+    reasoning, *rest = re.split(CLOSING, given)
+    if given.clipped:
+        return "its tokens ran out: raise max_new_tokens"
+    if not rest:
+        return "no reasoning came; a server that keeps it to itself needs hidden_reasoning=True, --hidden-reasoning"
+    if len(rest) > 1 or re.search(THINKING, rest[0]) or re.search(rf"\S\s*{THINKING}", reasoning):
+        return "tags of thinking stand in it more than once"
+    return "other text than one verdict stands behind the reasoning" if rest[0].strip() else "no verdict was written"
 
 
 def confusion(labels: Sequence, verdicts: Sequence, values: Sequence[Hashable], title: str) -> Table:
