@@ -22,9 +22,10 @@ from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-from datasketch import MinHash
 from scipy.stats import spearmanr
 from tqdm import tqdm
+
+from common.conversation import Conversation
 
 CHOSEN_FIRST = "chosen first"  # the label of chosen and rejected: their order is the label
 CHOSEN_SECOND = "chosen second"  # the same once the order is turned; no row says so
@@ -39,6 +40,7 @@ LEAST_COMPARED = 6  # pairs of words that are left when the frequent ones are ou
 # A band is two hash values, which two texts share with probability similarity ** 2. So texts of similarity 0.5 share
 # one of 24 bands in all but 1 of 1,000 cases, and texts of 0.7 in all but 1 of 10,000,000.
 BANDS, BAND = 24, 2
+AT_ONCE = 1000  # texts
 LONGEST = 500  # words: of a text of more than twice as many, the first and the last 500 are compared
 
 Found = dict[str, list[tuple[int, int]]]  # by kind: two rows, by number; the earlier one first
@@ -67,8 +69,8 @@ class Item:
     def __post_init__(self):
         if len(self.responses) > 2:
             raise ValueError(f"{self.source}: {len(self.responses)} responses, expected two at most")
-        if len(self.responses) == 2 and self.label is not None and self.label not in TURNED:
-            raise ValueError(f"{self.source}: label of a pair is {self.label!r}, expected one of {', '.join(TURNED)}")
+        if len(self.responses) == 2 and self.label not in (None, "A", "B", "tie", CHOSEN_FIRST):
+            raise ValueError(f"{self.source}: label of a pair is {self.label!r}, expected A, B, tie or {CHOSEN_FIRST}")
 
 
 class Parts(NamedTuple):
@@ -88,6 +90,13 @@ class Row(NamedTuple):
     words: Parts
     label: Hashable | None
     source: str
+
+
+def dialogue_text(dialogue: Conversation | str) -> str:
+    """Return a dialogue as the text to compare, turn by turn; plain text as it is."""
+    if isinstance(dialogue, str):
+        return dialogue
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in dialogue)
 
 
 # ---- texts
@@ -177,24 +186,17 @@ def leave_out_frequent(pairs: list[np.ndarray]) -> list[np.ndarray]:
     Many is 50 texts; of a small set one in twenty, but not under 10; of a large set one in a thousand.
     """
     limit = max(10, min(50, len(pairs) // 20), len(pairs) // 1000)
-    texts_with = np.zeros(2**24, dtype=np.int32)  # by the upper bits of the hash: 64 MB, whatever the data
+    texts_with = np.zeros(2**22, dtype=np.int32)  # by the upper bits of the hash: 16 MB, whatever the data
     for hashes in pairs:
-        texts_with[hashes >> 8] += 1
-    return [hashes[texts_with[hashes >> 8] <= limit] for hashes in pairs]
+        texts_with[hashes >> 10] += 1
+    return [hashes[texts_with[hashes >> 10] <= limit] for hashes in pairs]
 
 
 def candidates(sets: list[np.ndarray], kind: str = "text") -> Iterator[tuple[int, int]]:
-    """Yield every two sets that share a band of their MinHashes, the smaller number first, each two once.
-
-    datasketch's own index, MinHashLSH, finds the same. It keeps a Python set for each text and band, gigabytes for
-    100,000 pairs; sorting one column after another needs the MinHashes alone, 200 bytes each.
-    """
-    sketches = np.empty((len(sets), BANDS), dtype=np.uint64)  # two hash values of 32 bits in each number
-    hashes = (one.tolist() for one in tqdm(sets, desc=f"compare {kind}s", unit="text", delay=1))
-    for place, sketch in enumerate(MinHash.generator(hashes, num_perm=BANDS * BAND, hashfunc=int)):
-        sketches[place] = sketch.hashvalues.view(np.uint64)
+    """Yield every two sets that share a band of their MinHashes, the smaller number first, each two once."""
+    bands = sketch(sets, kind).view(np.uint64)  # two hash values of 32 bits in each number
     yielded: set[tuple[int, int]] = set()
-    for band in sketches.T:
+    for band in bands.T:
         order = np.argsort(band, kind="stable")
         edges = np.flatnonzero(np.diff(band[order])) + 1
         starts, ends = np.r_[0, edges], np.r_[edges, len(order)]
@@ -204,6 +206,31 @@ def candidates(sets: list[np.ndarray], kind: str = "text") -> Iterator[tuple[int
                 if two not in yielded:
                     yielded.add(two)
                     yield two
+
+
+def sketch(sets: list[np.ndarray], kind: str = "text") -> np.ndarray:
+    """Return the MinHashes of sets of hashes, none of them empty: (sets, BANDS * BAND) uint32.
+
+    Two sets have the same value in a column with a probability that is their similarity. The library datasketch has the
+    same values 20 times slower, because it takes one set after another. Its index keeps a Python set for each text and
+    band, gigabytes for 100,000 pairs; `candidates` sorts one column after another instead.
+    """
+    random = np.random.RandomState(1)
+    multipliers = random.randint(0, 2**31, BANDS * BAND, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+    offsets = random.randint(0, 2**32, BANDS * BAND, dtype=np.uint32)
+    sketches = np.empty((len(sets), BANDS * BAND), dtype=np.uint32)
+    for first in tqdm(range(0, len(sets), AT_ONCE), desc=f"compare {kind}s", unit="text", unit_scale=AT_ONCE, delay=1):
+        together = sets[first : first + AT_ONCE]
+        hashes = np.concatenate(together)
+        # mix the bits as MurmurHash3 does at its end, or neighbouring numbers would stay neighbours
+        hashes = (hashes ^ (hashes >> 16)) * np.uint32(0x85EBCA6B)
+        hashes = (hashes ^ (hashes >> 13)) * np.uint32(0xC2B2AE35)
+        hashes ^= hashes >> 16
+        starts = np.cumsum([0, *map(len, together[:-1])])
+        for column in range(BANDS * BAND):
+            values = hashes * multipliers[column] + offsets[column]
+            sketches[first : first + AT_ONCE, column] = np.minimum.reduceat(values, starts)
+    return sketches
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
