@@ -13,7 +13,7 @@ import pytest
 from conftest import REPO
 from test_layers import imports_of
 
-from common import data_report
+from common import data_report, similar_texts
 from common.conversation import read_conversation, read_dialogue, read_json, read_responses
 from common.data_report import CHOSEN_FIRST, TURNED, Item, dialogue_text, find_contradictions, find_leaks, find_repeats
 from common.parquet import read_rows
@@ -86,7 +86,7 @@ def clashes(items: list[Item]):
     ],
 )
 def test_case_punctuation_and_spaces_do_not_count(one, other):
-    assert data_report.split_words(one) == data_report.split_words(other)
+    assert similar_texts.split_words(one) == similar_texts.split_words(other)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def test_case_punctuation_and_spaces_do_not_count(one, other):
     ],
 )
 def test_anything_else_counts(one, other):
-    assert data_report.split_words(one) != data_report.split_words(other)
+    assert similar_texts.split_words(one) != similar_texts.split_words(other)
 
 
 def test_texts_of_punctuation_alone_are_not_all_the_same():
-    assert data_report.read_texts(["…", "?!", "…", "..."], "text")[:2] == ([0, 1, 0, 2], [0, 1, 0, 2])
+    assert similar_texts.read_texts(["…", "?!", "…", "..."], "text")[:2] == ([0, 1, 0, 2], [0, 1, 0, 2])
 
 
 def test_half_an_emoji_stops_nothing():
@@ -117,7 +117,7 @@ def test_half_an_emoji_stops_nothing():
 
 
 def similar(texts: list[str]) -> set[tuple[int, int]]:
-    found = data_report.read_texts(texts, "text").similar
+    found = similar_texts.read_texts(texts, "text").similar
     return {(one, other) for one, others in found.items() for other in others if one < other}
 
 
@@ -176,8 +176,8 @@ def test_what_is_found_is_what_comparing_all_texts_finds():
         for one, change in zip(base, range(60))
     ]
     sets = base + near
-    expected = {two for two in combinations(range(120), 2) if data_report.jaccard(sets[two[0]], sets[two[1]]) >= 0.6}
-    found = data_report.find_similar(sets)
+    expected = {two for two in combinations(range(120), 2) if similar_texts.jaccard(sets[two[0]], sets[two[1]]) >= 0.6}
+    found = similar_texts.find_similar(sets)
     assert {(one, other) for one, others in found.items() for other in others if one < other} == expected
     assert len(expected) == 16
 
@@ -189,7 +189,7 @@ def test_sketches_agree_as_often_as_sets_are_similar():
         for _ in range(300):
             one, other, both = (rng.integers(0, 2**32, size, dtype=np.uint32) for size in (100, 100, common))
             sets += [np.r_[one, both], np.r_[other, both]]
-        sketches = data_report.sketch(sets)
+        sketches = similar_texts.sketch(sets)
         assert sketches.shape == (600, 48)
         assert (sketches[::2] == sketches[1::2]).mean() == pytest.approx(common / (200 + common), abs=0.01)
 
@@ -347,17 +347,17 @@ def test_every_kind_of_find_is_counted_and_its_first_case_named():
     test = [Item(rows[2].prompt, ("a", "b"), "A", "test.parquet row 9"), *pairs(10, "A", "test")]
     assert data_report.data_report({"train": rows, "test": test}) == [
         "train: 108 rows, 102 different prompts",
-        "  duplicates: 1 equal to an earlier row (train.parquet row 3 and row 100); "
-        "1 the same pair in the other order, label turned too (train.parquet row 3 and row 101)",
-        "  rows like an earlier one: 1 but for case, punctuation or spaces (train.parquet row 3 and row 102); "
-        "1 but for some words (train.parquet row 4 and row 103)",
-        "  contradictions: 1 pairs with both preferences (train.parquet row 5 and row 104); "
-        "1 pairs whose label stays when the order is turned (train.parquet row 6 and row 105); "
-        "1 pairs that are a tie and are not (train.parquet row 7 and row 106); "
-        "1 more, but for case, punctuation or spaces (train.parquet row 8 and row 107)",
+        "  duplicates: 1 x equal to an earlier row (train.parquet row 3 and row 100); "
+        "1 x the same pair in the other order, label turned too (train.parquet row 3 and row 101)",
+        "  near duplicates: 1 x equal but for case, punctuation or spaces (train.parquet row 3 and row 102); "
+        "1 x some words changed (train.parquet row 4 and row 103)",
+        "  contradictions: 1 x a pair with both preferences (train.parquet row 5 and row 104); "
+        "1 x a pair whose label stays when the order is turned (train.parquet row 6 and row 105); "
+        "1 x a pair that is a tie and is not (train.parquet row 7 and row 106); "
+        "1 x one of these but for case, punctuation or spaces (train.parquet row 8 and row 107)",
         "  labels: A: 104, B: 3, tie: 1; always saying A is right in 96.3%",
         "test: 11 rows, 11 different prompts",
-        "  prompts also in train: 1 rows (train.parquet row 2 and test.parquet row 9)",
+        "  prompts also in train: 1 x equal (train.parquet row 2 and test.parquet row 9)",
     ]
 
 
@@ -402,7 +402,7 @@ def test_length_bias_of_scores_by_quarter_of_the_length():
 def test_responses_over_the_limit_are_counted_if_tokens_are_known():
     rows = scored(3)
     lines = report(rows, tokens_of={"train": [5, 9, 11]}, token_limit=8)
-    assert "  too long: 2 rows have a response of more than 8 tokens, the longest 11 (row 2)" in lines
+    assert "  too long: 2 x a response of more than 8 tokens, the longest 11 (row 2)" in lines
     assert not any("too long" in line for line in report(rows, tokens_of={"train": [5, 9, 11]}, token_limit=11))
     with pytest.raises(ValueError, match="2 numbers of tokens for 3 rows"):
         report(rows, tokens_of={"train": [5, 9]}, token_limit=8)
@@ -421,7 +421,7 @@ def test_a_response_to_many_prompts_is_shown():
     rows = [item(text(20, row), ("I don't know.",), None) for row in range(5)]
     rows += [item(text(20, row), ("Only twice",), None) for row in range(5, 7)]
     assert report(rows)[1:] == [
-        '  one response to several prompts: 2 responses; "I don\'t know." answers 5 prompts',
+        '  one response to several prompts: 2 x; "I don\'t know." answers 5 prompts',
         "no duplicates, no contradictions found",
     ]
     assert len(report(rows[5:])) == 2
@@ -451,10 +451,9 @@ def test_the_worst_of_three_splits_fits_a_screen():
 
 
 def test_nothing_heavy_is_imported():
-    assert imports_of(REPO / "common" / "data_report.py") & {"torch", "transformers", "verl", "ray"} == set()
-    assert {name for name in imports_of(REPO / "common" / "data_report.py") if name.startswith("common")} == {
-        "common.conversation"
-    }
+    used = imports_of(REPO / "common" / "data_report.py") | imports_of(REPO / "common" / "similar_texts.py")
+    assert used & {"torch", "transformers", "verl", "ray"} == set()
+    assert {name for name in used if name.startswith("common")} == {"common.conversation", "common.similar_texts"}
 
 
 # ---- real data
