@@ -32,7 +32,7 @@ Found = dict[str, list[tuple[int, int]]]  # by kind: two rows, by number; the ea
 SCRIPT_PREFIX = 200  # characters of each response that are looked at
 OTHER_NAMES = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana", "HALFWIDTH": "Kana", "FULLWIDTH": "Latin"}
 LABELS_SHOWN = 12
-PAIRS_FOR_QUARTERS = 20  # fewer say nothing by quarter
+ROWS_FOR_QUARTERS = 100  # a quarter of fewer than 25 rows is chance
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,8 @@ def longer_is_better(items: list[Item]) -> list[tuple[int, bool]]:
 
 def quarters(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """Return of four groups of equal size, the smallest lengths first, the largest length and the mean value."""
-    groups = np.array_split(np.array(sorted(points), dtype=float), 4)
+    by_length = sorted(points, key=lambda point: point[0])  # equal lengths in the rows' order, not by their values
+    groups = np.array_split(np.array(by_length, dtype=float), 4)
     return [(int(group[-1, 0]), float(group[:, 1].mean())) for group in groups]
 
 
@@ -305,7 +306,7 @@ def data_report(
     """
     items_of = {split: items for split, items in items_of.items() if items}
     rows, similar_prompts, similar_responses = read_items([item for items in items_of.values() for item in items])
-    lines, repeats, contradicted, leaks, start = [], 0, 0, 0, 0
+    lines, finds, start = [], Counter(), 0
     rows_of: dict[str, list[Row]] = {}
     for split, items in items_of.items():
         rows_of[split] = rows[start : start + len(items)]
@@ -314,15 +315,15 @@ def data_report(
     for split, items in items_of.items():
         repeated = find_repeats(rows_of[split], similar_prompts, similar_responses)
         contradicting = find_contradictions(rows_of[split])
-        repeats += sum(map(len, repeated.values()))
-        contradicted += sum(map(len, contradicting.values()))
+        finds["duplicates"] += sum(map(len, repeated.values()))
+        finds["contradictions"] += sum(map(len, contradicting.values()))
         prompts = len({row.exact.prompt for row in rows_of[split]})
         lines.append(f"{split}: {len(items)} rows, {prompts} different prompts")
         parts = []
         if split in held_out:
-            leaked = find_leaks(rows_of["train"], rows_of[split], similar_prompts)
-            leaks += sum(map(len, leaked.values()))
-            parts += describe_leaks(leaked, rows_of["train"], rows_of[split])
+            leaks = find_leaks(rows_of["train"], rows_of[split], similar_prompts)
+            finds["held-out prompts in train"] += sum(map(len, leaks.values()))
+            parts += describe_leaks(leaks, rows_of["train"], rows_of[split])
         parts += describe_repeats(repeated, rows_of[split])
         parts += describe_contradictions(contradicting, rows_of[split])
         parts += describe_labels([item.label for item in items if item.label is not None])
@@ -332,10 +333,8 @@ def data_report(
         if split not in held_out:
             parts += describe_scripts(items) + describe_shared(items, rows_of[split])
         lines += [f"  {part}" for part in parts]
-    absent = [] if repeats else ["no duplicates"]
-    absent += [] if contradicted else ["no contradictions"]
-    absent += ["no held-out prompts in train"] if held_out and not leaks else []
-    return lines + ([f"{', '.join(absent)} found"] if lines and absent else [])
+    absent = [f"no {kind}" for kind, number in finds.items() if not number]
+    return lines + ([f"{', '.join(absent)} found"] if absent else [])
 
 
 def name_two(one: Row, other: Row) -> str:
@@ -402,12 +401,12 @@ def describe_lengths(items: list[Item]) -> list[str]:
     if pairs := longer_is_better(items):
         share = fmean(is_better for _, is_better in pairs)
         line = f"length: the longer response is better in {share:.1%} of {len(pairs)} pairs"
-        if len(pairs) >= PAIRS_FOR_QUARTERS:
+        if len(pairs) >= ROWS_FOR_QUARTERS:
             shares = [f"{value:.0%} (up to {length})" for length, value in quarters(pairs)]
             line += f"; by quarter of the difference in characters: {', '.join(shares)}"
         return [line]
     single = [item for item in items if len(item.responses) == 1 and item.label is not None]
-    if len(single) < PAIRS_FOR_QUARTERS or not are_numbers(item.label for item in single):
+    if len(single) < ROWS_FOR_QUARTERS or not are_numbers(item.label for item in single):
         return []
     points = [(len(item.responses[0]), item.label) for item in single]
     lengths, labels = zip(*points)

@@ -80,7 +80,7 @@ def read_texts(texts: list[str], kind: str) -> Texts:
         by_exact.append(numbers.setdefault(digest, len(numbers)))
         if by_exact[-1] == len(pairs):
             pairs.append(word_pairs(words, vocabulary))
-    return Texts(exact, [by_exact[number] for number in exact], find_similar(pairs, kind))
+    return Texts(exact, [by_exact[place] for place in exact], find_similar(pairs, kind))
 
 
 def word_pairs(words: list[str], vocabulary: dict[str, int]) -> np.ndarray:

@@ -374,15 +374,15 @@ def test_labels_are_listed_in_their_order_with_what_the_most_frequent_gets():
 
 def test_length_bias_of_pairs_by_quarter_of_the_difference():
     rows = []
-    for difference in range(1, 41):  # up to 20 the shorter response is better, above that the longer one
+    for difference in range(1, 101):  # up to 50 the shorter response is better, above that the longer one
         longer = "x" * (50 + difference)
-        label = "A" if (difference > 20) == (difference % 2 == 0) else "B"
+        label = "A" if (difference > 50) == (difference % 2 == 0) else "B"
         responses = (longer, "y" * 50) if difference % 2 == 0 else ("y" * 50, longer)
         rows.append(item("p", responses, label))
     rows += [item("p", ("a", "bb"), "tie"), item("p", ("aa", "bb"), "A")]
     assert data_report.describe_lengths(rows) == [
-        "length: the longer response is better in 50.0% of 40 pairs; by quarter of the difference in characters: "
-        "0% (up to 10), 0% (up to 20), 100% (up to 30), 100% (up to 40)"
+        "length: the longer response is better in 50.0% of 100 pairs; by quarter of the difference in characters: "
+        "0% (up to 25), 0% (up to 50), 100% (up to 75), 100% (up to 100)"
     ]
     assert data_report.describe_lengths(
         [item("p", ("aaa", "b"), CHOSEN_FIRST), item("p", ("a", "bb"), CHOSEN_FIRST)]
@@ -390,13 +390,17 @@ def test_length_bias_of_pairs_by_quarter_of_the_difference():
 
 
 def test_length_bias_of_scores_by_quarter_of_the_length():
-    rows = [item("p", ("x" * length,), length // 10) for length in range(40)]
+    rows = [item("p", ("x" * length,), length // 25) for length in range(100)]
     assert data_report.describe_lengths(rows) == [
-        "length: mean label by quarter of characters: 0.00 (up to 9), 1.00 (up to 19), 2.00 (up to 29), "
-        "3.00 (up to 39); rank correlation 0.97"
+        "length: mean label by quarter of characters: 0.00 (up to 24), 1.00 (up to 49), 2.00 (up to 74), "
+        "3.00 (up to 99); rank correlation 0.97"
     ]
     for label in (1, None, "good"):
         assert data_report.describe_lengths([item("p", (one.responses[0],), label) for one in rows]) == []
+
+
+def test_quarters_of_equal_lengths_are_not_sorted_by_their_values():
+    assert data_report.quarters([(5, 1), (5, 0)] * 4) == [(5, 0.5)] * 4
 
 
 def test_responses_over_the_limit_are_counted_if_tokens_are_known():
