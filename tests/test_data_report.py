@@ -155,6 +155,14 @@ def test_texts_of_one_template_are_not_similar(number):
     assert similar([*texts, texts[5].replace(text(20, 5), change_word(text(20, 5), 1))]) == {(5, number)}
 
 
+@pytest.mark.parametrize(("texts", "limit"), [(100, 10), (400, 20), (2000, 50), (60_000, 60)])
+def test_a_pair_of_words_that_many_texts_have_is_left_out(texts, limit):
+    kept, dropped, none = (np.array(hashes, dtype=np.uint32) for hashes in ([1 << 20], [2 << 20], []))
+    pairs = [kept] * limit + [dropped] * (limit + 1) + [none] * (texts - 2 * limit - 1)
+    sizes = [len(hashes) for hashes in similar_texts.leave_out_frequent(pairs)]
+    assert sizes == [1] * limit + [0] * (texts - limit)
+
+
 def test_another_word_in_a_short_question_makes_it_another_question():
     countries = ("France", "Germany", "Peru", "Chad")
     assert similar([f"What is the capital of {country}?" for country in countries]) == set()
@@ -229,6 +237,11 @@ def test_a_row_is_similar_if_each_part_is():
     assert repeats([pair, item(PROMPT, [near_first, near_first], CHOSEN_FIRST)])["similar"] == []
     assert repeats([pair, item(text(20, "other"), [FIRST, SECOND], CHOSEN_FIRST)])["similar"] == []
     assert repeats([pair, item(PROMPT, [FIRST], CHOSEN_FIRST)])["similar"] == []
+
+
+def test_the_first_similar_row_is_named():
+    rows = [item(PROMPT, [change_word(FIRST, seed)], 1) for seed in range(4)]
+    assert repeats(rows)["similar"] == [(0, 1), (0, 2), (0, 3)]
 
 
 def test_short_answers_to_one_long_prompt_are_not_alike():
