@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from common.conversation import BadRow, DataError
+from common.data_report import CHOSEN_FIRST, Item, dialogue_text
 from common.pairs import DIFFERENT_PROMPTS, optional_columns, read_pair, split_texts
 from common.parquet import Faults, check_rows, read_rows, report_fault
 from common.tokenizer import check_end, check_tokens, encode_texts, render
@@ -79,6 +80,16 @@ def prompt_of(row: dict) -> str:
     if not isinstance(chosen, str):
         return json.dumps(chosen[:-1], sort_keys=True)
     return split_texts(chosen, rejected)[0].strip() or chosen + rejected
+
+
+def as_item(row: dict) -> Item:
+    """Return a checked row as what the report on the data reads."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if isinstance(chosen, str):
+        prompt, *responses = split_texts(chosen, rejected)
+    else:
+        prompt, responses = dialogue_text(chosen[:-1]), (chosen[-1]["content"], rejected[-1]["content"])
+    return Item(prompt, tuple(responses), CHOSEN_FIRST, row["source"])
 
 
 def load_pairs(

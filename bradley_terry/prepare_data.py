@@ -29,12 +29,13 @@ from common.conversation import (
     read_responses,
     read_transcript,
 )
+from common.data_report import data_report
 from common.demo.world import preference_pairs
 from common.pairs import DIFFERENT_PROMPTS, optional_columns
 from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
 from common.sources import load_source
 
-from .dataset import check_pair, prompt_of
+from .dataset import as_item, check_pair, prompt_of
 
 WRITTEN = ("chosen", "rejected", "margin")
 
@@ -186,6 +187,11 @@ def main() -> None:
         print(f"{path}: {len(rows)} pairs, the longer answer is the better one in {longer_wins(rows):.1%}")
     for kind, count in left_out.items():
         print(f"left out: {count} x {kind}")
+    items_of = {
+        split: [as_item({**row, "source": f"{split} row {number}"}) for number, row in enumerate(rows)]
+        for split, rows in splits.items()
+    }
+    print("\n".join(data_report(items_of)))
 
 
 if __name__ == "__main__":

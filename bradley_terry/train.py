@@ -31,9 +31,10 @@ from common.checkpoint import (
     save_checkpoint,
 )
 from common.conversation import DataError
+from common.data_report import data_report
 from common.files import content_digest
 from common.packing import PACKED, attention_of, choose_packing
-from common.parquet import Faults, left_out_figures, report_leak
+from common.parquet import Faults, left_out_figures
 from common.report import (
     Histogram,
     draw,
@@ -45,7 +46,7 @@ from common.report import (
 )
 from common.tokenizer import end_at_turn
 
-from .dataset import Pair, collate, describe, digest_pairs, encode_pairs, load_pairs, prompt_of, report_pairs
+from .dataset import Pair, as_item, collate, describe, digest_pairs, encode_pairs, load_pairs, report_pairs
 from .evaluate import pair_metrics, save_rewards
 from .loss import batch_metrics
 
@@ -196,8 +197,7 @@ def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Pair]
     faults.raise_all()
     for name, rows in rows_of.items():
         report_pairs(name, rows, set_aside_of[name])
-        if name != "train":
-            report_leak(read_of["train"], name, read_of[name], "pairs", prompt_of)
+    print("\n".join(data_report({name: [as_item(row) for row in rows] for name, rows in read_of.items()})))
     check_one_form(read_of)
     if isinstance(read_of["train"][0]["chosen"], str):
         base.tokenizer.chat_template = None

@@ -273,16 +273,6 @@ def split_by_prompt(
     return splits
 
 
-def report_leak(
-    train_rows: list[dict], name: str, rows: list[dict], unit: str, prompt_of: Callable[[dict], str]
-) -> None:
-    """Print a warning if a held-out prompt is also a training prompt; `unit` is what the method calls a row."""
-    seen = {prompt_of(row) for row in train_rows}
-    leaked = sum(prompt_of(row) in seen for row in rows)
-    if leaked:
-        print(f"  warning: the prompts of {leaked} {name} {unit} are also in train; {name} figures flatter the model")
-
-
 def write_rows(path: str | Path, rows: list[dict]) -> Path:
     """Write rows as .parquet, .jsonl or .json, by the path's ending; the file appears whole or not at all.
 

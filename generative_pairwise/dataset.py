@@ -15,6 +15,7 @@ out what does not fill one: other prompts each epoch.)
     data_source     (optional) a name; validation metrics are kept apart by it
     input           (optional) the dialogue; a split keeps together what answers it
     rubric          (optional) what the prompt says to judge by; goes into the checkpoint, for graders
+    responses       (optional) what is compared, as it was, of `prompt`; for the report on the data
     strength        (optional) how much better the better one is, above 0; reward.py can weigh by it
     longer          (optional) A, B or tie, of `prompt`: the longer response, for evaluate.py's baseline
 """
@@ -23,16 +24,19 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from common.conversation import BadRow, read_dialogue, read_messages
-from common.parquet import read_rows, write_rows
+from common.conversation import BadRow, read_dialogue, read_messages, read_response
+from common.data_report import Item, dialogue_text
+from common.parquet import Faults, read_rows, write_rows
 
 from .prompt import COLUMNS, RUBRIC, SWAPPED, VERDICTS, Judged, ask, read_row, read_strength
 
 WRITTEN = ("prompt", "prompt_swapped", "label")
-OPTIONAL = ("data_source", "input", "rubric", "strength", "longer")
+OPTIONAL = ("data_source", "input", "rubric", "responses", "strength", "longer")
 
 
-def load_rows(files, on_bad_row: str = "error", rubric: str = RUBRIC) -> tuple[list[dict], Counter]:
+def load_rows(
+    files, on_bad_row: str = "error", rubric: str = RUBRIC, faults: Faults | None = None
+) -> tuple[list[dict], Counter]:
     """Read rows, labelled or with their prompts; return all with prompts, and how many were dropped, by fault.
 
     Each gives two rows, one below the other: as given, then with the responses swapped. `input` is what a split keeps
@@ -40,11 +44,14 @@ def load_rows(files, on_bad_row: str = "error", rubric: str = RUBRIC) -> tuple[l
 
     Args:
         rubric: what the prompts of labelled rows say to judge by.
+        faults: gathers what would be raised about rows.
 
     Raises:
         DataError: see `common.parquet.read_rows`.
     """
-    pairs, dropped = read_rows(files, required_columns, OPTIONAL, lambda row: check_row(row, rubric), on_bad_row)
+    pairs, dropped = read_rows(
+        files, required_columns, OPTIONAL, lambda row: check_row(row, rubric), on_bad_row, faults
+    )
     return [row for pair in pairs for row in both_orders(pair)], dropped
 
 
@@ -70,6 +77,7 @@ def write_prompts(judged: Judged, rubric: str = RUBRIC) -> dict:
         "prompt_swapped": ask(judged.dialogue, swapped.response_a, swapped.response_b, rubric),
         "label": judged.label,
         "rubric": rubric,
+        "responses": [judged.response_a, judged.response_b],
         "strength": judged.strength,
         "longer": judged.longer,
     }
@@ -91,12 +99,16 @@ def check_prompts(row: dict) -> dict:
         raise BadRow("rubric", "expected text", rubric)
     if longer not in ("A", "B", "tie", None):
         raise BadRow("longer", "expected one of A, B, tie, or nothing", longer)
+    responses = row.get("responses")
+    if responses is not None and not (isinstance(responses, list) and len(responses) == 2):
+        raise BadRow("responses", "expected two texts", responses)
     either_order = min(prompts.values(), key=str)
     return {
         "input": either_order if row.get("input") is None else read_dialogue(row["input"]),
         **prompts,
         "label": row["label"],
         "rubric": rubric,
+        "responses": None if responses is None else [read_response(text, "responses") for text in responses],
         "strength": read_strength("strength", row.get("strength"), row["label"]),
         "longer": longer,
     }
@@ -105,13 +117,26 @@ def check_prompts(row: dict) -> dict:
 def turn_round(pair: dict) -> dict:
     """Return a pair that has its prompts with the responses in the other order."""
     prompts = {"prompt": pair["prompt_swapped"], "prompt_swapped": pair["prompt"]}
-    return {**pair, **prompts, "label": SWAPPED[pair["label"]], "longer": SWAPPED.get(pair["longer"])}
+    responses = pair["responses"] and pair["responses"][::-1]
+    return {
+        **pair,
+        **prompts,
+        "label": SWAPPED[pair["label"]],
+        "longer": SWAPPED.get(pair["longer"]),
+        "responses": responses,
+    }
 
 
 def both_orders(pair: dict) -> list[dict]:
     """Return a pair that has its prompts as two rows of one prompt each: as given, and swapped."""
     rows = [{**pair, "order": "as given"}, {**turn_round(pair), "order": "swapped"}]
     return [{name: value for name, value in row.items() if name != "prompt_swapped"} for row in rows]
+
+
+def as_item(row: dict) -> Item:
+    """Return a row as what the report on the data reads. Where the responses are not known, the prompt shows them."""
+    dialogue, responses = row["input"], tuple(row["responses"] or ())
+    return Item(dialogue_text(dialogue if responses else row["prompt"]), responses, row["label"], row["source"])
 
 
 def prompt_of(row: dict) -> str:

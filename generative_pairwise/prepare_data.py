@@ -32,16 +32,17 @@ from common.conversation import (
     read_marked_turns,
     read_transcript,
 )
+from common.data_report import data_report
 from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
 from common.judging.prompts import read_rubric
 from common.pairs import optional_columns, read_pair
 from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
 from common.sources import load_source
 
-from .dataset import prompt_of, turn_round, write_prompts
+from .dataset import as_item, prompt_of, turn_round, write_prompts
 from .prompt import RUBRIC, SWAPPED, VERDICTS, read_row, transcripts
 
-WRITTEN = ("input", "prompt", "prompt_swapped", "label", "rubric", "strength", "longer", "data_source")
+WRITTEN = ("input", "prompt", "prompt_swapped", "label", "rubric", "responses", "strength", "longer", "data_source")
 POSITION_BIAS = 0.65  # of the demo's warm start: ties are called "A", what stands first, more often than not
 
 
@@ -268,14 +269,17 @@ def main() -> None:
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}
         splits = split_by_prompt(rows, ratio, options.seed, prompt_of)
+    items_of = {}
     for split, rows in splits.items():
         written = [{column: row[column] for column in WRITTEN} for row in rows]
         path = write_rows(output / f"{split}.parquet", written)
         print(f"{path}: {describe(rows)}")
+        items_of[split] = [as_item({**row, "source": f"{split} row {number}"}) for number, row in enumerate(rows)]
         if options.transcripts:
             write_rows(shown / f"{split}.parquet", conversations(rows))
     for kind, count in left_out.items():
         print(f"left out: {count} x {kind}")
+    print("\n".join(data_report(items_of)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ prepare_data.py has already written the prompt, by a rubric of its own:
     data_source  (optional) a name; validation metrics are kept apart by it
     input        (optional) the dialogue; a split keeps together what answers it
     rubric       (optional) what the prompt says to judge by; goes into the checkpoint, for graders
+    response     (optional) what is judged, as it was; for the report on the data
     evidence     (optional) texts that a right reasoning holds; evaluate.py counts them
 """
 
@@ -19,27 +20,31 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from common.conversation import BadRow, read_dialogue, read_messages
-from common.parquet import read_rows, write_rows
+from common.conversation import BadRow, read_dialogue, read_messages, read_response
+from common.data_report import Item, dialogue_text
+from common.parquet import Faults, read_rows, write_rows
 
 from .prompt import COLUMNS, RUBRIC, VERDICTS, Judged, ask, read_label, read_row
 
 WRITTEN = ("prompt", "label")
-OPTIONAL = ("data_source", "input", "rubric", "evidence")
+OPTIONAL = ("data_source", "input", "rubric", "response", "evidence")
 
 
-def load_rows(files, on_bad_row: str = "error", rubric: str = RUBRIC) -> tuple[list[dict], Counter]:
+def load_rows(
+    files, on_bad_row: str = "error", rubric: str = RUBRIC, faults: Faults | None = None
+) -> tuple[list[dict], Counter]:
     """Read rows, labelled or with their prompts; return all with prompts, and how many were dropped, by fault.
 
     `input` is what a split keeps together: the dialogue, or the whole prompt if that is not known.
 
     Args:
         rubric: what the prompts of labelled rows say to judge by.
+        faults: gathers what would be raised about rows.
 
     Raises:
         DataError: see `common.parquet.read_rows`.
     """
-    return read_rows(files, required_columns, OPTIONAL, lambda row: check_row(row, rubric), on_bad_row)
+    return read_rows(files, required_columns, OPTIONAL, lambda row: check_row(row, rubric), on_bad_row, faults)
 
 
 def required_columns(names: list[str]) -> tuple[str, ...]:
@@ -64,6 +69,7 @@ def write_prompt(judged: Judged, rubric: str = RUBRIC) -> dict:
         "prompt": ask(judged.dialogue, judged.response, rubric),
         "label": judged.label,
         "rubric": rubric,
+        "response": judged.response,
     }
 
 
@@ -76,7 +82,17 @@ def check_prompt(row: dict) -> dict:
     if rubric is not None and not isinstance(rubric, str):
         raise BadRow("rubric", "expected text", rubric)
     dialogue = prompt if row.get("input") is None else read_dialogue(row["input"])
-    return {"input": dialogue, "prompt": prompt, "label": read_label(row["label"]), "rubric": rubric}
+    response = None if row.get("response") is None else read_response(row["response"])
+    known = {"rubric": rubric, "response": response}
+    return {"input": dialogue, "prompt": prompt, "label": read_label(row["label"])} | known
+
+
+def as_item(row: dict) -> Item:
+    """Return a row as what the report on the data reads. Where the response is not known, the prompt shows it."""
+    dialogue, responses = row["input"], (row["response"],)
+    if row["response"] is None:
+        dialogue, responses = row["prompt"], ()
+    return Item(dialogue_text(dialogue), responses, row["label"], row["source"])
 
 
 def prompt_of(row: dict) -> str:

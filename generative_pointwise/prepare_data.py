@@ -26,16 +26,17 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from common.conversation import BadRow, Conversation, DataError, read_marked_turns
+from common.data_report import data_report
 from common.demo.world import SCORE_RUBRIC, pointwise_rows
 from common.judging.prompts import read_rubric
 from common.judging.quoting import quote
 from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
 from common.sources import load_source
 
-from .dataset import prompt_of, write_prompt
+from .dataset import as_item, prompt_of, write_prompt
 from .prompt import FRAME, RUBRIC, RUBRICS, VERDICTS, read_row, transcripts
 
-WRITTEN = ("input", "prompt", "label", "rubric", "data_source", "evidence")
+WRITTEN = ("input", "prompt", "label", "rubric", "response", "data_source", "evidence")
 LENIENCY = 0.65  # of the demo's warm start: two kinds of fault pass as met more often than not
 
 # What UltraFeedback's ratings meant to the model that gave them (arXiv:2310.01377), in fewer words and from 0. Its
@@ -263,14 +264,17 @@ def main() -> None:
         splits = split_by_prompt(rows, ratio, options.seed, prompt_of)
     if source.from_one:
         print("scores of 1 to 5 are written as labels 0 to 4")
+    items_of = {}
     for split, rows in splits.items():
         written = [{column: row[column] for column in WRITTEN if column in row} for row in rows]
         path = write_rows(output / f"{split}.parquet", written)
         print(f"{path}: {describe(rows)}")
+        items_of[split] = [as_item({**row, "source": f"{split} row {number}"}) for number, row in enumerate(rows)]
         if options.transcripts:
             write_rows(shown / f"{split}.parquet", conversations(rows))
     for kind, count in left_out.items():
         print(f"left out: {count} x {kind}")
+    print("\n".join(data_report(items_of)))
 
 
 if __name__ == "__main__":

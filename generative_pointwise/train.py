@@ -20,17 +20,18 @@ from ray.exceptions import RayActorError, RayTaskError
 from transformers import AutoModelForCausalLM
 
 from common import cluster
-from common.base_model import load_base
+from common.base_model import BaseModel, load_base
 from common.checkpoint import CheckpointError, check_resume, claim_folder
 from common.conversation import DataError
+from common.data_report import data_report
 from common.files import content_digest
 from common.grpo import preflight
 from common.judging.prompts import digest_prompts, measure_rows, store_rubric
 from common.packing import PACKED, attention_of, choose_packing
-from common.parquet import report_leak, split_by_prompt
+from common.parquet import Faults, left_out_figures, split_by_prompt
 from common.report import draw, format_value, read_history, training_curves, write_model_card
 
-from .dataset import load_rows, prompt_of, report_rows, write_for_verl
+from .dataset import as_item, load_rows, prompt_of, report_rows, write_for_verl
 from .prompt import FRAME, VERDICTS, parse, write
 
 # found, but not imported: that takes seconds, and bad input is reported before
@@ -71,7 +72,7 @@ def train(config: DictConfig) -> None:
     right = write(VERDICTS[0], "because")
     preflight.check_vocabulary(tokenizer, right, parse)
     preflight.check_reward(config, __package__, right, VERDICTS[0])
-    rows_of, left_out = read_data(config, tokenizer)
+    rows_of, left_out_of = read_data(config, base)
     train_rows = rows_of["train"]
     show_first(train_rows[0], tokenizer)
     preflight.check_settings(config, len(train_rows), base.longest)
@@ -112,11 +113,13 @@ def train(config: DictConfig) -> None:
     best = json.loads((output / BEST).read_text())
     figures = {"best step": best.pop("step"), **best}
     chosen = "the best on the validation rows" if figures["best step"] else "the one that training started from"
-    about = {"base model": base.name, "training prompts": len(train_rows), "left out": dict(left_out)}
+    about = {"base model": base.name, "training prompts": len(train_rows)}
+    about |= {f"{name}: left out": dict(counts) for name, counts in left_out_of.items()}
     write_report(config, output / CHECKPOINT, figures, about | {"policy": chosen})
     write_report(config, output / LAST, last, about | {"policy": "the last one"})
     store_rubric([output / folder for folder in (CHECKPOINT, LAST, "tokenizer")], train_rows)
     claim.release()
+    figures |= left_out_figures(left_out_of)
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     print("\n".join(["", *lines, "", f"the best judge on val, its card and picture: {output / CHECKPOINT}"]))
     if not figures["best step"]:
@@ -130,14 +133,18 @@ def show_first(row: dict, tokenizer) -> None:
     print(f"\nThe first prompt, as the judge sees it (label {row['label']}):\n{text}\n", flush=True)
 
 
-def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[dict]], Counter]:
-    """Return the rows of train and val, and what was left out of the training rows."""
-    data, rows_of, left_out = config.data, {}, {}
-    limits = (data.max_prompt_length, data.filter_overlong_prompts, data.on_bad_row)
+def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[dict]], dict[str, Counter]]:
+    """Return the rows of train and val, and what was left out of each. One error tells all faults of all files."""
+    data, rows_of, left_out_of, faults = config.data, {}, {}, Faults()
+    limits = (data.max_prompt_length, data.filter_overlong_prompts, data.on_bad_row, FRAME, base.embeddings)
     for name, files in {"train": data.train_files, "val": data.val_files}.items():
-        rows, bad = load_rows(files, data.on_bad_row) if files else ([], Counter())
-        rows_of[name], cut = measure_rows(rows, tokenizer, *limits, FRAME) if files else ([], Counter())
-        left_out[name] = bad + cut
+        rows_of[name], left_out_of[name] = [], Counter()
+        with faults.gathered():
+            if files:
+                rows, bad = load_rows(files, data.on_bad_row, faults=faults)
+                rows_of[name], cut = measure_rows(rows, base.tokenizer, *limits, faults)
+                left_out_of[name] = bad + cut
+    faults.raise_all()
     if not data.val_files:
         share = min(0.1, HELD_OUT / len(rows_of["train"]))
         rows_of = split_by_prompt(rows_of["train"], {"train": 1 - share, "val": share}, config.trainer.seed, prompt_of)
@@ -145,9 +152,10 @@ def read_data(config: DictConfig, tokenizer) -> tuple[dict[str, list[dict]], Cou
     if len(rows_of["val"]) < FEW:
         print(f"warning: {len(rows_of['val'])} validation prompts hardly tell one policy from another")
     for name, rows in rows_of.items():
-        report_rows(name, rows, left_out[name])
-    report_leak(rows_of["train"], "val", rows_of["val"], "rows", prompt_of)
-    return rows_of, left_out["train"]
+        report_rows(name, rows, left_out_of[name])
+    items_of = {name: [as_item(row) for row in rows] for name, rows in rows_of.items()}
+    print("\n".join(data_report(items_of)))
+    return rows_of, left_out_of
 
 
 def identity(config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, list[dict]], workers: int) -> dict:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from common.conversation import BadRow, Conversation, DataError, check_last_turn, is_blank, read_messages, unwrap
+from common.data_report import Item, dialogue_text
 from common.pairs import add_system, check_held, prompt_columns
 from common.parquet import Faults, check_rows, list_counts, read_rows, report_fault
 from common.tokenizer import check_tokens, render
@@ -115,6 +116,11 @@ def load_conversations(files, on_bad_row: str = "error", faults: Faults | None =
 def prompt_of(row: dict) -> str:
     """Return what a checked row's last turn answers, as text: rows of the same text stay together in a split."""
     return json.dumps(row["messages"][:-1], sort_keys=True)
+
+
+def as_item(row: dict) -> Item:
+    """Return a checked row as what the report on the data reads."""
+    return Item(dialogue_text(row["messages"][:-1]), (row["messages"][-1]["content"],), None, row["source"])
 
 
 def encode_conversations(

@@ -16,13 +16,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.conversation import DataError
+from common.data_report import data_report
 from common.demo.transcripts import comparing, scoring
 from common.demo.world import pairwise_rows, pointwise_rows
 from common.pairs import prompt_columns
 from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
 from common.sources import load_source
 
-from .dataset import check_conversation, prompt_of
+from .dataset import as_item, check_conversation, prompt_of
 from .evaluate import are_numbers, find_judgements
 
 
@@ -100,6 +101,11 @@ def main() -> None:
         print(f"{path}: {len(rows)} conversations; {describe_verdicts(rows)}")
     for kind, count in left_out.items():
         print(f"left out: {count} x {kind}")
+    items_of = {
+        split: [as_item({**row, "source": f"{split} row {number}"}) for number, row in enumerate(rows)]
+        for split, rows in splits.items()
+    }
+    print("\n".join(data_report(items_of)))
 
 
 if __name__ == "__main__":

@@ -32,19 +32,20 @@ from common.checkpoint import (
     save_checkpoint,
 )
 from common.conversation import DataError
+from common.data_report import data_report
 from common.files import content_digest
 from common.packing import PACKED, attention_of, choose_packing
-from common.parquet import Faults, left_out_figures, report_leak
+from common.parquet import Faults, left_out_figures
 from common.report import draw, format_value, read_history, start_tracking, training_curves, write_model_card
 
 from .dataset import (
     Example,
+    as_item,
     collate,
     describe,
     digest_examples,
     encode_conversations,
     load_conversations,
-    prompt_of,
     report_examples,
 )
 from .evaluate import token_metrics
@@ -186,8 +187,7 @@ def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Examp
     faults.raise_all()
     for name, rows in rows_of.items():
         report_examples(name, rows, set_aside_of[name])
-        if name != "train":
-            report_leak(read_of["train"], name, read_of[name], "rows", prompt_of)
+    print("\n".join(data_report({name: [as_item(row) for row in rows] for name, rows in read_of.items()})))
     return rows_of, set_aside_of
 
 

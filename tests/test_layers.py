@@ -89,6 +89,7 @@ def test_nothing_of_the_judges_reaches_bradley_terry_or_sft():
 
 
 def test_reading_pairs_takes_a_few_files_only():
-    """What `bradley_terry/dataset.py` needs of common: rows in and out, nothing else."""
+    """What `bradley_terry/dataset.py` needs of common: rows in and out, what is said of them, and their tokens."""
     used = {path.name for path in reached(REPO / "bradley_terry" / "dataset.py")}
-    assert used == {"dataset.py", "conversation.py", "parquet.py", "files.py", "cases.py"}
+    rows = {"conversation.py", "pairs.py", "parquet.py", "files.py", "cases.py"}
+    assert used == {"dataset.py", "tokenizer.py", "data_report.py", "similar_texts.py"} | rows

@@ -5,18 +5,19 @@ A row is one prompt. Prompts that were made of the same labelled row (a comparis
 """
 
 import hashlib
+import sys
 from collections import Counter
 from pathlib import Path
 
-from jinja2 import TemplateError
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from common.conversation import BadRow, DataError
+from common.conversation import DataError
 from common.files import write_text
 from common.generation import begun_answer, check_begun
 from common.judging.tokens import TokenBreaker
-from common.parquet import check_rows, list_counts
+from common.parquet import Faults, check_rows, list_counts, report_fault
+from common.tokenizer import check_tokens, encode_texts, render
 
 RUBRIC_FILE = "rubric.txt"
 
@@ -28,6 +29,8 @@ def measure_rows(
     drop_too_long: bool,
     on_bad_row: str = "error",
     frame: str = "",
+    embeddings: int = sys.maxsize,
+    faults: Faults | None = None,
 ) -> tuple[list[dict], Counter]:
     """Render the prompts as they will be asked. Special tokens of this tokenizer in them are broken by a blank.
 
@@ -39,6 +42,8 @@ def measure_rows(
             is judged stands before it.
         drop_too_long: leave longer ones out and count them; else they are an error.
         frame: the judge's prompt without its slots: the tags in it stay.
+        embeddings: how many tokens the model knows; a prompt with another one is a bad row.
+        faults: gathers what would be raised about rows.
 
     Returns:
         The rows that are left, and how many were left out, by reason.
@@ -51,19 +56,18 @@ def measure_rows(
 
     def measure(row: dict) -> dict:
         prompt = break_tokens(row["prompt"])
-        try:
-            text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise BadRow("prompt", f"the chat template refuses it: {error}") from error
+        text = render(tokenizer, prompt, "prompt", add_generation_prompt=True)
         check_begun(text, frame)
-        tokens, begun = len(tokenizer(text, add_special_tokens=False)["input_ids"]), begun_answer(text, frame)
+        (ids,) = encode_texts([text], tokenizer, special_tokens=False)
+        check_tokens("prompt", ids, text, tokenizer, embeddings)
         broken = {} if prompt == row["prompt"] else {"prompt": prompt, "written": row["prompt"]}
-        return {**row, **broken, "tokens": tokens, "begun": begun}
+        return {**row, **broken, "tokens": len(ids), "begun": begun_answer(text, frame)}
 
-    measured, left_out = check_rows(tqdm(rows, desc="measure", unit="row", delay=1), measure, on_bad_row)
+    measured, left_out = check_rows(tqdm(rows, desc="measure", unit="row", delay=1), measure, on_bad_row, faults)
     too_long = [row for row in measured if row["tokens"] > max_length]
     if too_long and not drop_too_long:
-        raise DataError(_report_too_long(too_long, len(rows), max_length))
+        report_fault(_report_too_long(too_long, len(rows), max_length), faults)
+        return [], left_out
 
     # a labelled row is kept with all of its prompts, or not at all
     incomplete = Counter(row["source"] for row in rows) - Counter(row["source"] for row in measured)
@@ -73,7 +77,7 @@ def measure_rows(
         left_out[f"prompt of more than {max_length} tokens"] = len(too_long)
     if others := len(rows) - len(kept) - left_out.total():
         left_out["prompt left out with another of its row"] = others
-    if not kept:
+    if not kept and not faults:
         raise DataError(f"no row is left: {list_counts(left_out)}")
     if broken := sum("written" in row for row in kept):
         print(f"{broken} of {len(kept)} prompts held special tokens of this tokenizer, which are broken by a blank now")
