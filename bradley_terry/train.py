@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayActorError
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification as AutoModel
 
 from common import cluster, training
 from common.base_model import BaseModel, limit_length, load_base
@@ -89,7 +89,7 @@ def train(config: DictConfig) -> None:
     output = Path(trainer.output).absolute()
 
     # 1. Check the input
-    base = load_base(config.model, data, AutoModelForSequenceClassification, "data.template_options")
+    base = load_base(config.model, data, AutoModel, data.template_options, "data.template_options")
     tokenizer = base.tokenizer
     end_at_turn(tokenizer)
     data.max_length = limit_length(data.max_length, base, "data.max_length")
@@ -98,10 +98,8 @@ def train(config: DictConfig) -> None:
     print(f"\nThe first training pair, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
     check_pair_sizes(config, rows_of)
 
-    packing = choose_packing(base.config, AutoModelForSequenceClassification, data.packing, config.model.path)
-    config.model.override_config = {
-        "attn_implementation": attention_of(packing, base.config, AutoModelForSequenceClassification)
-    }
+    packing = choose_packing(base.config, AutoModel, data.packing, config.model.path)
+    config.model.override_config = {"attn_implementation": attention_of(packing, base.config, AutoModel)}
 
     # 2. Start the cluster and the workers
     device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
@@ -181,9 +179,9 @@ def train(config: DictConfig) -> None:
 
 
 def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Pair]], dict[str, Counter]]:
-    """Return the pairs of train, val and test, and what was set aside of each. One error tells all faults of all files.
+    """Return the pairs of train, val and test, and what was set aside of each.
 
-    A model of plain text gets no chat template: nobody shall ask it in a form that it was not trained on.
+    One error tells all faults of all files.
     """
     data, rows_of, set_aside_of, read_of, faults = config.data, {}, {}, {}, Faults()
     for name, files in {"train": data.train_files, "val": data.val_files, "test": data.test_files}.items():
@@ -198,17 +196,18 @@ def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Pair]
     for name, rows in rows_of.items():
         report_pairs(name, rows, set_aside_of[name])
     print("\n".join(data_report({name: [as_item(row) for row in rows] for name, rows in read_of.items()})))
-    check_one_form(read_of)
-    if isinstance(read_of["train"][0]["chosen"], str):
-        base.tokenizer.chat_template = None
+    keep_to_one_form(read_of, base)
     return rows_of, set_aside_of
 
 
-def check_one_form(read_of: dict[str, list[dict]]) -> None:
+def keep_to_one_form(read_of: dict[str, list[dict]], base: BaseModel) -> None:
+    """Take the chat template from a model of plain text: nobody shall ask it in a form that it was not trained on."""
     forms = {name: isinstance(rows[0]["chosen"], str) for name, rows in read_of.items() if rows}
     if len(set(forms.values())) > 1:
         found = ", ".join(f"{name}: {'plain text' if plain else 'conversations'}" for name, plain in forms.items())
         raise DataError(f"plain text and conversations in one run ({found}). A reward model learns one form; give one.")
+    if forms["train"]:
+        base.tokenizer.chat_template = None
 
 
 def check_pair_sizes(config: DictConfig, rows_of: dict[str, list[Pair]]) -> None:

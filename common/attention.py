@@ -194,6 +194,8 @@ def self_test(model: PreTrainedModel, longest: int = 0) -> None:
     trees = [[torch.randint(0, known, (n,), generator=generator) for n in row] for row in lengths]
     was_training = model.training
     model.eval()
+    if model.config._attn_implementation == SEGMENT_ATTENTION:
+        model.set_attn_implementation("sdpa")
 
     def hidden(ids: list[torch.Tensor], **kwargs) -> torch.Tensor:
         return model.base_model(input_ids=torch.cat(ids)[None], use_cache=False, **kwargs).last_hidden_state[0].float()

@@ -41,15 +41,17 @@ class BaseModel:
         return readable_tokens(self.config)
 
 
-def load_base(model: DictConfig, data: DictConfig, auto_class: type, options_setting: str) -> BaseModel:
+def load_base(
+    model: DictConfig, data: DictConfig, auto_class: type, options: DictConfig | None, setting: str
+) -> BaseModel:
     """Return the model that `model.path` names, its tokenizer made fit for training.
 
     A folder in `model.path` becomes absolute: workers run elsewhere and would take "outputs/model" for a hub id.
 
     Args:
-        data: gives `pad_token`, `chat_template` and, under `options_setting`, the chat template's own switches.
+        data: gives `pad_token` and `chat_template`.
         auto_class: transformers' class for the task.
-        options_setting: the setting's name, "data.template_options".
+        options, setting: the chat template's own switches, and what they are called in the method's config.
 
     Raises:
         DataError: the model cannot be loaded or trained for the task, or its tokenizer cannot be used.
@@ -67,10 +69,9 @@ def load_base(model: DictConfig, data: DictConfig, auto_class: type, options_set
         where = "" if os.path.isdir(path) else f" (there is no folder {os.path.abspath(path)}, so a hub id was assumed)"
         raise DataError(f"model.path={model.path}: cannot be loaded{where}: {error}") from error
     check_config(path, config, auto_class)
-    choose_template(tokenizer, data.get("chat_template"))
-    options = OmegaConf.to_container(OmegaConf.create(data.get(options_setting.removeprefix("data.")) or {}))
-    set_template_options(tokenizer, options, options_setting)
-    ensure_pad_token(tokenizer, config.get_text_config().vocab_size, data.get("pad_token"))
+    choose_template(tokenizer, data.chat_template)
+    set_template_options(tokenizer, OmegaConf.to_container(OmegaConf.create(options or {})), setting)
+    ensure_pad_token(tokenizer, config.get_text_config().vocab_size, data.pad_token)
     shape = f"{config.num_hidden_layers} layers x {config.hidden_size}"
     name = f"{_architecture(config)}, {shape}, {_weights_digest(Path(path)) if os.path.isdir(path) else path}"
     return BaseModel(name, config, tokenizer)

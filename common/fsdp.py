@@ -44,7 +44,7 @@ class PackedEngine(FSDPEngineWithLMHead):
     @property
     def packed(self) -> bool:
         """Whether a micro-batch is one packed row; else each sequence is a row. Decided in `common.packing`."""
-        return self.model_config.override_config.get("attn_implementation") == SEGMENT_ATTENTION
+        return self.model_config.override_config.get("attn_implementation", SEGMENT_ATTENTION) == SEGMENT_ATTENTION
 
     def _build_module(self) -> PreTrainedModel:
         config = without_randomness(self.model_config.hf_config)

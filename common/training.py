@@ -75,7 +75,9 @@ def balance(rows: list, workers: int) -> list:
     return [rows[index] for part in parts for index in sorted(part, key=lambda index: -rows[index].padded_tokens)]
 
 
-def make_batch(rows: list, collate: Callable[[list], dict], max_tokens: int, workers: int, packed: bool, **settings):
+def make_batch(
+    rows: list, collate: Callable[[list], dict], max_tokens: int, workers: int = 1, packed: bool = True, **settings
+):
     """Make what verl sends to the workers: the collated rows, and what its engine asks for beside the tensors.
 
     Args:

@@ -133,6 +133,11 @@ def both_orders(pair: dict) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "prompt_swapped"} for row in rows]
 
 
+def as_items(rows: list[dict]) -> list[Item]:
+    """Return rows of prompts as what the report on the data reads, each pair once."""
+    return [as_item(row) for row in rows if row["order"] == "as given"]
+
+
 def as_item(row: dict) -> Item:
     """Return a row as what the report on the data reads. Where the responses are not known, the prompt shows them."""
     dialogue, responses = row["input"], tuple(row["responses"] or ())

@@ -31,7 +31,7 @@ from common.packing import PACKED, attention_of, choose_packing
 from common.parquet import Faults, left_out_figures, split_by_prompt
 from common.report import draw, format_value, read_history, training_curves, write_model_card
 
-from .dataset import as_item, load_rows, prompt_of, report_rows, write_for_verl
+from .dataset import as_items, load_rows, prompt_of, report_rows, write_for_verl
 from .prompt import FRAME, VERDICTS, parse, write
 
 # found, but not imported: that takes seconds, and bad input is reported before
@@ -66,8 +66,8 @@ def main(config: DictConfig) -> None:
 
 def train(config: DictConfig) -> None:
     # 1. Check the input
-    model, options = config.actor_rollout_ref.model, "data.apply_chat_template_kwargs"
-    base = load_base(model, config.data, AutoModelForCausalLM, options)
+    model, options = config.actor_rollout_ref.model, config.data.apply_chat_template_kwargs
+    base = load_base(model, config.data, AutoModelForCausalLM, options, "data.apply_chat_template_kwargs")
     tokenizer = base.tokenizer
     right = write(VERDICTS[0], "because")
     preflight.check_vocabulary(tokenizer, right, parse)
@@ -154,7 +154,7 @@ def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[dict]
         print(f"warning: {len(rows_of['val'])} validation prompts hardly tell one policy from another")
     for name, rows in rows_of.items():
         report_rows(name, rows, left_out_of[name])
-    items_of = {name: [as_item(row) for row in rows if row["order"] == "as given"] for name, rows in rows_of.items()}
+    items_of = {name: as_items(rows) for name, rows in rows_of.items()}
     print("\n".join(data_report(items_of)))
     return rows_of, left_out_of
 

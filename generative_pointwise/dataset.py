@@ -87,6 +87,11 @@ def check_prompt(row: dict) -> dict:
     return {"input": dialogue, "prompt": prompt, "label": read_label(row["label"])} | known
 
 
+def as_items(rows: list[dict]) -> list[Item]:
+    """Return rows of prompts as what the report on the data reads."""
+    return [as_item(row) for row in rows]
+
+
 def as_item(row: dict) -> Item:
     """Return a row as what the report on the data reads. Where the response is not known, the prompt shows it."""
     dialogue, responses = row["input"], (row["response"],)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayActorError
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM as AutoModel
 
 from common import cluster, training
 from common.base_model import BaseModel, limit_length, load_base
@@ -36,7 +36,14 @@ from common.data_report import data_report
 from common.files import content_digest
 from common.packing import PACKED, attention_of, choose_packing
 from common.parquet import Faults, left_out_figures
-from common.report import draw, format_value, read_history, start_tracking, training_curves, write_model_card
+from common.report import (
+    draw,
+    format_value,
+    read_history,
+    start_tracking,
+    training_curves,
+    write_model_card,
+)
 
 from .dataset import (
     Example,
@@ -82,7 +89,7 @@ def train(config: DictConfig) -> None:
     output = Path(trainer.output).absolute()
 
     # 1. Check the input
-    base = load_base(config.model, data, AutoModelForCausalLM, "data.template_options")
+    base = load_base(config.model, data, AutoModel, data.template_options, "data.template_options")
     tokenizer = base.tokenizer
     data.max_length = limit_length(data.max_length, base, "data.max_length")
     rows_of, set_aside_of = read_data(config, base)
@@ -90,8 +97,8 @@ def train(config: DictConfig) -> None:
     print(f"\nThe first conversation, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
     check_conversation_sizes(config, rows_of)
 
-    packing = choose_packing(base.config, AutoModelForCausalLM, data.packing, config.model.path)
-    config.model.override_config = {"attn_implementation": attention_of(packing, base.config, AutoModelForCausalLM)}
+    packing = choose_packing(base.config, AutoModel, data.packing, config.model.path)
+    config.model.override_config = {"attn_implementation": attention_of(packing, base.config, AutoModel)}
 
     # 2. Start the cluster and the workers
     device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)

@@ -27,7 +27,9 @@ REWARD, LANGUAGE = AutoModelForSequenceClassification, AutoModelForCausalLM
 
 def load(path, task=REWARD, **data):
     model = OmegaConf.create({"path": str(path), "trust_remote_code": False})
-    base = load_base(model, OmegaConf.create(data), task, "data.template_options")
+    options = data.pop("template_options", None)
+    data = OmegaConf.create({"pad_token": None, "chat_template": None} | data)
+    base = load_base(model, data, task, options, "data.template_options")
     return base, model
 
 

@@ -10,7 +10,7 @@ from tokenizers import normalizers
 from bradley_terry import dataset
 from common.conversation import BadRow, DataError
 from common.demo.world import preference_pairs
-from common.parquet import report_leak, write_rows
+from common.parquet import Faults, write_rows
 
 check_pair, encode_pairs = dataset.check_pair, dataset.encode_pairs
 
@@ -60,27 +60,6 @@ def test_an_empty_answer_is_a_bad_row_on_either_side():
 def test_plain_text_against_a_conversation_is_a_bad_row():
     with pytest.raises(BadRow, match="one side is plain text and the other a conversation"):
         check_pair({"chosen": "Because.", "rejected": WORSE})
-
-
-QUESTION, FOUR, FIVE = user("2+2?"), assistant("4"), assistant("5")
-
-
-@pytest.mark.parametrize(
-    ("prompt", "chosen", "rejected", "whole"),
-    [
-        ("2+2?", "4", "5", False),
-        ("2+2?", "2+2? 4", "2+2? 5", True),
-        ([QUESTION], [FOUR], [FIVE], False),
-        ("2+2?", [QUESTION, FOUR], [QUESTION, FIVE], True),
-    ],
-)
-def test_a_prompt_column_that_the_sides_lack_is_not_ignored(prompt, chosen, rejected, whole):
-    cells = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    if whole:
-        assert check_pair(cells)["chosen"] == chosen
-    else:
-        with pytest.raises(BadRow, match="lacks what the column 'prompt' holds"):
-            check_pair(cells)
 
 
 def test_a_file_of_pairs_is_read_with_its_margins_and_bad_rows_are_counted(tmp_path):
@@ -138,11 +117,31 @@ def test_conversations_need_a_chat_template_and_plain_text_does_not(tiny_tokeniz
 
 
 @pytest.mark.parametrize("ended", [0, 1])
-def test_a_text_that_ends_in_the_pad_token_is_refused_on_either_side(tiny_tokenizer, ended):
+def test_a_text_that_ends_in_the_pad_token_is_a_bad_row_on_either_side(tiny_tokenizer, ended):
     sides = ["Q: 1", "Q: 2"]
     sides[ended] += "<|endoftext|>"
-    with pytest.raises(DataError, match=r"train.parquet row 0: the text ends in the pad token '<\|endoftext\|>'"):
+    where = f"train.parquet row 0, column '{['chosen', 'rejected'][ended]}'"
+    with pytest.raises(DataError, match=rf"{where}: the text ends in the pad token '<\|endoftext\|>'"):
         encode_pairs([row(*sides)], tiny_tokenizer, LONG, "error")
+
+
+def test_a_token_that_the_model_does_not_know_is_a_bad_row(tiny_tokenizer):
+    known = len(tiny_tokenizer)
+    tiny_tokenizer.add_tokens(["<tool>"])
+    rows = [row(BETTER, WORSE), row([user("Use <tool>"), BETTER[1]], [user("Use <tool>"), WORSE[1]])]
+    with pytest.raises(DataError, match="1 of 2 rows(?s:.*)no embedding for: '<tool>'"):
+        encode_pairs(rows, tiny_tokenizer, LONG, "error", embeddings=known)
+    assert len(encode_pairs(rows, tiny_tokenizer, LONG, "error", embeddings=known + 1)[0]) == 2
+
+
+def test_bad_rows_and_long_ones_are_gathered_in_one_pass(tiny_tokenizer):
+    faults = Faults()
+    long = [[user("x " * 50), side[1]] for side in (BETTER, WORSE)]
+    pairs, counts = encode_pairs(
+        [row(BETTER, WORSE), row(*long), row("a<|endoftext|>", "b")][:2], tiny_tokenizer, 30, "error", faults=faults
+    )
+    assert (len(pairs), counts) == (1, {})
+    assert len(faults) == 1 and "1 of 2 pairs are longer than data.max_length=30" in faults[0]
 
 
 # ---- what is printed, and what tells sets of pairs apart
@@ -183,11 +182,19 @@ def test_the_report_counts_pairs_tokens_savings_and_what_was_set_aside(tiny_toke
 @pytest.mark.parametrize(
     ("chosen", "rejected", "prompt"),
     [
-        ("Q: why?\nA: because", "Q: why?\nA: but", "Q: why?"),
+        ("Q: why?\nA: because", "Q: why?\nA: but", "Q: why?\nA:"),
+        ("Why?\nBecause", "Why?\nBut", "Why?"),
         ("Q: 12", "Q: 13", "Q:"),
         ("yes", "no", "yesno"),
+        ("\n\nHuman: why?\n\nAssistant: so", "\n\nHuman: why?\n\nAssistant: no", "Human: why?\n\nAssistant:"),
     ],
-    ids=["the lines that both share", "the words that both share", "nothing shared"],
+    ids=[
+        "up to a customary mark",
+        "the lines that both share",
+        "the words that both share",
+        "nothing shared",
+        "up to the answer's mark",
+    ],
 )
 def test_the_prompt_of_plain_text(chosen, rejected, prompt):
     assert dataset.prompt_of({"chosen": chosen, "rejected": rejected}) == prompt
@@ -201,14 +208,6 @@ def test_the_prompt_of_a_conversation_is_all_before_the_answer_whatever_the_orde
     ]
     assert prompts[0] == prompts[1] and json.loads(prompts[0]) == talk
     assert dataset.prompt_of({"chosen": BETTER, "rejected": WORSE}) != prompts[0]
-
-
-def test_prompts_of_val_that_training_has_seen_are_warned_about(capsys):
-    other = [[user("How?"), side[1]] for side in (BETTER, WORSE)]
-    report_leak([row(BETTER, WORSE)], "val", [row(*other)], "pairs", dataset.prompt_of)
-    assert capsys.readouterr().out == ""
-    report_leak([row(BETTER, WORSE)], "val", [row(*other), row(WORSE, BETTER)], "pairs", dataset.prompt_of)
-    assert "the prompts of 1 val pairs are also in train" in capsys.readouterr().out
 
 
 # ---- real data
@@ -227,10 +226,11 @@ def test_real_pairs_are_read_and_their_empty_answers_are_dropped(shared_data, na
         dataset.load_pairs(shared_data / name)
 
 
-def test_real_pairs_share_no_prompt_between_train_and_val(shared_data, capsys):
-    train, val = (dataset.load_pairs(shared_data / name, "drop")[0] for name in REAL)
-    report_leak(train, "val", val, "pairs", dataset.prompt_of)
-    assert capsys.readouterr().out == ""
+def test_real_pairs_share_no_prompt_between_train_and_val(shared_data):
+    train, val = (
+        {dataset.prompt_of(row) for row in dataset.load_pairs(shared_data / name, "drop")[0]} for name in REAL
+    )
+    assert train and val and not train & val
 
 
 def test_real_pairs_encode_to_what_they_say(shared_data, tiny_tokenizer):

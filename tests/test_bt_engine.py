@@ -29,7 +29,7 @@ def packed_rewards(model, pairs) -> torch.Tensor:
     segments, ends = engine.cut_pairs(batch["branch_lengths"], torch.device("cpu"))
     model.set_attn_implementation(SEGMENT_ATTENTION)
     ids, positions = (batch[name].values()[None] for name in ("input_ids", "position_ids"))
-    return engine.score_pairs(model, ids, positions, segments, ends)["rewards"]
+    return engine.score_pairs(model, ids, (0, ends), position_ids=positions, segments=segments)["rewards"]
 
 
 def padded_rewards(model, pairs) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """The sharded engine in one process, with the precision that a GPU run has: bf16 compute over fp32 weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import note_gradients
@@ -17,12 +19,12 @@ def pairs(tiny_model):
     return dataset.encode_pairs(rows, AutoTokenizer.from_pretrained(tiny_model), 512, "error")[0]
 
 
-def make_engine(tiny_model, compute: str):
+def make_engine(tiny_model, compute: str, **model_settings):
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 
     built = engine.PairEngine(
-        HFModelConfig(path=str(tiny_model), enable_gradient_checkpointing=False),
+        HFModelConfig(path=str(tiny_model), enable_gradient_checkpointing=False, **model_settings),
         FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": compute}),
         FSDPOptimizerConfig(lr=2e-6, weight_decay=0.0, total_training_steps=10),
         CheckpointConfig(),
@@ -93,6 +95,42 @@ def test_the_token_budget_changes_neither_loss_nor_gradient(process_group, tiny_
     for name, gradient in gradients.items():
         difference = (gradients_of_many[name] - gradient).norm() / gradient.norm()
         assert difference < 1e-5, name
+
+
+def test_padded_rows_give_the_loss_and_gradient_of_packed_ones(process_group, tiny_model, pairs):
+    """What a model gets that cannot be packed: two padded rows a pair."""
+    results = []
+    for attention, max_tokens in (({}, 4096), ({"attn_implementation": "sdpa"}, 1000)):
+        built, gradients = make_engine(tiny_model, "fp32", override_config=attention), {}
+        note_gradients(built, gradients)
+        batch = training.make_batch(pairs, dataset.collate, max_tokens, packed=built.packed)
+        with built.train_mode():
+            output = built.train_batch(batch, loss_function)
+        results.append((len(output["loss"]), sum(output["loss"]), gradients))
+    (_, loss, gradients), (batches, padded_loss, padded_gradients) = results
+    assert batches in (2, 4, 8)
+    assert padded_loss == pytest.approx(loss, abs=1e-6)
+    for name, gradient in gradients.items():
+        assert (padded_gradients[name] - gradient).norm() / gradient.norm() < 1e-4, name
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "rows"), [(10_000, 12), (240, 12), (239, 6), (100, 4), (40, 2), (39, 1), (1, 1)]
+)
+def test_padded_rows_fill_micro_batches_that_are_all_alike(max_tokens, rows):
+    of_ten = [SimpleNamespace(padded_tokens=tokens) for tokens in (20, 10, 5) * 8]
+    assert training.rows_that_fit(of_ten, max_tokens, workers=2) == rows
+
+
+def test_the_first_step_has_a_rate_above_0(process_group, tiny_model, pairs):
+    """verl's warm-up would start at 0, and the first batch would teach nothing."""
+    from verl.workers.config import FSDPOptimizerConfig
+
+    built = make_engine(tiny_model, "fp32")
+    built.optimizer_config = FSDPOptimizerConfig(lr=1e-3, lr_warmup_steps=4, total_training_steps=10)
+    built.lr_scheduler = built._build_lr_scheduler(built.optimizer)
+    rates = [built.lr_scheduler_step() for _ in range(5)]
+    assert rates[0] > 0 and rates == sorted(rates) and rates[3] == pytest.approx(max(rates))
 
 
 def test_the_cuts_of_a_row_are_computed_once_not_once_a_layer():

@@ -61,44 +61,86 @@ def hh_rlhf(number: int) -> dict:
     return {"chosen": f"{talk} A kettle {number}.", "rejected": f"{talk} No."}
 
 
+def pair(chosen, rejected, margin: float = 0.0) -> dict:
+    return {"chosen": chosen, "rejected": rejected, "margin": margin}
+
+
+def convert(source: str, rows: list[dict], on_bad_row: str = "error"):
+    return prepare_data.convert_pairs(rows, SOURCES[source].convert, on_bad_row)
+
+
 # ---- one row of each source
 
 
 @pytest.mark.parametrize(("strength", "order"), [(-3, ("first 0", "second 0")), (2, ("second 0", "first 0"))])
 def test_helpsteer2_prefers_the_second_response_where_the_strength_is_positive(strength, order):
     preference = prepare_data.from_helpsteer2(helpsteer2(strength))
-    assert preference.chosen == [user("Why?"), assistant(order[0])]
-    assert preference.rejected == [user("Why?"), assistant(order[1])]
-    assert preference.margin == abs(strength)
+    assert preference["chosen"] == [user("Why?"), assistant(order[0])]
+    assert preference["rejected"] == [user("Why?"), assistant(order[1])]
+    assert preference["margin"] == abs(strength)
 
 
 def test_helpsteer2_prompts_of_several_turns_are_taken_apart_at_their_marks():
     prompt = "Hi\n\nthere\n<extra_id_1>Assistant\nHello\n1. x\n\n<extra_id_1>User\nWhy?"
     preference = prepare_data.from_helpsteer2(helpsteer2(1, prompt))
-    assert preference.chosen == [user("Hi\n\nthere"), assistant("Hello\n1. x"), user("Why?"), assistant("second 0")]
+    assert preference["chosen"] == [user("Hi\n\nthere"), assistant("Hello\n1. x"), user("Why?"), assistant("second 0")]
 
 
 @pytest.mark.parametrize(("strength", "order"), [(-1, ("first", "second")), (3, ("second", "first"))])
 def test_helpsteer3_prefers_the_second_response_where_the_preference_is_positive(strength, order):
     preference = prepare_data.from_helpsteer3(helpsteer3(strength))
     context = [user("Hi"), assistant("Hello"), user("Why?")]
-    assert preference == ([*context, assistant(order[0])], [*context, assistant(order[1])], abs(strength))
+    assert preference == pair([*context, assistant(order[0])], [*context, assistant(order[1])], abs(strength))
 
 
 def test_ultrafeedbacks_margin_is_the_difference_of_the_scores():
     row = ultrafeedback(8.5, 6.0)
-    assert prepare_data.from_ultrafeedback(row) == (row["chosen"], row["rejected"], 2.5)
+    (converted,), left_out = convert("ultrafeedback", [row])
+    assert (converted, left_out) == (pair([user("Why?"), assistant("good")], [user("Why?"), assistant("bad")], 2.5), {})
 
 
-def test_skywork_pairs_are_taken_as_they_are_and_have_no_margin():
-    row = {"chosen": [user("Why?"), assistant("good")], "rejected": [user("Why?"), assistant("bad")], "source": "x"}
-    assert prepare_data.from_skywork(row) == (row["chosen"], row["rejected"], None)
+@pytest.mark.parametrize("source", ["ultrafeedback", "pairwise"])
+def test_chosen_scored_below_rejected_is_a_fault_of_its_own_name(source):
+    from generative_pairwise import prepare_data as pairwise
+
+    rows = [ultrafeedback(6.0, 8.5), ultrafeedback(8.5, 6.0)]
+    kind = "column 'score_chosen': chosen is scored below rejected"
+    if source == "pairwise":
+        converted, left_out = pairwise.convert_comparisons(rows, "ultrafeedback", None, "drop")
+    else:
+        converted, left_out = convert("ultrafeedback", rows, "drop")
+        with pytest.raises(DataError, match=rf"row 0, {kind} \(found \[6.0, 8.5\]\)"):
+            convert("ultrafeedback", rows)
+    assert len(converted) == 1 and left_out[kind] == 1
+
+
+def test_pairs_keep_what_else_is_of_their_prompt():
+    row = {"chosen": [assistant("good")], "rejected": [assistant("bad")], "source": "x"}
+    (converted,), _ = convert("skywork", [row | {"prompt": "Why?", "system": "Be kind."}])
+    start = [{"role": "system", "content": "Be kind."}, user("Why?")]
+    assert converted == pair([*start, assistant("good")], [*start, assistant("bad")])
+    with pytest.raises(DataError, match="column 'question': looks like a part of the prompt"):
+        convert("pairs", [{"chosen": "good", "rejected": "bad", "question": "Why?"}])
+    (converted,), _ = convert("pairs", [{"prompt": "Why?", "chosen": "good", "rejected": "bad", "margin": 2}])
+    assert converted == pair([user("Why?"), assistant("good")], [user("Why?"), assistant("bad")], 2.0)
+
+
+def test_rows_of_a_pairwise_judge_are_pairs():
+    def row(preferred, **metadata):
+        output = [{"answer": {"role": "assistant", "content": text}} for text in ("good", "bad")]
+        return {"input": "Why?", "output": json.dumps(output), "metadata": {"preferred": preferred, **metadata}}
+
+    good, bad = ([user("Why?"), assistant(text)] for text in ("good", "bad"))
+    converted, left_out = convert("pairwise", [row("A", preference_strength=2), row("B"), row("tie")])
+    assert (converted, left_out) == ([pair(good, bad, 2.0), pair(bad, good)], {"ties": 1})
+    with pytest.raises(DataError, match="`preferred` is not one of A, B, tie"):
+        convert("pairwise", [row("C"), row("A")])
 
 
 def test_hh_rlhf_transcripts_become_turns():
     talk = [user("Name 2 gifts."), assistant("For whom?"), user("For Ann: she\n\nlikes tea.")]
     preference = prepare_data.from_hh_rlhf(hh_rlhf(2))
-    assert preference == ([*talk, assistant("A kettle 2.")], [*talk, assistant("No.")], None)
+    assert preference == {"chosen": [*talk, assistant("A kettle 2.")], "rejected": [*talk, assistant("No.")]}
 
 
 TIES = {"helpsteer2": helpsteer2(0), "helpsteer3": helpsteer3(0), "ultrafeedback": ultrafeedback(7, 7)}
@@ -108,7 +150,10 @@ TIES = {"helpsteer2": helpsteer2(0), "helpsteer3": helpsteer3(0), "ultrafeedback
 def test_a_tie_is_counted_and_never_written_as_a_pair(source, row):
     """Trap 11."""
     assert SOURCES[source].convert(row) is None
-    assert prepare_data.convert_pairs([row, row], SOURCES[source].convert) == ([], {"ties": 2})
+    with pytest.raises(DataError, match="no usable row: 2 x ties. Is --source right"):
+        convert(source, [row, row])
+    other = {"helpsteer2": helpsteer2(1), "helpsteer3": helpsteer3(1), "ultrafeedback": ultrafeedback(7, 6)}[source]
+    assert convert(source, [row, other, row])[1] == {"ties": 2}
 
 
 def test_repeated_equal_and_empty_pairs_are_left_out_and_counted():
@@ -117,7 +162,9 @@ def test_repeated_equal_and_empty_pairs_are_left_out_and_counted():
 
     answers = [("good", "bad"), ("same", "same"), ("good", "bad"), ("good", " "), ("a", "b")]
     rows = [skywork(*pair) for pair in answers]
-    pairs, left_out = prepare_data.convert_pairs(rows, prepare_data.from_skywork)
+    with pytest.raises(DataError, match="2 of 5 rows cannot be used"):
+        convert("skywork", rows)
+    pairs, left_out = convert("skywork", rows, "drop")
     assert pairs == [{**rows[0], "margin": 0.0}, {**rows[4], "margin": 0.0}]
     assert left_out == {
         "repeated pairs": 1,
@@ -128,12 +175,21 @@ def test_repeated_equal_and_empty_pairs_are_left_out_and_counted():
 
 def test_rows_of_another_source_are_refused_with_their_columns():
     with pytest.raises(DataError, match=r"row 0 has no column 'context'; it has \['chosen', .*Is --source right\?"):
-        prepare_data.convert_pairs([ultrafeedback(8, 7)], prepare_data.from_helpsteer3)
+        convert("helpsteer3", [ultrafeedback(8, 7)])
 
 
 def test_hh_rlhf_reading_conversations_is_refused_and_does_not_break_off():
-    with pytest.raises(DataError, match="Is --source right"):
-        prepare_data.convert_pairs([ultrafeedback(8, 7)], prepare_data.from_hh_rlhf)
+    with pytest.raises(
+        DataError, match="column 'chosen': expected text(?s:.*)is this the right file, and the right --source"
+    ):
+        convert("hh-rlhf", [ultrafeedback(8, 7)] * 2)
+
+
+def test_a_cell_of_another_kind_is_named_with_its_column():
+    with pytest.raises(DataError, match="row 0, column 'preference_strength': expected a number .found 'much'."):
+        convert("helpsteer2", [helpsteer2("much"), helpsteer2(1)])
+    with pytest.raises(DataError, match="row 0, column 'context'"):
+        convert("helpsteer3", [helpsteer3(1) | {"context": 3}, helpsteer3(1)])
 
 
 def test_longer_wins_counts_characters_of_the_answers_and_equal_lengths_one_half():

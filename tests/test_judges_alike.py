@@ -33,7 +33,7 @@ EQUAL_BUT_FOR_THE_DOCSTRING = ["dataset.prompt_of"]
 ALIGNED = {  # how many lines one has that the other lacks in this place, at most
     "prompt.parse": 12,  # score or preference, in words and in the tag
     "prompt.ask": 7,  # one response or two
-    "dataset.load_rows": 6,  # a pair is two rows
+    "dataset.load_rows": 8,  # a pair is two rows
     "dataset.write_for_verl": 7,  # its order and strength
     "train.train": 1,  # check_strength
     "train.write_report": 5,  # the card's words, and one panel more

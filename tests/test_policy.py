@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import note_gradients
 from tensordict import TensorDict
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3NextConfig
 
 from common.demo.transcripts import scoring
 from common.demo.world import pointwise_rows
@@ -47,12 +47,14 @@ def make_engine(tiny_model, **model_settings):
     return built
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_model, process_group):
-    return make_engine(tiny_model)
+@pytest.fixture(scope="module", params=["packed", "padded"])
+def engine(request, tiny_model, process_group):
+    """Packed, and as a model that cannot be packed is computed."""
+    attention = {} if request.param == "packed" else {"attn_implementation": "sdpa"}
+    return make_engine(tiny_model, override_config=attention)
 
 
-def make_batch(sequences, temperature, max_tokens: int = 10**6) -> TensorDict:
+def make_batch(sequences, temperature, max_tokens: int = 10**6, packed: bool = True) -> TensorDict:
     """What verl's trainer sends: prompts and answers apart and together, jagged."""
     from verl.utils import tensordict_utils as tu
 
@@ -67,7 +69,8 @@ def make_batch(sequences, temperature, max_tokens: int = 10**6) -> TensorDict:
         "responses": jagged([answer for _, answer in sequences]),
         "loss_mask": jagged([[1] * len(answer) for _, answer in sequences]),
     }
-    settings = {"use_dynamic_bsz": True, "max_token_len_per_gpu": max_tokens, "calculate_entropy": True}
+    settings = {"use_dynamic_bsz": packed, "max_token_len_per_gpu": max_tokens, "calculate_entropy": True}
+    settings |= {"micro_batch_size_per_gpu": len(sequences) if max_tokens > 1000 else 3}
     return tu.get_tensordict(tensors, settings | {"temperature": temperature})
 
 
@@ -94,7 +97,7 @@ def test_log_probs_and_entropy_are_those_of_transformers(engine, tiny_model, seq
     with torch.no_grad():
         expected = [alone(model, *sequence, temperature) for sequence in sequences]
         with engine.eval_mode():
-            output = engine.infer_batch(make_batch(sequences, temperature, max_tokens))["model_output"]
+            output = engine.infer_batch(make_batch(sequences, temperature, max_tokens, engine.packed))["model_output"]
     for name, column in (("log_probs", 0), ("entropy", 1)):
         for found, pair in zip(at_answers(output[name], sequences), expected, strict=True):
             torch.testing.assert_close(found, pair[column], atol=1e-5, rtol=0)
@@ -128,12 +131,51 @@ def test_gradients_are_those_of_transformers_though_prompts_are_shared(engine, t
         gradients = {}
         note_gradients(engine, gradients)
         with engine.train_mode():
-            output = engine.train_batch(make_batch(sequences, 1.0, max_tokens), weighted)
+            output = engine.train_batch(make_batch(sequences, 1.0, max_tokens, engine.packed), weighted)
         assert sum(output["loss"]) == pytest.approx(total.item(), rel=1e-5)
         expected = {name: weight.grad for name, weight in model.named_parameters()}
         assert gradients.keys() == expected.keys()
         for name, gradient in expected.items():
             assert (gradients[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+
+
+def test_a_hybrid_policy_generates_with_the_log_probs_that_it_trains_with(
+    process_group, tmp_path, tokenizer, sequences
+):
+    """Recurrent layers see padding on the left, so answers to prompts of other lengths are not batched with it."""
+    config = Qwen3NextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    built = make_engine(tmp_path, override_config={"attn_implementation": "sdpa"})
+    prompts, seeds = [prompt for prompt, _ in sequences], list(range(len(sequences)))
+    assert len(set(map(len, prompts))) > 1
+    answers = built.generate(prompts, seeds, 12, 10**6, **SAMPLING)
+    answered = [(prompt, tokens) for prompt, (tokens, _) in zip(prompts, answers)]
+    with torch.no_grad(), built.eval_mode():
+        output = built.infer_batch(make_batch(answered, 1.0, packed=False))["model_output"]
+    for found, (_, log_probs) in zip(at_answers(output["log_probs"], answered), answers):
+        torch.testing.assert_close(found, torch.tensor(log_probs), atol=1e-5, rtol=0)
+    few = built.generate(prompts[::4], seeds[::4], 12, 200, **SAMPLING)
+    assert [tokens for tokens, _ in few] == [tokens for tokens, _ in answers[::4]]
 
 
 def test_each_prompt_stands_once_in_the_row():

@@ -9,10 +9,12 @@ from conftest import note_gradients
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BloomConfig,
     GenerationConfig,
     LlamaConfig,
     MistralConfig,
     Qwen3Config,
+    Qwen3NextConfig,
 )
 
 from common import training
@@ -59,13 +61,14 @@ def packed(model_path, examples, max_tokens: int, **settings) -> tuple[int, floa
     built, gradients = make_engine(model_path, **settings), {}
     note_gradients(built, gradients)
     with built.train_mode():
-        output = built.train_batch(training.make_batch(examples, dataset.collate, max_tokens), engine.sft_loss)
+        batch = training.make_batch(examples, dataset.collate, max_tokens, packed=built.packed)
+        output = built.train_batch(batch, engine.sft_loss)
     return len(output["loss"]), sum(output["loss"]), gradients
 
 
-def one_at_a_time(model_path, examples) -> tuple[float, dict[str, torch.Tensor]]:
+def one_at_a_time(model_path, examples, attention: str = "sdpa") -> tuple[float, dict[str, torch.Tensor]]:
     """The same with transformers alone: no packing, no padding, the model's own attention and all logits."""
-    model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation=attention)
     total, count = 0.0, sum(int(example.mask.sum()) for example in examples)
     for example in examples:
         ids = torch.from_numpy(example.ids).long()
@@ -82,6 +85,8 @@ def assert_same(ours: tuple, reference: tuple) -> None:
     assert loss == pytest.approx(reference[0], abs=1e-5)
     assert gradients.keys() == reference[1].keys()
     for name, gradient in reference[1].items():
+        if gradient is None:  # an expert that no token was sent to
+            continue
         difference = (gradients[name] - gradient).norm() / gradient.norm()
         assert difference < 1e-4, f"{name}: relative difference {difference:.2e}"
 
@@ -108,6 +113,39 @@ def test_other_architectures_learn_alike(process_group, tmp_path, tokenizer, exa
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert_same(packed(tmp_path, examples, 4096), one_at_a_time(tmp_path, examples))
+
+
+HYBRID = Qwen3NextConfig(
+    **SMALL | {"num_hidden_layers": 4},
+    head_dim=16,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=16,
+    linear_value_head_dim=16,
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+    shared_expert_intermediate_size=32,
+)
+BLOOM = BloomConfig(hidden_size=64, n_layer=2, n_head=4, pad_token_id=0)
+
+
+@pytest.mark.parametrize("config", [LlamaConfig(**SMALL), HYBRID, BLOOM], ids=["llama", "hybrid", "bloom"])
+def test_padded_rows_learn_alike(process_group, tmp_path, tokenizer, examples, config):
+    """For models that cannot be packed; and one that can, as a check of the check."""
+    torch.manual_seed(0)
+    config.vocab_size = len(tokenizer)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    attention = {"override_config": {"attn_implementation": "eager" if config is BLOOM else "sdpa"}}
+    ours = packed(tmp_path, examples, 4096, **attention)
+    assert ours[0] == 24 // rows_that_fit(examples, 4096) > 1
+    assert_same(ours, one_at_a_time(tmp_path, examples, attention["override_config"]["attn_implementation"]))
+
+
+def rows_that_fit(examples, max_tokens: int) -> int:
+    most = max_tokens // max(example.tokens for example in examples)
+    return max(size for size in (1, 2, 3, 4, 6, 8, 12, 24) if size <= most)
 
 
 def test_a_real_batch_learns_alike(process_group, tiny_model, tokenizer, shared_data):
