@@ -116,7 +116,8 @@ def small_copy(config: PreTrainedConfig, auto_class: type) -> PreTrainedModel | 
             setattr(text, name, value[:layers])  # what kind each layer is
     text.num_hidden_layers = layers
     for name, most in NARROW.items():
-        if isinstance(size := getattr(text, name, None), int):
+        grouped = name.startswith("num_") and hasattr(text, "n_group")  # groups of experts must stay as they are
+        if isinstance(size := getattr(text, name, None), int) and not grouped:
             setattr(text, name, min(size, most))
     for name, most in (("max_position_embeddings", MOST), ("original_max_position_embeddings", FIRST)):
         for part in (text, *rope_sets(text)):

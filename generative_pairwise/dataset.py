@@ -24,7 +24,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from common.conversation import BadRow, read_dialogue, read_messages, read_response
+from common.conversation import BadRow, read_dialogue, read_json, read_messages, read_response
 from common.data_report import Item, dialogue_text
 from common.parquet import Faults, read_rows, write_rows
 
@@ -99,7 +99,7 @@ def check_prompts(row: dict) -> dict:
         raise BadRow("rubric", "expected text", rubric)
     if longer not in ("A", "B", "tie", None):
         raise BadRow("longer", "expected one of A, B, tie, or nothing", longer)
-    responses = row.get("responses")
+    responses = read_json("responses", row.get("responses"))
     if responses is not None and not (isinstance(responses, list) and len(responses) == 2):
         raise BadRow("responses", "expected two texts", responses)
     either_order = min(prompts.values(), key=str)
@@ -117,7 +117,7 @@ def check_prompts(row: dict) -> dict:
 def turn_round(pair: dict) -> dict:
     """Return a pair that has its prompts with the responses in the other order."""
     prompts = {"prompt": pair["prompt_swapped"], "prompt_swapped": pair["prompt"]}
-    responses = pair["responses"] and pair["responses"][::-1]
+    responses = pair.get("responses") and pair["responses"][::-1]
     return {
         **pair,
         **prompts,

@@ -174,7 +174,7 @@ def refuse(monkeypatch, tmp_path):
 
 def test_no_input_is_refused(refuse, reward_checkpoint, tmp_path):
     refuse("nothing.*no such file", reward_checkpoint, tmp_path / "nothing*.parquet")
-    refuse("no such file", reward_checkpoint, tmp_path)
+    refuse("a folder without any .parquet file", reward_checkpoint, tmp_path)
 
 
 def test_a_file_that_is_no_parquet_is_refused(refuse, reward_checkpoint, tmp_path):

@@ -194,7 +194,7 @@ def test_what_cannot_be_ranked_is_an_error_with_its_cause(reward_checkpoint, res
 
 def test_what_the_chat_template_refuses_is_an_error_with_its_cause(reward_checkpoint):
     grader = BradleyTerryGrader(str(reward_checkpoint))
-    grader.tokenizer.chat_template = "{{ raise_exception('no system turn, please') }}"
+    grader.reading.tokenizer.chat_template = "{{ raise_exception('no system turn, please') }}"
     graded = grade(grader, query=TURNS, response="Four.")
     assert type(graded) is GraderError and "no system turn, please" in graded.error
 

@@ -47,6 +47,7 @@ def orders(label: str, texts, longer: str | None, source: str, **cells) -> list[
     pair = rendered(texts=texts)
     given = {"prompt": pair["prompt"], "label": label, "longer": longer, "order": "as given"}
     swapped = {"prompt": pair["prompt_swapped"], "label": SWAPPED[label], "longer": SWAPPED[longer], "order": "swapped"}
+    given, swapped = given | {"responses": list(texts)}, swapped | {"responses": list(texts[::-1])}
     shared = {"rubric": RUBRIC, "strength": None, "data_source": "judge", "source": source, **cells}
     return [given | shared, swapped | shared]
 
@@ -71,14 +72,14 @@ def test_labelled_and_rendered_pairs_give_both_orders_one_below_the_other(write,
     texts, even = ("So.", "No way."), ("So.", "No.")
     first = write("a.parquet", form(labelled("A", texts, strength=2)), form(labelled("tie", even, strength=3)))
     named = rendered("B", texts, rubric="Brevity", longer="A", strength=0.5, input=DIALOGUE, data_source="demo")
-    named = form({**named, "evidence": ["x"]})
-    optional = ("rubric", "longer", "strength", "input", "data_source")
+    named = form({**named, "evidence": ["x"], "responses": list(texts)})
+    optional = ("rubric", "longer", "strength", "input", "data_source", "responses")
     second = write("b.parquet", named, {**named, **dict.fromkeys(optional)})
     rows = [
         orders("A", texts, "B", "a.parquet row 0", strength=2.0),
         orders("tie", even, "tie", "a.parquet row 1"),
         orders("B", texts, "A", "b.parquet row 0", rubric="Brevity", strength=0.5, data_source="demo"),
-        orders("B", texts, None, "b.parquet row 1", rubric=None),
+        orders("B", texts, None, "b.parquet row 1", rubric=None, responses=None),
     ]
     read, dropped = load_rows([first, second])
     assert [{**row, "input": None} for row in read] == [{**row, "input": None} for both in rows for row in both]
@@ -169,7 +170,9 @@ def test_a_split_parts_neither_a_pairs_orders_nor_the_pairs_of_a_dialogue(write,
 
 
 LENGTHS = {"fits": [user("x")], "too long": [user("x " * 50)], "refused": [system("x"), user("x")]}
-TAKES_TURNS = "the chat template refuses it: user and assistant take turns, there is no place for: system"
+TAKES_TURNS = (
+    "the model's chat template refuses the conversation: user and assistant take turns, there is no place for: system"
+)
 KINDS = {"too long": "prompt of more than 40 tokens", "refused": f"column 'prompt': {TAKES_TURNS}"}
 
 

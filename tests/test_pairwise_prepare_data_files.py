@@ -15,7 +15,7 @@ from generative_pairwise import dataset, prepare_data
 from generative_pairwise.prompt import RUBRIC, SWAPPED, ask, read_row, transcripts, write
 
 SPLITS = ("train", "val", "test")
-COLUMNS = ("input", "prompt", "prompt_swapped", "label", "rubric", "strength", "longer", "data_source")
+COLUMNS = ("input", "prompt", "prompt_swapped", "label", "rubric", "responses", "strength", "longer", "data_source")
 
 
 def pairwise(number: int, preferred: str | None = None) -> dict:

@@ -37,7 +37,7 @@ def shown(response: str = "So.", *rubric: str) -> list[dict]:
 
 def rendered(label: int, number: int, response: str = "So.", file: str = "a.parquet", **cells) -> dict:
     """A row as it is read, but for `input`."""
-    origin = {"data_source": "judge", "evidence": [], "source": f"{file} row {number}"}
+    origin = {"data_source": "judge", "evidence": [], "source": f"{file} row {number}", "response": response}
     return {"prompt": shown(response), "label": label, "rubric": RUBRIC, **origin, **cells}
 
 
@@ -59,10 +59,15 @@ def write(tmp_path):
 def test_labelled_rows_get_their_prompts_and_written_prompts_are_kept_also_in_one_reading(write, form):
     first = write("a.parquet", form(labelled(0)), form(labelled(4, "")))
     named = {"prompt": shown("No."), "label": 2, "evidence": ["x", "y"], "data_source": "demo", "rubric": "Brevity."}
-    named = form({**named, "input": DIALOGUE, "other": 7})
+    named = form({**named, "input": DIALOGUE, "other": 7, "response": "No."})
     second = write("b.parquet", named, {**named, **dict.fromkeys(OPTIONAL)})
     kept = rendered(2, 0, "No.", "b.parquet", evidence=["x", "y"], data_source="demo", rubric="Brevity.")
-    rows = [rendered(0, 0), rendered(4, 1, ""), kept, rendered(2, 1, "No.", "b.parquet", rubric=None)]
+    rows = [
+        rendered(0, 0),
+        rendered(4, 1, ""),
+        kept,
+        rendered(2, 1, "No.", "b.parquet", rubric=None) | {"response": None},
+    ]
     dialogues = [DIALOGUE, DIALOGUE, DIALOGUE, shown("No.")]  # the whole prompt where nothing else is known
     for files, order in (([first, second], [0, 1, 2, 3]), (f"{second}, {first}", [2, 3, 0, 1])):
         read, dropped = load_rows(files)

@@ -87,7 +87,7 @@ def test_labelled_rows_are_split_by_dialogue_and_have_their_prompts_written(conv
     expected = {asked(row["input"], f"answer {number}"): number % 5 for number, row in enumerate(rows)}
     written = sum(splits.values(), [])
     assert {row["prompt"][0]["content"]: row["label"] for row in written} == expected
-    assert all(row.keys() == {"input", "prompt", "label", "rubric", "data_source"} for row in written)
+    assert all(row.keys() == {"input", "prompt", "label", "rubric", "response", "data_source"} for row in written)
     assert {(row["data_source"], row["rubric"]) for row in written} == {("pointwise", RUBRIC)}
     assert [len(dialogues(splits[split])) for split in SPLITS] == [48, 6, 6]
     assert len(dialogues(written)) == 60

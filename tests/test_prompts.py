@@ -64,7 +64,8 @@ def test_a_prompt_too_long_is_an_error_with_the_remedy_or_left_out_and_counted()
 def test_a_row_that_the_template_refuses_is_an_error_by_row_or_dropped_and_counted():
     gemma = make_tokenizer(SHAPES["gemma"])
     rows = [written(3), written(4, prompt=[system("Judge."), user("Score it.")])]
-    fault = "the chat template refuses it: user and assistant take turns, there is no place for: system"
+    fault = "the model's chat template refuses the conversation: user and assistant take turns, there is no place"
+    fault += " for: system"
     assert refused(rows, gemma, LONG, False)[1] == f"  a.parquet row 4, column 'prompt': {fault}"
     kept, left_out = measure_rows(rows, gemma, LONG, False, "drop")
     assert [row["source"] for row in kept] == ["a.parquet row 3"]

@@ -124,9 +124,9 @@ def test_held_out_prompts_that_are_also_trained_on_are_warned_about(attempt, tmp
     path = write_rows(tmp_path / "held_out.parquet", [{"messages": messages} for messages in held_out])
     with pytest.raises(DataError, match="larger than the 1 conversations"):
         attempt(f"data.val_files='{path}'", rows=[[QUESTION, ANSWER]])
-    warning = "warning: the prompts of 1 val rows are also in train; val figures flatter the model\n"
+    warning = "  prompts also in train: 1 x equal ("
     printed = capsys.readouterr().out
-    assert warning in printed and printed.count("warning") == 1
+    assert warning in printed and "held_out.parquet row 0)" in printed and printed.count("also in train") == 1
 
 
 # ---- by the script

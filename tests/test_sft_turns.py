@@ -196,16 +196,17 @@ def test_options_of_the_template_are_written_into_it_for_everyone_who_loads_it(t
 
 
 def test_a_template_that_writes_the_date_gets_a_warning(capsys):
-    tokenizer = make_tokenizer(SHAPES["chatml"], chat_template="{{ strftime_now('%Y') }}" + CHATML)
-    set_template_options(tokenizer, {"date_string": "26 Jul 2024"}, "data.template_options")
-    assert capsys.readouterr().out == ""
-    set_template_options(tokenizer, {}, "data.template_options")
-    assert "the chat template writes today's date" in capsys.readouterr().out
+    for options, said in (({"date_string": "26 Jul 2024"}, False), ({}, True)):
+        tokenizer = make_tokenizer(SHAPES["chatml"], chat_template="{{ strftime_now('%Y') }}" + CHATML)
+        set_template_options(tokenizer, options, "data.template_options")
+        assert ("the chat template writes today's date" in capsys.readouterr().out) == said
 
 
 def test_a_template_that_refuses_a_lone_question_says_so():
     tokenizer = make_tokenizer(SHAPES["chatml"], chat_template="{{ raise_exception('A system message comes first.') }}")
-    with pytest.raises(DataError, match="refuses a question and an answer: A system message comes first."):
+    with pytest.raises(
+        DataError, match="a question and an answer: the model's chat template refuses .*: A system message comes"
+    ):
         encode_conversations([row(user("Why?"), assistant("So."))], tokenizer, LONG, "error")
 
 
