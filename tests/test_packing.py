@@ -33,7 +33,14 @@ PADDED = {
 }
 
 
-@pytest.mark.parametrize("family", PACKED)
+FEW = {"qwen3", "llama", "gpt2", "deepseek_v3", "gemma2", "bloom", "qwen3_next", "jamba"}  # the others are slower
+
+
+def families(names) -> list:
+    return [pytest.param(name, marks=() if name in FEW else pytest.mark.run) for name in names]
+
+
+@pytest.mark.parametrize("family", families(PACKED))
 def test_families_that_attend_through_the_interface_are_packed(family):
     config = CONFIG_MAPPING[family]()
     assert small_copy(config, REWARD) is not None
@@ -41,7 +48,7 @@ def test_families_that_attend_through_the_interface_are_packed(family):
     assert attention_of("packed", config, REWARD) == SEGMENT_ATTENTION
 
 
-@pytest.mark.parametrize("family", PADDED)
+@pytest.mark.parametrize("family", families(PADDED))
 def test_hybrids_and_other_attentions_are_padded_and_it_is_said_why(family, capsys):
     config = CONFIG_MAPPING[family]()
     assert choose_packing(config, REWARD, "auto", family) == "padded"
