@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ray.exceptions import RayTaskError
 
 from common.cluster import ClusterError, TrainingError, check_platform
+from common.failures import what_is_gone
 
 
 def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConfig, device: str, workers_per_node: int):
@@ -54,6 +55,8 @@ def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConf
     try:
         worker_group.reset()
     except RayTaskError as error:
+        if gone := what_is_gone(error):
+            raise ClusterError(gone) from error
         raise ClusterError(f"the model could not be built on the workers: {error.cause}") from error
     return worker_group
 
