@@ -101,7 +101,7 @@ def connect(
 
 def _check_reachable(address: str) -> None:
     """Ask a cluster for a sign of life, and take this machine's token if it wants one. Ray would try for minutes."""
-    if "://" in address:
+    if "://" in address or address == "local":
         return
     try:
         found = canonicalize_bootstrap_address(address)  # "auto" too

@@ -36,7 +36,7 @@ from common.demo.transcripts import comparing, scoring
 from common.demo.world import pairwise_rows, pointwise_rows, preference_pairs
 from common.parquet import write_rows
 
-STEPS, CRASH_AT = 6, 3
+STEPS, CRASH_AT, TIMEOUT = 6, 3, 1800
 SHARED = ("trainer.test_freq=3", "trainer.save_freq=2", f"trainer.total_training_steps={STEPS}")
 OWN_LOOP = ("data.train_batch_size=8", "optim.lr=1e-3", *SHARED)
 GRPO = (
@@ -85,7 +85,7 @@ def compare(method: str, folder: Path, machines: list, commands: list[str]) -> s
     script, settings, names = METHODS[method]
     inputs = write_inputs(method, folder)
     started = time.perf_counter()
-    run(folder / "one", *settings, script=script, **inputs, N_GPUS_PER_NODE="2")
+    run(folder / "one", *settings, script=script, timeout=TIMEOUT, **inputs, N_GPUS_PER_NODE="2")
     one = time.perf_counter() - started
 
     first, second = machines
@@ -94,7 +94,7 @@ def compare(method: str, folder: Path, machines: list, commands: list[str]) -> s
     on_first = {"script": script, "on": [*first.on, "env", *tokens], "RAY_ADDRESS": ADDRESS, "NNODES": "2"}
     process = start(output, *settings, **on_first, **inputs)
     progress = names[0]
-    wait_for(lambda: process.poll() is not None or max(metrics_of(output, progress), default=0) >= CRASH_AT)
+    wait_for(lambda: process.poll() is not None or max(metrics_of(output, progress), default=0) >= CRASH_AT, TIMEOUT)
     second.crash()
     crashed = time.perf_counter()
     status = finish(process, 120)
@@ -103,7 +103,7 @@ def compare(method: str, folder: Path, machines: list, commands: list[str]) -> s
     print(f"\n{method}: exit status {status}, {noticed:.0f} s after the crash:\n  {message}", flush=True)
     start_ray(second, commands[1])
     started = time.perf_counter()
-    run(output, *settings, **on_first, **inputs)
+    run(output, *settings, timeout=TIMEOUT, **on_first, **inputs)
     again = time.perf_counter() - started
 
     differences = []
