@@ -218,6 +218,26 @@ def _check_room(nodes: int, needed: dict[str, int], cores_beside: int) -> None:
     )
 
 
+def pick_nodes(count: int, needed: dict[str, int]) -> list[str]:
+    """Return the addresses of `count` nodes with enough free of each resource, the freest first.
+
+    Raises:
+        ClusterError: others have taken it since `connect`.
+    """
+    free_of = ray._private.state.available_resources_per_node()
+    room_of = {}
+    for node in ray.nodes():
+        if free := free_of.get(node["NodeID"]):
+            room = min(free.get(name, 0) / share for name, share in needed.items())
+            room_of[node["NodeID"]] = (room, node["NodeManagerAddress"])
+    fitting = [address for room, address in sorted(room_of.values(), reverse=True) if room >= 1]
+    if len(fitting) < count:
+        raise ClusterError(
+            f"{count} node(s) with {needed} free each are needed, and {len(fitting)} are left. Wait for running jobs."
+        )
+    return fitting[:count]
+
+
 def _check_gpus(workers_per_node: int) -> None:
     """Raise `ClusterError` if torch cannot use the GPUs that Ray counts on a node."""
     ask = ray.remote(num_cpus=0, num_gpus=workers_per_node)(_count_by_torch)

@@ -68,7 +68,7 @@ def test_two_machines_train_as_one_and_go_on_after_a_crash(machines, shared, tmp
     wait_for(lambda: process.poll() is not None or max(metrics_of(output, "train/loss"), default=0) >= 5)
     second.crash()
     assert finish(process, 60) == 1
-    assert log_of(output).rstrip().endswith(GONE) and "Traceback" not in log_of(output)
+    assert f"\n{GONE}\n" in log_of(output) and "Traceback" not in log_of(output)
 
     start_ray(second, of_others)
     inputs = " ".join(f"{name}={value}" for name, value in small_run.items())
@@ -96,4 +96,4 @@ def test_a_judge_on_two_machines_says_which_one_died(machines, shared, small_jud
     wait_for(lambda: process.poll() is not None or max(metrics_of(output, "train/reward"), default=0) >= 2)
     machines[1].crash()
     assert finish(process, 120) == 1
-    assert log_of(output).rstrip().endswith(GONE)
+    assert f"\n{GONE}\n" in log_of(output)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import warm_start
+from conftest import pair_inputs, pair_judge_inputs, score_judge_inputs, sft_inputs
 from machines import ADDRESS, Machines, readme_commands, start_ray, why_not
 from runs import (
     PAIRWISE_SCRIPT,
@@ -32,9 +32,6 @@ from runs import (
 )
 
 from common.demo.tiny_model import save_tiny_model
-from common.demo.transcripts import comparing, scoring
-from common.demo.world import pairwise_rows, pointwise_rows, preference_pairs
-from common.parquet import write_rows
 
 STEPS, CRASH_AT, TIMEOUT = 6, 3, 1800
 SHARED = ("trainer.test_freq=3", "trainer.save_freq=2", f"trainer.total_training_steps={STEPS}")
@@ -49,41 +46,19 @@ GRPO = (
     *SHARED,
 )
 JUDGED = ("train/reward", "train/grad_norm", "val/reward", "actor/pg_loss")
-METHODS = {
-    "bradley_terry": (RUN_SCRIPT, OWN_LOOP, ("train/loss", "train/grad_norm", "val/log_loss", "val/margin_mean")),
-    "sft": (SFT_SCRIPT, OWN_LOOP, ("train/loss", "train/grad_norm", "val/loss")),
-    "generative_pointwise": (POINTWISE_SCRIPT, GRPO, JUDGED),
-    "generative_pairwise": (PAIRWISE_SCRIPT, GRPO, JUDGED),
+METHODS = {  # script, settings, what makes model and rows, metrics
+    "bradley_terry": (RUN_SCRIPT, OWN_LOOP, pair_inputs, ("train/loss", "train/grad_norm", "val/log_loss")),
+    "sft": (SFT_SCRIPT, OWN_LOOP, sft_inputs, ("train/loss", "train/grad_norm", "val/loss")),
+    "generative_pointwise": (POINTWISE_SCRIPT, GRPO, score_judge_inputs, JUDGED),
+    "generative_pairwise": (PAIRWISE_SCRIPT, GRPO, pair_judge_inputs, JUDGED),
 }
-
-
-def write_inputs(method: str, folder: Path) -> dict[str, str]:
-    """Write a model and rows; return the environment of a run on them."""
-    model = folder / "tiny_model"
-    save_tiny_model(model, seed=0)
-    if method == "bradley_terry":
-        rows = {split: preference_pairs(split, size, seed=0) for split, size in (("train", 96), ("val", 19))}
-    elif method == "sft":
-        rows = {
-            split: [{"messages": scoring(row)} for row in pointwise_rows(split, size, seed=0)]
-            for split, size in (("train", 96), ("val", 19))
-        }
-    elif method == "generative_pointwise":  # a judge that is right now and then, or there would be nothing to learn
-        lenient = [scoring(row) for row in pointwise_rows("train", 2400, 1, leniency=0.65)]
-        model = warm_start(model, lenient, folder / "judge")
-        rows = {split: pointwise_rows(split, size, seed=0) for split, size in (("train", 96), ("val", 12))}
-    else:
-        biased = [comparing(row) for row in pairwise_rows("train", 2400, 1, position_bias=0.65)]
-        model = warm_start(model, biased, folder / "judge")
-        rows = {split: pairwise_rows(split, size, seed=0) for split, size in (("train", 48), ("val", 12))}
-    files = {split: str(write_rows(folder / f"{split}.parquet", found)) for split, found in rows.items()}
-    return {"MODEL_PATH": str(model), "TRAIN_FILES": files["train"], "VAL_FILES": files["val"]}
 
 
 def compare(method: str, folder: Path, machines: list, commands: list[str]) -> str:
     """Make both runs; return the row of the table."""
-    script, settings, names = METHODS[method]
-    inputs = write_inputs(method, folder)
+    script, settings, make_inputs, names = METHODS[method]
+    save_tiny_model(folder / "tiny_model", seed=0)
+    inputs = make_inputs(folder / "tiny_model", folder)
     started = time.perf_counter()
     run(folder / "one", *settings, script=script, timeout=TIMEOUT, **inputs, N_GPUS_PER_NODE="2")
     one = time.perf_counter() - started
@@ -99,7 +74,7 @@ def compare(method: str, folder: Path, machines: list, commands: list[str]) -> s
     crashed = time.perf_counter()
     status = finish(process, 120)
     noticed = time.perf_counter() - crashed
-    message = log_of(output).rstrip().splitlines()[-1]
+    message = next(line for line in log_of(output).splitlines() if line.startswith("train.py: "))
     print(f"\n{method}: exit status {status}, {noticed:.0f} s after the crash:\n  {message}", flush=True)
     start_ray(second, commands[1])
     started = time.perf_counter()
