@@ -79,6 +79,17 @@ def test_a_machine_that_is_missing(monkeypatch):
     assert "missing" not in str(caught.value)
 
 
+def test_every_group_of_workers_gets_a_node_of_its_own(monkeypatch):
+    free = {"a": {"CPU": 3.0, "GPU": 8.0}, "b": {"CPU": 8.0, "GPU": 8.0}, "c": {"CPU": 1.0, "GPU": 8.0}}
+    nodes = [{"NodeID": name, "NodeManagerAddress": f"10.0.0.{number}"} for number, name in enumerate("abcd", 1)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)  # d is dead: nothing is free there
+    monkeypatch.setattr(ray._private.state, "available_resources_per_node", lambda: free)
+    assert cluster.pick_nodes(2, {"CPU": 2}) == ["10.0.0.2", "10.0.0.1"]
+    assert sorted(cluster.pick_nodes(3, {"CPU": 1, "GPU": 8})) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    with pytest.raises(cluster.ClusterError, match="3 node.* with {'CPU': 2} free each are needed, and 2 are left"):
+        cluster.pick_nodes(3, {"CPU": 2})
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU that torch can use")
 def test_torch_without_a_gpu():
     count, said = cluster._count_by_torch()
