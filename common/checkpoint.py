@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.utils.data import Sampler
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from common.failures import what_is_gone
 from common.files import write_text
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -107,6 +108,8 @@ def save_checkpoint(save: Callable[[], None], folder: Path, step: int, keep: int
     try:
         save()
     except (RayTaskError, OSError, RuntimeError) as error:
+        if gone := what_is_gone(error):
+            raise CheckpointError(gone) from error
         raise CheckpointError(_report_failed_write(f"the checkpoint of step {step}", folder, error)) from error
     newest = int((folder / TRACKER).read_text())
     steps = {
@@ -129,6 +132,8 @@ def export_checkpoint(worker_group, folder: Path, name: str, *arguments) -> Path
     try:
         worker_group.export(str(folder / name), *arguments)
     except (RayTaskError, OSError) as error:
+        if gone := what_is_gone(error):
+            raise CheckpointError(gone) from error
         raise CheckpointError(_report_failed_write(f"the model {name}", folder, error)) from error
     return folder / name
 

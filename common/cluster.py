@@ -1,13 +1,16 @@
 """From a script to a cluster: join or start Ray, and check that it has what the run needs.
 
-- `RAY_ADDRESS` set: join that cluster. Not set: start a local one, on loopback, without a dashboard.
+- `RAY_ADDRESS` set: join that cluster, with this machine's token if it asks for one. Not set: start a local one, on
+  loopback, without a dashboard, with a token of its own.
 - Ray waits for ever for a GPU or core that no node has. Here the run stops in seconds and says what is missing.
-- The device is what the *cluster* has, not what this process sees: a head node often has no GPU.
+- The device is what the *cluster* has, not what this process sees: a head node often has no GPU. Each node is asked
+  whether torch can use the GPUs that Ray counts there; a driver or a torch that does not fit would train on the CPU.
 - The method folder travels to every node by Ray's runtime environment, as one package, its code and
   small text files; `common` is installed there.
 """
 
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -16,9 +19,15 @@ import warnings
 from operator import itemgetter
 from pathlib import Path
 
+import grpc
 import ray
 import torch
+from ray._private.gcs_utils import create_gcs_channel
+from ray._private.services import canonicalize_bootstrap_address
+from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from common.network import settings_of_the_run
 
 # for this process and every worker
 ENVIRONMENT = {
@@ -38,6 +47,9 @@ ENVIRONMENT = {
 
 TRAVELLING = (".py", ".txt", ".md", ".jinja", ".json", ".yaml")  # files of a method folder that workers get
 LARGEST_TRAVELLING = 2**20  # bytes
+SECONDS_TO_ANSWER = 180  # for a node to start a process that imports torch, from a slow disk too
+CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # the cheapest question to Ray's head
+ALL_WITH_TOKEN = "`export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=…`, in the shell of every `ray start` and of this command"
 
 
 class ClusterError(RuntimeError):
@@ -82,22 +94,59 @@ def connect(
         workers_per_node = max(gpus_of(node) for node in ray.nodes()) if device == "cuda" else 1
     needed = {"GPU": workers_per_node} if device == "cuda" else {}
     _check_room(nodes, needed | {"CPU": workers_per_node * cores_per_worker}, cores_beside)
+    if device == "cuda":
+        _check_gpus(workers_per_node)
     return device, workers_per_node
 
 
 def _check_reachable(address: str) -> None:
-    """Try a `host:port` address for some seconds. Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and "/" not in host and port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+    """Ask a cluster for a sign of life, and take this machine's token if it wants one. Ray would try for minutes."""
+    if "://" in address or address == "local":
+        return
+    try:
+        found = canonicalize_bootstrap_address(address)  # "auto" too
+        host, _, port = found.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+    if _asks_for_token(found):
+        _take_token(found)
+
+
+def _asks_for_token(address: str) -> bool:
+    """Return whether the head refuses this process as it is."""
+    try:
+        create_gcs_channel(address).unary_unary(CLUSTER_ID)(b"", timeout=10)
+    except grpc.RpcError as error:
+        return error.code() == grpc.StatusCode.UNAUTHENTICATED
+    return False
+
+
+def _take_token(address: str) -> None:
+    """Join by the token that Ray finds on this machine. Ray itself does so for RAY_ADDRESS=auto only."""
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        found = f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']} forbids to send one"
+    elif not maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+        found = "this machine has none"
+    elif _asks_for_token(address):
+        places = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
+        found = f"this machine's, of {(places or ['~/.ray/auth_token'])[0]}, is another one"
+    else:
+        return
+    raise ClusterError(
+        f"the Ray cluster at {address} asks for a token, and {found}. `ray get-auth-token` prints it on the machine "
+        f"where `ray start --head` ran. Then give {ALL_WITH_TOKEN}. (A token is asked for if the head has one in "
+        "~/.ray/auth_token, too. For a cluster without, `export RAY_AUTH_MODE=disabled` in all these shells instead.)"
+    )
 
 
 def _local_ray(workers_per_node: int | None, cores_per_worker: int, cores_beside: int) -> dict:
     # "local": without this word Ray would look for a cluster that someone once started on this machine
     settings = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    # Without a token Ray writes one to ~/.ray/auth_token, and from then on every `ray start --head` asks for it.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     if cores_beside:
         workers = min(workers_per_node or max(1, torch.cuda.device_count()), os.cpu_count())
         settings["num_cpus"] = max(os.cpu_count(), workers * cores_per_worker + cores_beside)
@@ -117,7 +166,7 @@ def _start_ray(package: str, environment: dict[str, str], **settings) -> None:
     folder = Path(sys.modules[package].__file__).parent
     with tempfile.TemporaryDirectory() as code:
         _copy_small_files(folder, Path(code) / package)
-        travels = {"working_dir": code, "env_vars": ENVIRONMENT | environment}
+        travels = {"working_dir": code, "env_vars": ENVIRONMENT | environment | settings_of_the_run()}
         try:
             ray.init(logging_level="warning", runtime_env=travels, **settings)
         except OSError as error:
@@ -160,10 +209,72 @@ def _check_room(nodes: int, needed: dict[str, int], cores_beside: int) -> None:
     found = "; ".join(f"{node}: " + ", ".join(f"{n} {name}" for name, n in c.items()) for node, c in free.items())
     wanted = " and ".join(f"{count} free {name}" for name, count in needed.items())
     beside = f", and {cores_beside} CPU beside them" if cores_beside else ""
+    missing = ""
+    if len(free) < nodes and os.environ.get("RAY_ADDRESS"):
+        missing = f" If a machine is missing: its `ray start` says why. If that is the token, give {ALL_WITH_TOKEN}."
     raise ClusterError(
-        f"This run asks for {nodes} node(s) with {wanted} each{beside}; the cluster has free: {found}. Lower "
-        "NNODES or N_GPUS_PER_NODE, wait for running jobs, or set RAY_ADDRESS to a larger cluster."
+        f"This run asks for {nodes} node(s) with {wanted} each{beside}; the cluster has free: {found}. Lower NNODES or "
+        f"N_GPUS_PER_NODE, wait for running jobs, or set RAY_ADDRESS to a larger cluster.{missing}"
     )
+
+
+def pick_nodes(count: int, needed: dict[str, int]) -> list[str]:
+    """Return the addresses of `count` nodes with enough free of each resource, the freest first.
+
+    Raises:
+        ClusterError: others have taken it since `connect`.
+    """
+    free_of = ray._private.state.available_resources_per_node()
+    room_of = {}
+    for node in ray.nodes():
+        if free := free_of.get(node["NodeID"]):
+            room = min(free.get(name, 0) / share for name, share in needed.items())
+            room_of[node["NodeID"]] = (room, node["NodeManagerAddress"])
+    fitting = [address for room, address in sorted(room_of.values(), reverse=True) if room >= 1]
+    if len(fitting) < count:
+        raise ClusterError(
+            f"{count} node(s) with {needed} free each are needed, and {len(fitting)} are left. Wait for running jobs."
+        )
+    return fitting[:count]
+
+
+def _check_gpus(workers_per_node: int) -> None:
+    """Raise `ClusterError` if torch cannot use the GPUs that Ray counts on a node."""
+    ask = ray.remote(num_cpus=0, num_gpus=workers_per_node)(_count_by_torch)
+    free_of = ray._private.state.available_resources_per_node()
+    nodes = [node for node in ray.nodes() if free_of.get(node["NodeID"], {}).get("GPU", 0) >= workers_per_node]
+    there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    answers = [ask.options(scheduling_strategy=place).remote() for place in there]
+    unusable = []
+    for node, answer in zip(nodes, answers):
+        try:
+            count, said = ray.get(answer, timeout=SECONDS_TO_ANSWER)
+        except GetTimeoutError as error:
+            raise ClusterError(
+                f"{node['NodeManagerAddress']} did not start a process within {SECONDS_TO_ANSWER} s. Look at `ray "
+                "status` and at /tmp/ray/session_latest/logs there."
+            ) from error
+        if count < workers_per_node:
+            unusable.append(f"{node['NodeManagerAddress']}: Ray reports {gpus_of(node)} GPU, {said}")
+    if unusable:
+        raise ClusterError(
+            f"torch cannot use a GPU that Ray reports. {'; '.join(unusable)}. Install there a torch that fits the "
+            'driver (`pip install -e ".[gpu]"`). Or train on the CPU: `export CUDA_VISIBLE_DEVICES=` before this '
+            "command, or before `ray start`."
+        )
+
+
+def _count_by_torch() -> tuple[int, str]:
+    """Return how many GPUs torch can use in this process, and what it says about them."""
+    about = f"torch {torch.__version__}"
+    try:
+        torch.cuda.init()
+        count = torch.cuda.device_count()
+        for index in range(count):
+            torch.zeros(1, device=f"cuda:{index}")
+    except (AssertionError, RuntimeError) as error:  # a torch without CUDA; a driver too old, a GPU that does not work
+        return 0, f"{about} says {str(error).splitlines()[0]!r}"
+    return count, f"{about} finds {count}"
 
 
 def disconnect() -> None:

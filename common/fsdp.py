@@ -10,6 +10,7 @@ step already trains: verl's warm-up starts at a rate of 0.
 import importlib
 from inspect import signature
 
+import ray
 import torch
 import torch.nn as nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
@@ -23,6 +24,7 @@ from verl.workers.engine_workers import TrainingWorker
 
 from common.attention import SEGMENT_ATTENTION, self_test
 from common.checkpoint import unwrap
+from common.network import use_interface_of
 from common.packing import own_attention, without_randomness
 
 
@@ -143,6 +145,7 @@ class PackedWorker(TrainingWorker):
     def __init__(self, config: TrainingWorkerConfig, engine_module: str):
         """`engine_module` is the method's engine.py, which registers its engine when it is imported."""
         importlib.import_module(engine_module)
+        use_interface_of(ray.util.get_node_ip_address())
         super().__init__(config)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)

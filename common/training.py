@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ray.exceptions import RayTaskError
 
 from common.cluster import ClusterError, TrainingError, check_platform
+from common.failures import what_is_gone
 
 
 def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConfig, device: str, workers_per_node: int):
@@ -27,12 +28,13 @@ def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConf
     Raises:
         ClusterError: verl does not run on the device, or the model cannot be built.
     """
-    from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
+    from verl.single_controller.ray import RayClassWithInitArgs, RayWorkerGroup
     from verl.trainer.config import CheckpointConfig
     from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.config import TrainingWorkerConfig
 
     from common.fsdp import PackedWorker
+    from common.pool import OneNodeEach
 
     check_platform(device)
     worker_config = TrainingWorkerConfig(
@@ -44,7 +46,7 @@ def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConf
     )
     nodes = config.trainer.nnodes
     # one worker group per bundle; verl's default reserves ten cores per worker
-    pool = RayResourcePool([workers_per_node] * nodes, use_gpu=device != "cpu", max_colocate_count=1)
+    pool = OneNodeEach([workers_per_node] * nodes, use_gpu=device != "cpu", max_colocate_count=1)
     rendezvous = {}
     if nodes == 1 and not os.environ.get("RAY_ADDRESS"):  # known here, so no process need be started to find it out
         rendezvous = {"master_addr": "127.0.0.1", "master_port": str(_free_port())}
@@ -54,6 +56,8 @@ def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConf
     try:
         worker_group.reset()
     except RayTaskError as error:
+        if gone := what_is_gone(error):
+            raise ClusterError(gone) from error
         raise ClusterError(f"the model could not be built on the workers: {error.cause}") from error
     return worker_group
 

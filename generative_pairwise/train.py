@@ -16,10 +16,9 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
-from ray.exceptions import RayActorError, RayTaskError
 from transformers import AutoModelForCausalLM
 
-from common import cluster
+from common import cluster, failures
 from common.base_model import BaseModel, load_base
 from common.checkpoint import CheckpointError, check_resume, claim_folder
 from common.conversation import DataError
@@ -38,7 +37,6 @@ from .prompt import FRAME, VERDICTS, parse, write
 os.environ["VERL_CONFIG"] = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
 HELD_OUT = 500  # rows for validation where there are none: enough to tell policies apart, few enough to answer often
 FEW = 50  # one answer more or less is two points of accuracy
-GO_ON = "the same command goes on from the last checkpoint, if there is one"
 USAGE = """
 from transformers import pipeline
 
@@ -54,12 +52,10 @@ def main(config: DictConfig) -> None:
         train(config)
     except (DataError, cluster.ClusterError, CheckpointError, cluster.TrainingError) as error:
         raise SystemExit(f"\ntrain.py: {error}") from None
-    except RayActorError as error:
-        raise SystemExit(f"\ntrain.py: a worker died; {GO_ON}. {error}") from None
-    except RayTaskError as error:
-        raise SystemExit(f"\ntrain.py: a worker failed; {GO_ON}. {error}") from None
+    except failures.OF_WORKERS as error:
+        raise SystemExit(f"\ntrain.py: {failures.explain(error)}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"\ntrain.py: stopped; {GO_ON}") from None
+        raise SystemExit(f"\ntrain.py: stopped; {failures.GO_ON}") from None
     finally:
         cluster.disconnect()
 

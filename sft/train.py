@@ -16,12 +16,11 @@ import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from ray.exceptions import RayActorError
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM as AutoModel
 
-from common import cluster, training
+from common import cluster, failures, training
 from common.base_model import BaseModel, limit_length, load_base
 from common.checkpoint import (
     CheckpointError,
@@ -58,7 +57,6 @@ from .dataset import (
 from .evaluate import token_metrics
 from .loss import batch_metrics
 
-GO_ON = "the same command goes on from the last checkpoint, if there is one"
 PRECISION = {"cuda": "bf16", "cpu": "fp32"}
 SHOWN = ("loss", "token_accuracy", "grad_norm", "lr", "tokens_per_second")
 USAGE = """
@@ -76,10 +74,10 @@ def main(config: DictConfig) -> None:
         train(config)
     except (DataError, cluster.ClusterError, CheckpointError, cluster.TrainingError) as error:
         raise SystemExit(f"\ntrain.py: {error}") from None
-    except RayActorError as error:
-        raise SystemExit(f"\ntrain.py: a worker died; {GO_ON}. {error}") from None
+    except failures.OF_WORKERS as error:
+        raise SystemExit(f"\ntrain.py: {failures.explain(error)}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"\ntrain.py: stopped; {GO_ON}") from None
+        raise SystemExit(f"\ntrain.py: stopped; {failures.GO_ON}") from None
     finally:
         cluster.disconnect()
 

@@ -87,14 +87,12 @@ def shared_data() -> Path:
     return REAL_DATA
 
 
-@pytest.fixture(scope="session")
-def small_sft_run(tiny_model, tmp_path_factory) -> dict[str, str]:
+def sft_inputs(tiny_model: Path, folder: Path) -> dict[str, str]:
     """The environment of an SFT run on the tiny model and 96 of the demo's judgements, 19 for validation."""
     from common.demo.transcripts import scoring
     from common.demo.world import pointwise_rows
     from common.parquet import write_rows
 
-    folder = tmp_path_factory.mktemp("small_sft_run")
     train, val = (
         [{"messages": scoring(row)} for row in pointwise_rows(split, rows, seed=0)]
         for split, rows in (("train", 96), ("val", 19))
@@ -107,18 +105,26 @@ def small_sft_run(tiny_model, tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def small_run(tiny_model, tmp_path_factory) -> dict[str, str]:
+def small_sft_run(tiny_model, tmp_path_factory) -> dict[str, str]:
+    return sft_inputs(tiny_model, tmp_path_factory.mktemp("small_sft_run"))
+
+
+def pair_inputs(tiny_model: Path, folder: Path) -> dict[str, str]:
     """The environment of a training run on the tiny model and 96 demo pairs, 19 of them for validation."""
     from common.demo.world import preference_pairs
     from common.parquet import write_rows
 
-    folder = tmp_path_factory.mktemp("small_run")
     train, val = (preference_pairs(split, rows, seed=0) for split, rows in (("train", 96), ("val", 19)))
     return {
         "TRAIN_FILES": str(write_rows(folder / "train.parquet", train)),
         "VAL_FILES": str(write_rows(folder / "val.parquet", val)),
         "MODEL_PATH": str(tiny_model),
     }
+
+
+@pytest.fixture(scope="session")
+def small_run(tiny_model, tmp_path_factory) -> dict[str, str]:
+    return pair_inputs(tiny_model, tmp_path_factory.mktemp("small_run"))
 
 
 def warm_start(tiny_model: Path, conversations: list, folder: Path) -> str:
@@ -148,15 +154,13 @@ def warm_start(tiny_model: Path, conversations: list, folder: Path) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="session")
-def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
+def score_judge_inputs(tiny_model: Path, folder: Path) -> dict[str, str]:
     """The environment of a judge's run: 96 scored responses, 24 for validation, a judge that is right now and then."""
     from common.demo.world import SCORE_RUBRIC, pointwise_rows
     from common.parquet import write_rows
     from generative_pointwise.dataset import write_prompt
     from generative_pointwise.prompt import read_row, transcripts
 
-    folder = tmp_path_factory.mktemp("small_judge_run")
     lenient = [read_row(row) for row in pointwise_rows("train", 2400, 1, leniency=0.65)]
     files = {}
     for split, size in (("train", 96), ("val", 24)):
@@ -168,14 +172,17 @@ def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def small_pair_run(tiny_model, tmp_path_factory) -> dict[str, str]:
+def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
+    return score_judge_inputs(tiny_model, tmp_path_factory.mktemp("small_judge_run"))
+
+
+def pair_judge_inputs(tiny_model: Path, folder: Path) -> dict[str, str]:
     """The environment of a pairwise judge's run: 48 pairs, 12 for validation, a judge that is right now and then."""
     from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
     from common.parquet import write_rows
     from generative_pairwise.dataset import write_prompts
     from generative_pairwise.prompt import read_row, transcripts
 
-    folder = tmp_path_factory.mktemp("small_pair_run")
     biased = [read_row(row) for row in pairwise_rows("train", 2400, 1, position_bias=0.65)]
     files = {}
     for split, size in (("train", 48), ("val", 12)):
@@ -184,6 +191,11 @@ def small_pair_run(tiny_model, tmp_path_factory) -> dict[str, str]:
         files[split] = str(write_rows(folder / f"{split}.parquet", rows))
     judge = warm_start(tiny_model, [transcripts(row, PREFERENCE_RUBRIC)[0] for row in biased], folder / "judge")
     return {"TRAIN_FILES": files["train"], "VAL_FILES": files["val"], "MODEL_PATH": judge}
+
+
+@pytest.fixture(scope="session")
+def small_pair_run(tiny_model, tmp_path_factory) -> dict[str, str]:
+    return pair_judge_inputs(tiny_model, tmp_path_factory.mktemp("small_pair_run"))
 
 
 class AtOnce:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
@@ -15,13 +16,18 @@ POINTWISE_SCRIPT = REPO / "generative_pointwise" / "run_pointwise.sh"
 PAIRWISE_SCRIPT = REPO / "generative_pairwise" / "run_pairwise.sh"
 
 
-def start(output: Path, *overrides: str, script: Path = RUN_SCRIPT, **environment: str) -> subprocess.Popen:
-    """Start a run script in a process group of its own, its output in `output.log`."""
+def start(
+    output: Path, *overrides: str, script: Path = RUN_SCRIPT, on: Sequence[str] = (), **environment: str
+) -> subprocess.Popen:
+    """Start a run script in a process group of its own, its output in `output.log`.
+
+    `on` stands before the command, to run it elsewhere.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with open(f"{output}.log", "ab") as log:
         return subprocess.Popen(
-            ["bash", str(script), *overrides],
+            [*on, "bash", str(script), *overrides],
             env={**os.environ, "PATH": path, "OUTPUT": str(output), **environment},
             cwd=script.parent,
             stdin=subprocess.DEVNULL,

@@ -79,6 +79,22 @@ def test_a_node_with_gpus_but_too_few_cores_is_named_not_waited_for(tmp_path, sm
     assert "asks for 1 node(s) with 2 free GPU and 2 free CPU each" in message and "2 GPU, 1 CPU" in message
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU that torch can use")
+def test_a_gpu_that_torch_cannot_use_is_found_before_training(tmp_path, small_run):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
+    address = cluster.address
+    try:
+        assert finish(start(tmp_path / "outputs", *SETTINGS, **small_run, RAY_ADDRESS=address), 120) != 0
+    finally:
+        cluster.shutdown()
+    message, host = log_of(tmp_path / "outputs").splitlines()[-1], address.rpartition(":")[0]
+    found = f"{host}: Ray reports 1 GPU, torch {torch.__version__} says '"
+    assert message.startswith(f"train.py: torch cannot use a GPU that Ray reports. {found}")
+    assert "export CUDA_VISIBLE_DEVICES=" in message
+
+
 def test_lora_on_two_workers_trains_like_on_one(tmp_path, small_run):
     """The two runs at the same time: neither joins the other's Ray."""
     settings = (*SETTINGS[:2], "trainer.total_training_steps=4", "model.lora_rank=4")

@@ -9,6 +9,7 @@ weights, nothing to synchronise, one process fewer.
 
 from collections.abc import Sequence
 
+import ray
 import torch
 import torch.nn as nn
 from tensordict import TensorDict
@@ -23,6 +24,7 @@ from common.attention import SEGMENT_ATTENTION, Segments
 from common.checkpoint import export_language_model, unwrap
 from common.fsdp import PackedEngine
 from common.generation import batches_of, generate_batch, make_plain
+from common.network import use_interface_of
 
 MODEL_TYPE = "packed_policy"
 
@@ -158,6 +160,10 @@ class PolicyEngine(PackedEngine):
 
 class PolicyWorker(ActorRolloutRefWorker):
     """verl's worker, which can generate and write the model for others to load."""
+
+    def __init__(self, *arguments, **settings):
+        use_interface_of(ray.util.get_node_ip_address())
+        super().__init__(*arguments, **settings)
 
     @register(dispatch_mode=Dispatch.DP_COMPUTE)
     def generate(self, prompts: list, seeds: list, options: dict) -> list[tuple[list[int], list[float]]]:

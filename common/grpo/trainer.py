@@ -20,7 +20,7 @@ import numpy as np
 import ray
 import transfer_queue
 from tqdm import tqdm
-from verl.single_controller.ray import RayResourcePool, ResourcePoolManager
+from verl.single_controller.ray import ResourcePoolManager
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
@@ -34,6 +34,7 @@ from common.files import write_text
 from common.grpo.policy import PolicyWorker
 from common.grpo.preflight import IN_PROCESS
 from common.grpo.rollout import BatchRollout
+from common.pool import OneNodeEach
 from common.report import set_log_file
 
 CHECKPOINT, LAST = "checkpoint", "checkpoint_last"
@@ -47,7 +48,7 @@ class OnePerWorker(ResourcePoolManager):
     def create_resource_pool(self) -> None:
         for name, processes in self.resource_pool_spec.items():
             gpu = get_device_name() != "cpu"
-            self.resource_pool_dict[name] = RayResourcePool(processes, use_gpu=gpu, max_colocate_count=1)
+            self.resource_pool_dict[name] = OneNodeEach(processes, use_gpu=gpu, max_colocate_count=1)
 
 
 class JudgeTrainer(PPOTrainerSync):
