@@ -2,15 +2,24 @@
 
 import json
 import time
+from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import REPO
 from hydra import compose, initialize_config_dir
 from runs import finish, log_of, start
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Gemma2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    CohereConfig,
+    Qwen3NextConfig,
+)
 
 from bradley_terry import train
+from bradley_terry.dataset import load_pairs
 from common.conversation import DataError
 from common.demo.world import preference_pairs
 from common.parquet import write_rows
@@ -152,12 +161,75 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_rows(tmp_path, 
 
 
 @pytest.mark.run
-def test_a_model_whose_attention_cannot_be_packed(tmp_path, small_run, tiny_model):
-    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = Gemma2Config(vocab_size=1024, num_key_value_heads=1, head_dim=16, pad_token_id=0, num_labels=1, **shape)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "gemma2")
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "gemma2")
-    settings = small_run | {"MODEL_PATH": str(tmp_path / "gemma2")}
-    assert finish(start(tmp_path / "outputs", "data.train_batch_size=8", **settings)) != 0
-    message = log_of(tmp_path / "outputs").split("train.py: ")[-1]
-    assert message.startswith("the model could not be built on the workers: segment attention does not compute softcap")
+def test_a_model_that_cannot_be_packed_is_padded_and_scores_like_itself(tmp_path, small_run, tiny_model):
+    """A hybrid of recurrent and attention layers: trained, reloaded by transformers alone, the same rewards."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = Qwen3NextConfig(
+        vocab_size=704,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=512,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "hybrid")
+    tokenizer.save_pretrained(tmp_path / "hybrid")
+    settings = small_run | {"MODEL_PATH": str(tmp_path / "hybrid")}
+    output = tmp_path / "outputs"
+    few = ("data.train_batch_size=8", "trainer.total_training_steps=3", "optim.lr=1e-3")
+    assert finish(start(output, *few, **settings)) == 0, log_of(output)[-4000:]
+    said = log_of(output)
+    assert "one padded sequence per row, exact and slower" in said
+    assert "data.max_length=2048 is lowered to 512: the model reads no more" in said
+    model = AutoModelForSequenceClassification.from_pretrained(output / "checkpoint")
+    rows, _ = load_pairs(small_run["VAL_FILES"])
+    rewards = pq.read_table(output / "val_rewards.parquet").to_pylist()
+    trained = AutoTokenizer.from_pretrained(output / "checkpoint")
+    for row, reward in zip(rows[:6], rewards):
+        for side in ("chosen", "rejected"):
+            batch = trained.apply_chat_template([row[side]], return_dict=True, return_tensors="pt")
+            assert model(**batch).logits.item() == pytest.approx(reward[side], abs=1e-5)
+
+
+def test_a_family_without_a_reward_head(attempt, tmp_path, tiny_model):
+    CohereConfig(architectures=["CohereForCausalLM"]).save_pretrained(tmp_path / "cohere")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "cohere")
+    with pytest.raises(DataError, match="transformers has no cohere with a reward head"):
+        attempt(f"model.path='{tmp_path / 'cohere'}'")
+
+
+def test_faults_of_all_files_are_one_report(attempt, tmp_path):
+    good = preference_pairs("train", 20, seed=0)
+    long = [{**row, **{side: [*row[side][:1], row[side][1]] for side in ("chosen", "rejected")}} for row in good]
+    for row in long[:2]:
+        for side in ("chosen", "rejected"):
+            row[side][0] = {"role": "user", "content": "x " * 3000}
+    bad = write_rows(tmp_path / "bad.parquet", [*long, {**good[0], "rejected": good[0]["chosen"]}])
+    with pytest.raises(DataError) as caught:
+        attempt(f"data.train_files='{bad}'", f"data.val_files='{bad}'", "data.test_files=nowhere.parquet")
+    message = str(caught.value)
+    assert message.count("1 of 21 rows cannot be used:") == message.count("2 of 20 pairs are longer than") == 2
+    assert "nowhere.parquet: no such file" in message
+
+
+def test_a_model_of_plain_text_carries_no_chat_template(tiny_tokenizer):
+    """Asked with a conversation, it would score a text in a form that it never saw."""
+    text, talk = [{"chosen": "Q: 1", "rejected": "Q: 2"}], preference_pairs("train", 1, seed=0)
+    base = SimpleNamespace(tokenizer=tiny_tokenizer)
+    train.keep_to_one_form({"train": talk, "val": talk, "test": []}, base)
+    assert tiny_tokenizer.chat_template
+    with pytest.raises(DataError, match="train: plain text, val: conversations"):
+        train.keep_to_one_form({"train": text, "val": talk, "test": []}, base)
+    train.keep_to_one_form({"train": text, "val": [], "test": text}, base)
+    assert tiny_tokenizer.chat_template is None

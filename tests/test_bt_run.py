@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from runs import REPO, finish, log_of, metrics_of, run, start
+from runs import log_of, metrics_of, run
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from common.parquet import read_rows
@@ -119,19 +118,6 @@ def test_the_grader_gives_the_trainers_rewards(default_run):
 
     expected = [reward[side] for reward in rewards for side in ("chosen", "rejected")]
     assert [result.score for result in asyncio.run(grade_all())] == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_copy_of_the_same_name_trains_with_its_own_loss(tmp_path, small_run):
-    """A user copies the folder into a project and keeps its name: the installed one must not take its place."""
-    copy = tmp_path / "project" / "bradley_terry"
-    shutil.copytree(REPO / "bradley_terry", copy, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
-    text = (copy / "loss.py").read_text()
-    assert text.count("return -F.logsigmoid(difference)") == 1
-    (copy / "loss.py").write_text(text.replace("return -F.logsigmoid", "return -9 * F.logsigmoid"))
-    few = ("data.train_batch_size=8", "trainer.total_training_steps=1", "loss.centering=0")
-    output = tmp_path / "outputs"
-    assert finish(start(output, *few, script=copy / "run_bt.sh", **small_run)) == 0, log_of(output)[-4000:]
-    assert metrics_of(output, "train/loss")[1] == pytest.approx(9 * 0.69, abs=9 * 0.1)  # log 2: it knows nothing yet
 
 
 def test_lora_trains_adapters_and_head_and_both_exports_score_alike(tmp_path, small_run):

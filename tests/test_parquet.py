@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.conversation import BadRow, DataError, read_conversation
-from common.parquet import check_rows, read_rows
+from common.parquet import check_rows, left_out_figures, read_rows
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}
@@ -252,3 +253,8 @@ def test_a_native_list_that_arrives_as_numpy_is_refused_and_never_read_as_empty_
         read_conversation("chosen", np.array(GOOD, dtype=object))
     rows, _ = read_text(write_column(tmp_path / "train.parquet", [GOOD]))
     assert type(rows[0]["text"]) is list and type(rows[0]["text"][0]) is dict
+
+
+def test_what_was_left_out_of_held_out_rows_stands_beside_their_figures():
+    left_out = {"train": Counter(x=3), "val": Counter(), "test": Counter({"empty response": 28, "too long": 2})}
+    assert left_out_figures(left_out) == {"test/left_out_or_cut": "30 rows: 28 x empty response; 2 x too long"}

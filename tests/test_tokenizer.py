@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from shapes import SHAPES, assistant, make_tokenizer, user
+from shapes import SHAPES, Shape, answers, assistant, make_tokenizer, user
 
 from common.conversation import BadRow, DataError
 from common.tokenizer import (
@@ -152,10 +152,39 @@ def test_a_template_without_a_date_is_left_as_it_is_but_for_its_switches(tiny_to
 # ---- the end of a rendered conversation
 
 
-@pytest.mark.parametrize("name", SHAPES)
+PHI3 = """\
+{%- for turn in messages -%}
+    {{- '<|' ~ turn.role ~ '|>\\n' ~ turn.content ~ '<|end|>\\n' -}}
+{%- endfor -%}
+{{- '<|assistant|>\\n' if add_generation_prompt else eos_token -}}
+"""
+DEEPSEEK = """\
+{{- bos_token -}}
+{%- for turn in messages -%}
+    {{- '<｜Assistant｜>' ~ turn.content ~ eos_token if turn.role == 'assistant' else '<｜User｜>' ~ turn.content -}}
+{%- endfor -%}
+{{- '<｜Assistant｜>' if add_generation_prompt -}}
+"""
+ENDINGS = SHAPES | {
+    "phi3, the end of the text behind the end of the turn": Shape(
+        PHI3,
+        ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        lambda messages: [text + "<|end|>" for text in answers(messages)],
+        (("eos_token", "<|endoftext|>"),),
+    ),
+    "deepseek": Shape(
+        DEEPSEEK,
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
+        lambda messages: [text + "<｜end▁of▁sentence｜>" for text in answers(messages)],
+        (("bos_token", "<｜begin▁of▁sentence｜>"), ("eos_token", "<｜end▁of▁sentence｜>")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
 def test_a_conversation_ends_where_the_assistants_turn_ends(name):
-    """What a policy writes ends there, so its tokens and the rendered text are the same."""
-    shape = SHAPES[name]
+    """What a policy writes ends there, so its tokens and the rendered text are the same, and get the same reward."""
+    shape = ENDINGS[name]
     tokenizer = make_tokenizer(shape)
     set_template_options(tokenizer, dict(shape.options), "data.template_options")
     before = render(tokenizer, TALK, "messages")
@@ -164,12 +193,13 @@ def test_a_conversation_ends_where_the_assistants_turn_ends(name):
     after = render(tokenizer, TALK, "messages")
     assert before.startswith(after)
     written = shape.turns(TALK)[-1]
-    assert after.endswith(written), (after, written)
+    assert after == prompt + written
     assert render(tokenizer, TALK[:1], "messages", add_generation_prompt=True) == prompt
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids[-1:]) in {token.content for token in tokenizer.added_tokens_decoder.values()}
-    # the tokens that a policy would have sampled, decoded and read again
-    assert tokenizer(tokenizer.decode(ids), add_special_tokens=False)["input_ids"] == ids
+    # the tokens that a policy was given and sampled, and the same decoded and read again
+    given, sampled = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, written))
+    assert ids == given + sampled == tokenizer(tokenizer.decode(given + sampled), add_special_tokens=False)["input_ids"]
     end_at_turn(tokenizer)
     assert render(tokenizer, TALK, "messages") == after
 
