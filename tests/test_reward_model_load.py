@@ -9,7 +9,15 @@ import torch
 from conftest import SMALL
 from safetensors.torch import load_file, save_file
 from shapes import SHAPES, assistant, make_tokenizer, user
-from transformers import AutoModelForSequenceClassification, BloomConfig, Gemma2Config, Qwen3NextConfig, StableLmConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    BloomConfig,
+    Gemma2Config,
+    GptOssConfig,
+    JambaConfig,
+    Qwen3NextConfig,
+    StableLmConfig,
+)
 
 from bradley_terry import dataset
 from bradley_terry.reward_model import Reading, encode, load_reading, load_reward_model, score
@@ -167,6 +175,8 @@ CANNOT_BE_PACKED = [
     Gemma2Config(**SMALL, head_dim=16),
     StableLmConfig(**SMALL),
     BloomConfig(vocab_size=512, hidden_size=64, n_layer=2, n_head=4, num_labels=1, pad_token_id=0),
+    GptOssConfig(**SMALL, head_dim=16, num_local_experts=2, num_experts_per_tok=1),
+    JambaConfig(**SMALL | {"num_hidden_layers": 8}, num_experts=2, mamba_d_state=8, use_mamba_kernels=False),
 ]
 
 
