@@ -162,9 +162,12 @@ def encode_pairs(
         return pairs, counts
     for pair in too_long:
         excess = pair.longest - max_length
-        if truncation == "left" and excess <= len(pair.prompt):
+        # a first token that every text has, some models cannot do without
+        bos = int(len(pair.prompt) > 0 and pair.prompt[0] == tokenizer.bos_token_id)
+        if truncation == "left" and excess <= len(pair.prompt) - bos:
             counts[f"longer than {max_length} tokens, prompt cut"] += 1
-            pairs.append(Pair(pair.prompt[excess:], pair.chosen, pair.rejected, pair.margin, pair.source))
+            prompt = np.concatenate([pair.prompt[:bos], pair.prompt[bos + excess :]])
+            pairs.append(Pair(prompt, pair.chosen, pair.rejected, pair.margin, pair.source))
         else:
             counts[f"longer than {max_length} tokens, dropped"] += 1
     if not pairs and not faults:

@@ -141,7 +141,9 @@ class Scorer:
     def encode_row(self, row: dict) -> list[np.ndarray]:
         """Return the token ids of each text of a row; raise `BadRow` if one cannot be scored."""
         texts = read_texts(row, self.shape)
-        return [encode(text, self.reading, self.shape[-1], self.options.max_length) for text in texts]
+        columns = self.shape if self.shape == ("chosen", "rejected") else self.shape[-1:] * len(texts)
+        limit = self.options.max_length
+        return [encode(text, self.reading, column, limit) for text, column in zip(texts, columns)]
 
     def reward_columns(self, rewards_of: list[list[float]]) -> dict[str, pa.Array]:
         """Return the columns of the rewards, null for a row without."""

@@ -94,10 +94,10 @@ def train(config: DictConfig) -> None:
     rows_of, set_aside_of = read_data(config, base)
     train_rows, val_rows = rows_of["train"], rows_of["val"]
     print(f"\nThe first training pair, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
-    check_pair_sizes(config, rows_of)
 
     packing = choose_packing(base.config, AutoModel, data.packing, config.model.path)
     config.model.override_config = {"attn_implementation": attention_of(packing, base.config, AutoModel)}
+    check_pair_sizes(config, rows_of, packing == PACKED)
 
     # 2. Start the cluster and the workers
     device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
@@ -208,17 +208,17 @@ def keep_to_one_form(read_of: dict[str, list[dict]], base: BaseModel) -> None:
         base.tokenizer.chat_template = None
 
 
-def check_pair_sizes(config: DictConfig, rows_of: dict[str, list[Pair]]) -> None:
+def check_pair_sizes(config: DictConfig, rows_of: dict[str, list[Pair]], packed: bool) -> None:
     data, count = config.data, len(rows_of["train"])
     if count < data.train_batch_size:
         raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {count} pairs; lower it")
     if left_over := count % data.train_batch_size:
         print(f"  {left_over} training pairs, others each epoch, do not fill a batch and are left out")
-    largest = max(row.tokens for rows in rows_of.values() for row in rows)
+    largest = max(row.tokens if packed else row.padded_tokens for rows in rows_of.values() for row in rows)
     if largest > data.max_tokens_per_gpu:
         raise DataError(
             f"data.max_tokens_per_gpu={data.max_tokens_per_gpu} does not hold the largest pair, {largest} tokens with "
-            "its prompt counted once. Raise it, or lower data.max_length."
+            f"its prompt counted {'once' if packed else 'twice'}. Raise it, or lower data.max_length."
         )
     if config.loss.margin_scale and not any(row.margin for row in rows_of["train"]):
         raise DataError(f"loss.margin_scale={config.loss.margin_scale}, but the data has no `margin` above 0")

@@ -92,7 +92,8 @@ def check_config(path: str, config: PreTrainedConfig, auto_class: type) -> None:
     """Raise `DataError` if the model cannot be trained as `auto_class`."""
     architecture, where = _architecture(config), f"model.path={path}"
     if len(config.architectures or []) != 1:
-        raise DataError(f'{where}: config.json names no architecture. Add it: "architectures": ["Qwen3ForCausalLM"]')
+        found = config.architectures or "none"
+        raise DataError(f'{where}: config.json must name one architecture, as ["Qwen3ForCausalLM"]; it names {found}')
     if not hasattr(config, "num_hidden_layers"):
         raise DataError(f"{where}: {architecture} is not a plain text model; choose a text-only one")
     if getattr(config, "quantization_config", None):
@@ -106,7 +107,9 @@ def check_config(path: str, config: PreTrainedConfig, auto_class: type) -> None:
             raise DataError(f"{where}: {architecture} has no language head; choose the language model it was made from")
         if config.num_labels != 1:
             raise DataError(f"{where}: a classifier with {config.num_labels} labels; a reward has one")
-    elif not architecture.endswith(("ForCausalLM", "LMHeadModel", "unknown")) and "For" in architecture:
+    elif architecture.endswith("Model") and not architecture.endswith("LMHeadModel") and not rewards:
+        raise DataError(f"{where}: {architecture} has no language head; choose the language model it was made from")
+    elif not architecture.endswith(("ForCausalLM", "LMHeadModel")) and "For" in architecture:
         raise DataError(f"{where}: {architecture} is made for another task; choose the language model it was made from")
     if type(config) not in auto_class._model_mapping and auto_class.__name__ not in getattr(config, "auto_map", {}):
         head = "a reward head (…ForSequenceClassification)" if rewards else "a language head (…ForCausalLM)"

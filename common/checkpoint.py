@@ -80,6 +80,8 @@ def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
     Raises:
         CheckpointError: the folder's checkpoints come from other settings, or the newest is gone.
     """
+    if resume_mode not in ("auto", "disable"):
+        raise CheckpointError(f"trainer.resume_mode={resume_mode}: expected auto or disable")
     note, tracker = folder / RUN_FILE, folder / TRACKER
     if resume_mode == "auto" and tracker.exists():
         if not (folder / f"global_step_{tracker.read_text()}").is_dir():

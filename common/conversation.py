@@ -16,7 +16,7 @@ import unicodedata
 ROLES = ("system", "user", "assistant", "tool")
 # text that starts like a list or an object, in quotes or not, and soon says who speaks
 LOOKS_LIKE_MESSAGES = re.compile(
-    r"""b?["'\\\s]*(\w{1,9}\(|\()?["'\\\s]*[\[{].{0,2000}?\\*["']"""
+    r"""b?["'\\\s]*(\w{1,9}\(|\()?["'\\\s]*[\[{][\s\[{]*(?=\\*["']\w+\\*["']\s*:).{0,2000}?\\*["']"""
     r"""((role|from)\\*["']\s*:\s*\\*["'](system|developer|user|human|assistant|gpt|tool|function)"""
     r"""|(messages|conversations?)\\*["']\s*:\s*\\*["']?\[)""",
     re.DOTALL | re.IGNORECASE,
@@ -128,6 +128,8 @@ def _unwrap_text(column: str, text: str) -> object:
             value = ast.literal_eval(bare)  # Python's repr of messages
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             raise BadRow(column, "JSON that cannot be parsed", f"{error}: {text}") from error
+    if isinstance(value, dict) and not {"content", "value", *WRAPPERS} & value.keys():
+        return text  # an object that is not about messages
     return unwrap(column, value)
 
 

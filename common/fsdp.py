@@ -59,7 +59,10 @@ class PackedEngine(FSDPEngineWithLMHead):
         }
         torch.manual_seed(self.engine_config.seed)  # a new head is random: same in every run, any world size
         if self.rank == 0:
-            module = self.auto_class.from_pretrained(self.model_config.local_path, config=config, **options)
+            module, loading = self.auto_class.from_pretrained(
+                self.model_config.local_path, config=config, output_loading_info=True, **options
+            )
+            self._check_complete(set(loading["missing_keys"]))
         else:  # filled by broadcast from rank 0, so the checkpoint is read once
             with torch.device("meta"):
                 module = self.auto_class.from_config(config, **options)
@@ -73,6 +76,13 @@ class PackedEngine(FSDPEngineWithLMHead):
         if self.model_config.enable_gradient_checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
         return module
+
+    def _check_complete(self, missing: set[str]) -> None:
+        """Raise `ValueError` if weights are missing that would start at random; a new head does, and it is said."""
+        starts_as_head = self.model_config.architectures[0].endswith("ForSequenceClassification")
+        new = set() if starts_as_head or not self.head else {f"{self.head}.weight", f"{self.head}.bias"}
+        if lost := sorted(missing - new):
+            raise ValueError(f"weights are missing, among them {', '.join(lost[:5])}: is the model's folder complete?")
 
     def lay_out(self, sequences: list[torch.Tensor], places: list[torch.Tensor]) -> tuple[dict, tuple]:
         """Return padded sequences as a language model takes them, and where in its logits the wanted places are.

@@ -106,37 +106,37 @@ def add_prompt(prompt: object, sides: dict[str, Side]) -> dict[str, Side]:
 
     - Messages continue the prompt's messages; turns that both have stand once.
     - A prompt of text is the user's question, and text sides are the assistant's answers; or all three are pieces of
-      plain text, if the prompt ends with the mark at which an answer begins ("\\n\\nAssistant:").
+      plain text, if the prompt ends with a mark at which an answer begins ("\\n\\nAssistant:").
 
     Raises:
-        BadRow: they neither hold the prompt nor can follow it; one side holds it and the other does not.
+        BadRow: they neither hold the prompt nor can follow it.
     """
     before = read_messages("prompt", prompt)
     plain = isinstance(sides["chosen"], str)
     if plain and isinstance(before, str):
-        holding = [side.startswith(before.rstrip()) for side in sides.values()]
-        if all(holding):
+        if all(_goes_on(side, before.rstrip()) for side in sides.values()):
             return sides
-        if any(holding):
-            raise BadRow("prompt", "one of chosen and rejected starts with it, and the other does not", before)
-        if (marks := _marks(before)) and is_blank(before[marks[-1] :]):
+        marks = list(ANSWER_MARK.finditer(before))
+        if marks and is_blank(before[marks[-1].end() :]):
             return {name: before + side for name, side in sides.items()}
     if plain:
         asked = [{"role": "user", "content": before}] if isinstance(before, str) else before
+        if asked[-1]["role"] == "assistant":
+            raise BadRow("prompt", "ends with the assistant's turn, and chosen and rejected are answers", before)
         return {name: [*asked, {"role": "assistant", "content": side}] for name, side in sides.items()}
     return {name: _continue(before, name, side) for name, side in sides.items()}
 
 
 def _continue(before: Side, name: str, side: Conversation) -> Conversation:
     if isinstance(before, str):
-        if any(_is_part(before, turn["content"]) for turn in side[:-1]):
+        if any(before.strip() in turn["content"] for turn in side[:-1] if turn["role"] != "assistant"):
             return side
         if all(turn["role"] == "assistant" for turn in side):
             return [{"role": "user", "content": before}, *side]
-        kind = (
-            "lacks what the column 'prompt' holds, and is no answer to it; give whole conversations, or answers alone"
-        )
+        kind = "does not hold the text of the column 'prompt'. Give whole conversations, or answers alone"
         raise BadRow(name, kind, side)
+    if side[0]["role"] == "system" and side[1 : 1 + len(before)] == before:
+        return side
     for shared in range(min(len(before), len(side)), 0, -1):  # turns that both have stand once
         if before[-shared:] == side[:shared]:
             return [*before, *side[shared:]]
@@ -147,9 +147,10 @@ def _continue(before: Side, name: str, side: Conversation) -> Conversation:
     return [*before, *side]
 
 
-def _is_part(text: str, content: str) -> bool:
-    text, content = text.strip(), content.strip()
-    return bool(content) and (text in content or content in text)
+def _goes_on(text: str, prompt: str) -> bool:
+    """Return whether a text is a prompt and more; an answer may begin with a word of a short prompt ("Hi", "Hi.")."""
+    rest = text.removeprefix(prompt)
+    return text.startswith(prompt) and (len(prompt.split()) >= FEW_WORDS or not rest or rest[0].isspace())
 
 
 def add_system(system: object, name: str, side: Side) -> Side:
@@ -165,7 +166,7 @@ def add_system(system: object, name: str, side: Side) -> Side:
         return side
     if side[0]["role"] != "system":
         return [{"role": "system", "content": text}, *side]
-    if not _is_part(text, side[0]["content"]):
+    if text.strip() not in side[0]["content"]:
         raise BadRow(name, "has another system message than the column 'system'", side[0]["content"])
     return side
 
@@ -174,13 +175,15 @@ def check_held(column: str, value: object, side: Side) -> None:
     """Raise `BadRow` if a column that looks like a part of the prompt holds text that the side lacks."""
     value = unwrap(column, value)
     parts = value if isinstance(value, list) else [value]
-    texts = [part.get("content") if isinstance(part, dict) else part for part in parts]
+    texts = [part.get("content", part) if isinstance(part, dict) else part for part in parts]
     seen = side if isinstance(side, str) else "\n".join(turn["content"] for turn in side)
     for text in texts:
-        if isinstance(text, str) and not is_blank(text) and text.strip() not in seen:
+        if text is None or isinstance(text, bool | int | float) or (isinstance(text, str) and is_blank(text)):
+            continue
+        if not isinstance(text, str) or text.strip() not in seen:
             kind = (
-                "looks like a part of the prompt, and the conversations do not hold it. If it belongs there, "
-                "rename it to `prompt` (or `system`); else give it another name, or take it out"
+                "looks like a part of the prompt, and the conversations do not hold it. If it belongs there, put it "
+                "into them (of pairs also into `prompt` or `system`); else give it another name, or take it out"
             )
             raise BadRow(column, kind, text)
 
@@ -207,8 +210,11 @@ def check_same_prompt(chosen: Side, rejected: Side) -> None:
     else:
         same, found = chosen[:-1] == rejected[:-1], rejected[:-1]
     if not same:
-        kind = "chosen and rejected answer different prompts; data.different_prompts=keep "
-        raise BadRow("rejected", kind + "(--different-prompts keep) keeps such pairs", found)
+        kind = "chosen and rejected answer different prompts"
+        if isinstance(chosen, str) and not split_texts(chosen, rejected)[0].strip():
+            kind += ", or the question stands in a column that is not read (call it `prompt`)"
+        keep = "; data.different_prompts=keep (--different-prompts keep) keeps such pairs"
+        raise BadRow("rejected", kind + keep, found)
 
 
 def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:

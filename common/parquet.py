@@ -212,7 +212,7 @@ def _report_bad_rows(total: int, bad: list[tuple[str, BadRow]], kinds: Counter) 
     head, counts = f"{len(bad)} of {total} rows cannot be used:", f"In all: {list_counts(kinds)}."
     remedy = "Fix these rows, or drop them with data.on_bad_row=drop (--on-bad-row drop, on_bad_row='drop')."
     if len(bad) == total > 1:
-        remedy = "Not one row can be used: is this the right file, and the right --source?"
+        remedy = "Not one row can be used: is this the right file? For prepare_data: is --source right?"
     return "\n".join([head, *shown, *more, counts, remedy])
 
 

@@ -133,7 +133,7 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, embeddings: int, wanted
     if wanted is not None:
         if wanted not in vocabulary:
             why = "it ends texts" if wanted == tokenizer.eos_token else "the model has no such token"
-            raise DataError(f"data.pad_token={wanted}: {why}. For example: data.pad_token='{_rarest(vocabulary)}'")
+            raise DataError(f"data.pad_token={wanted}: {why}. For example: {setting(_rarest(vocabulary))}")
         tokenizer.pad_token = wanted
         return
     if tokenizer.pad_token in vocabulary:
@@ -148,9 +148,14 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, embeddings: int, wanted
         raise DataError(
             f"{tokenizer.name_or_path}: the tokenizer has no pad token that can be used (pad {tokenizer.pad_token!r}, "
             f"end {tokenizer.eos_token!r}, {embeddings} embeddings). Name a token of its vocabulary with which no text "
-            f"ends, for example data.pad_token='{_rarest(vocabulary)}'"
+            f"ends. For example, after the run script: {setting(_rarest(vocabulary))}"
         )
     tokenizer.pad_token = fitting[0]
+
+
+def setting(token: str) -> str:
+    """Return what to write behind a run script to name a pad token: the quotes keep "<" and "[" from being read."""
+    return f"\"data.pad_token='{token}'\""
 
 
 def _rarest(vocabulary: dict[str, int]) -> str:

@@ -93,10 +93,10 @@ def train(config: DictConfig) -> None:
     rows_of, set_aside_of = read_data(config, base)
     train_rows, val_rows = rows_of["train"], rows_of["val"]
     print(f"\nThe first conversation, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
-    check_conversation_sizes(config, rows_of)
 
     packing = choose_packing(base.config, AutoModel, data.packing, config.model.path)
     config.model.override_config = {"attn_implementation": attention_of(packing, base.config, AutoModel)}
+    check_conversation_sizes(config, rows_of, packing == PACKED)
 
     # 2. Start the cluster and the workers
     device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
@@ -196,7 +196,7 @@ def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Examp
     return rows_of, set_aside_of
 
 
-def check_conversation_sizes(config: DictConfig, rows_of: dict[str, list[Example]]) -> None:
+def check_conversation_sizes(config: DictConfig, rows_of: dict[str, list[Example]], packed: bool) -> None:
     data, count = config.data, len(rows_of["train"])
     if count < data.train_batch_size:
         raise DataError(
@@ -204,7 +204,7 @@ def check_conversation_sizes(config: DictConfig, rows_of: dict[str, list[Example
         )
     if left_over := count % data.train_batch_size:
         print(f"  {left_over} training conversations, others each epoch, do not fill a batch and are left out")
-    largest = max(row.tokens for rows in rows_of.values() for row in rows)
+    largest = max(row.tokens if packed else row.padded_tokens for rows in rows_of.values() for row in rows)
     if largest > data.max_tokens_per_gpu:
         raise DataError(
             f"data.max_tokens_per_gpu={data.max_tokens_per_gpu} does not hold the largest conversation, {largest} "

@@ -90,7 +90,7 @@ def test_models_of_one_shape_have_names_of_their_own_wherever_they_lie(tiny_mode
         ({"architectures": ["Qwen3ForSequenceClassification"], "num_labels": 1}, LANGUAGE, "has no language head"),
         ({"architectures": ["Qwen3ForTokenClassification"]}, REWARD, "is made for another task"),
         ({"architectures": ["Qwen3ForQuestionAnswering"]}, LANGUAGE, "is made for another task"),
-        ({"architectures": None}, REWARD, "config.json names no architecture"),
+        ({"architectures": None}, REWARD, "config.json must name one architecture"),
         ({"quantization_config": {"quant_method": "awq"}}, REWARD, r"weights are quantised (awq)"),
     ],
 )

@@ -180,7 +180,8 @@ def test_rows_of_another_source_are_refused_with_their_columns():
 
 def test_hh_rlhf_reading_conversations_is_refused_and_does_not_break_off():
     with pytest.raises(
-        DataError, match="column 'chosen': expected text(?s:.*)is this the right file, and the right --source"
+        DataError,
+        match="column 'chosen': expected text(?s:.*)is this the right file\\? For prepare_data: is --source right",
     ):
         convert("hh-rlhf", [ultrafeedback(8, 7)] * 2)
 

@@ -55,6 +55,12 @@ READ = [
     (pair("Q: why?\nA:", "Q: why?\nA: so", "Q: why?\nA: no"), ("Q: why?\nA: so", "Q: why?\nA: no")),
     (pair(MARKED, " A rake.", " No."), (MARKED + " A rake.", MARKED + " No.")),
     (pair("", system=None), WHOLE),
+    (pair("Hi", "Hi there!", "Hi."), ([user("Hi"), assistant("Hi there!")], [user("Hi"), assistant("Hi.")])),
+    (pair("Hi", "Hi there!", "No."), ([user("Hi"), assistant("Hi there!")], [user("Hi"), assistant("No.")])),
+    (pair("The sky is", "The sky is blue.", "The sky is red."), ("The sky is blue.", "The sky is red.")),
+    (pair([ASK], [FRENCH, *BETTER], [FRENCH, *WORSE]), ([FRENCH, *BETTER], [FRENCH, *WORSE])),
+    (pair("Q: 2+2?\nA:", "4", "5"), ([user("Q: 2+2?\nA:"), assistant("4")], [user("Q: 2+2?\nA:"), assistant("5")])),
+    (pair(context=7, query=True, problem=[]), WHOLE),
     (pair([], question="Name a tool.", prompt_id="7f", context="tool"), WHOLE),
 ]
 
@@ -66,14 +72,20 @@ def test_both_sides_are_whole_whatever_the_columns(row, sides):
     assert read_pair(encoded) == sides
 
 
-LACKS = "lacks what the column 'prompt' holds"
+LACKS = "does not hold the text of the column 'prompt'"
 LOOKS = "looks like a part of the prompt, and the conversations do not hold it"
 REFUSED = [
     (pair("Another question"), "chosen", LACKS),
     (pair("Name", [FRENCH, YES], [FRENCH, NO]), "chosen", LACKS),
     (pair([user("Another question")]), "chosen", "neither holds nor follows the messages of the column 'prompt'"),
     (pair([FRENCH, user("Another?")]), "chosen", "neither holds nor follows"),
-    (pair("Q", "Q yes", "no"), "prompt", "one of chosen and rejected starts with it, and the other does not"),
+    (pair("Context: rock.\nName a tool."), "chosen", LACKS),  # the conversation holds a part of it alone
+    (pair("rake"), "chosen", LACKS),  # the assistant's words are no prompt
+    (pair([ASK, YES], "A saw.", "No."), "prompt", "ends with the assistant's turn"),
+    (pair(None, [FRENCH, *BETTER], [FRENCH, *WORSE], system="Answer in French. Be kind."), "chosen", "has another"),
+    (pair(None, "x", "y", conversations=[{"from": "human", "value": "Name a tool."}]), "conversations", LOOKS),
+    (pair(context={"title": ["a"], "sentences": ["b"]}), "context", LOOKS),
+    (pair(context=[{"type": "text", "text": "a document"}]), "context", LOOKS),
     (pair(None, [YES], [NO]), "chosen", "no turn of a user: the question is missing"),
     (pair(None, [FRENCH, YES], [FRENCH, NO]), "chosen", "no turn of a user: the question is missing"),
     (pair(None, [system("x"), *BETTER], [system("x"), *WORSE], system="y"), "chosen", "has another system message"),

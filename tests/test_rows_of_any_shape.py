@@ -72,6 +72,8 @@ PLAIN = [
     '[{"name": "weather", "arguments": {}}]',
     "role: user",
     'He said: {"role": "user"}',
+    '{"name": "Bob", "role": "user"}',
+    '[Note] Send {"role": "user", "content": "Hi"} to it.',
     "{ not json",
     "print([{'a': 1}])",
     '```json\n[{"role": "user", "content": "x"}]\n```',

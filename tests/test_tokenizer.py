@@ -45,7 +45,7 @@ def test_without_a_candidate_the_error_names_a_token_that_can_be_set(tiny_tokeni
     with pytest.raises(DataError, match=r"pad '<\|endoftext\|>', end '<\|endoftext\|>', \d+ embeddings") as caught:
         ensure_pad_token(tiny_tokenizer, len(tiny_tokenizer))
     assert tiny_tokenizer.pad_token == "<|endoftext|>"
-    advised = str(caught.value).rpartition("data.pad_token='")[2].rstrip("'")
+    advised = str(caught.value).rpartition("data.pad_token='")[2].rstrip("'\"")
     ensure_pad_token(tiny_tokenizer, len(tiny_tokenizer), advised)
     assert tiny_tokenizer.pad_token == advised
 
@@ -74,7 +74,7 @@ def test_a_pad_token_beyond_the_embeddings_is_no_pad_token(tiny_tokenizer):
 
 @pytest.mark.parametrize(("wanted", "why"), [("<|im_end|>", "it ends texts"), ("[NO]", "the model has no such token")])
 def test_a_wanted_pad_token_that_cannot_be_one_is_refused_with_another(tiny_tokenizer, wanted, why):
-    with pytest.raises(DataError, match=f"{why}. For example: data.pad_token='"):
+    with pytest.raises(DataError, match=f"{why}. For example: \"data.pad_token='"):
         ensure_pad_token(tiny_tokenizer, len(tiny_tokenizer), wanted)
 
 
