@@ -17,7 +17,8 @@ from verl.workers.engine import EngineRegistry
 
 from common.attention import Segments
 from common.checkpoint import export_model
-from common.fsdp import PackedEngine, pad
+from common.fsdp import PackedEngine
+from common.packing import pad
 
 from .loss import batch_sums, pair_losses
 from .reward_model import score_ends

@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -25,7 +26,7 @@ from transformers import (
 from common.attention import Segments, self_test
 from common.base_model import cannot_load, readable_tokens
 from common.conversation import BadRow, Conversation, DataError
-from common.packing import is_packed, own_attention
+from common.packing import is_packed, own_attention, pad
 from common.tokenizer import check_end, check_tokens, encode_texts, ensure_pad_token, render
 
 NO_LIMIT = 2**20  # tokens that a model reads whose config sets no limit
@@ -46,6 +47,10 @@ def load_reading(path: str, trust_remote_code: bool = False) -> Reading:
     Raises:
         DataError: it cannot be loaded, or its config is not a reward model's.
     """
+    return _load_config(path, trust_remote_code)[1]
+
+
+def _load_config(path: str, trust_remote_code: bool) -> tuple[PreTrainedConfig, Reading]:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -55,7 +60,7 @@ def load_reading(path: str, trust_remote_code: bool = False) -> Reading:
         raise DataError(f"{path}: {config.num_labels} labels, expected 1. Is it a reward model?")
     embeddings = config.get_text_config().vocab_size
     ensure_pad_token(tokenizer, embeddings)
-    return Reading(tokenizer, readable_tokens(config) or NO_LIMIT, embeddings)
+    return config, Reading(tokenizer, readable_tokens(config) or NO_LIMIT, embeddings)
 
 
 def load_reward_model(
@@ -72,8 +77,7 @@ def load_reward_model(
     Raises:
         DataError: it cannot be loaded, has more labels than one, or lacks weights (a new head would score at random).
     """
-    reading = load_reading(path, trust_remote_code)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    config, reading = _load_config(path, trust_remote_code)
     attention = own_attention(config, AutoModelForSequenceClassification)
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -91,7 +95,7 @@ def load_reward_model(
         try:
             self_test(model)
         except ValueError:  # it cannot be packed: one padded text per row, exact and slower
-            model.set_attn_implementation(own_attention(model.config, AutoModelForSequenceClassification))
+            model.set_attn_implementation(attention)
     for weight in model.base_model.parameters():  # not the buffers: rounded rotary frequencies lose long texts' places
         weight.data = weight.data.to(dtype)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), reading
@@ -238,9 +242,9 @@ def pad_texts(sequences: list[np.ndarray], device: torch.device) -> dict:
 
 def pad_with_mask(sequences: list[np.ndarray], device: torch.device) -> dict:
     """Lay texts out one in a row, as `score_ends` takes them for a model with an attention of its own."""
-    texts = pad_texts(sequences, device)
-    mask = torch.arange(texts["input_ids"].shape[1], device=device) <= texts["ends"][1][:, None]
-    return {"input_ids": texts["input_ids"], "attention_mask": mask.long(), "ends": texts["ends"]}
+    ends = torch.tensor([len(ids) - 1 for ids in sequences], device=device)
+    texts = pad([torch.from_numpy(ids).long().to(device) for ids in sequences])
+    return texts | {"ends": (range(len(ends)), ends)}
 
 
 @torch.inference_mode()

@@ -33,6 +33,7 @@ from common.conversation import (
     BadRow,
     Conversation,
     DataError,
+    check_response,
     read_conversation,
     read_dialogue,
     read_response,
@@ -83,9 +84,11 @@ def read_texts(row: dict, shape: tuple[str, ...]) -> list[Conversation | str]:
     elif shape == ("query", "response"):
         dialogue, responses = read_dialogue(row["query"], "query"), [read_response(row["response"])]
     elif shape == ("chosen", "rejected"):
-        return [
-            side if isinstance(side, str) else read_conversation(name, side) for name, side in read_sides(row).items()
-        ]
+        sides = read_sides(row)
+        for name, side in sides.items():
+            if not isinstance(side, str):
+                check_response(name, side)
+        return list(sides.values())
     else:
         return [read_conversation(column, row[column]) for column in shape]
     answers = [{"role": "assistant", "content": response} for response in responses]

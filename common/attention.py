@@ -184,12 +184,8 @@ def self_test(model: PreTrainedModel, longest: int = 0) -> None:
         ValueError: the hidden states differ, or cannot be computed so at all.
     """
     generator = torch.Generator().manual_seed(0)
-    lengths = [
-        (6, 4, 3),
-        (5, 2, 5),
-        (1, 3, 2),
-        *([(longest - 2, 1, 2)] if longest else []),
-    ]  # prompt, two continuations
+    lengths = [(6, 4, 3), (5, 2, 5), (1, 3, 2)]  # prompt, and two continuations of it
+    lengths += [(longest - 2, 1, 2)] if longest else []
     known = model.config.get_text_config().vocab_size
     trees = [[torch.randint(0, known, (n,), generator=generator) for n in row] for row in lengths]
     was_training = model.training

@@ -102,14 +102,13 @@ def check_config(path: str, config: PreTrainedConfig, auto_class: type) -> None:
     if config.is_encoder_decoder:
         raise DataError(f"{where}: {architecture} is an encoder and a decoder. Choose a decoder alone, such as Qwen 3.")
     rewards = "SequenceClassification" in auto_class.__name__
-    if architecture.endswith("ForSequenceClassification"):
-        if not rewards:
-            raise DataError(f"{where}: {architecture} has no language head; choose the language model it was made from")
-        if config.num_labels != 1:
-            raise DataError(f"{where}: a classifier with {config.num_labels} labels; a reward has one")
-    elif architecture.endswith("Model") and not architecture.endswith("LMHeadModel") and not rewards:
+    classifies = architecture.endswith("ForSequenceClassification")
+    is_backbone = architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
+    if not rewards and (classifies or is_backbone):
         raise DataError(f"{where}: {architecture} has no language head; choose the language model it was made from")
-    elif not architecture.endswith(("ForCausalLM", "LMHeadModel")) and "For" in architecture:
+    if classifies and config.num_labels != 1:
+        raise DataError(f"{where}: a classifier with {config.num_labels} labels; a reward has one")
+    if not classifies and not architecture.endswith(("ForCausalLM", "LMHeadModel")) and "For" in architecture:
         raise DataError(f"{where}: {architecture} is made for another task; choose the language model it was made from")
     if type(config) not in auto_class._model_mapping and auto_class.__name__ not in getattr(config, "auto_map", {}):
         head = "a reward head (…ForSequenceClassification)" if rewards else "a language head (…ForCausalLM)"

@@ -110,8 +110,6 @@ def save_checkpoint(save: Callable[[], None], folder: Path, step: int, keep: int
     try:
         save()
     except (RayTaskError, OSError, RuntimeError) as error:
-        if gone := what_is_gone(error):
-            raise CheckpointError(gone) from error
         raise CheckpointError(_report_failed_write(f"the checkpoint of step {step}", folder, error)) from error
     newest = int((folder / TRACKER).read_text())
     steps = {
@@ -134,13 +132,13 @@ def export_checkpoint(worker_group, folder: Path, name: str, *arguments) -> Path
     try:
         worker_group.export(str(folder / name), *arguments)
     except (RayTaskError, OSError) as error:
-        if gone := what_is_gone(error):
-            raise CheckpointError(gone) from error
         raise CheckpointError(_report_failed_write(f"the model {name}", folder, error)) from error
     return folder / name
 
 
 def _report_failed_write(what: str, folder: Path, error: Exception) -> str:
+    if gone := what_is_gone(error):
+        return gone
     tracker = folder / TRACKER
     last = f"The checkpoint of step {tracker.read_text()} is intact" if tracker.exists() else "There is no earlier one"
     free = shutil.disk_usage(folder).free / 2**30

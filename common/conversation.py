@@ -55,12 +55,16 @@ def read_conversation(column: str, value: object) -> Conversation | str:
         BadRow: as for `read_messages`; a conversation that does not end with the assistant; an empty response.
     """
     messages = read_messages(column, value)
-    if isinstance(messages, str):
-        return messages
+    if not isinstance(messages, str):
+        check_response(column, messages)
+    return messages
+
+
+def check_response(column: str, messages: Conversation) -> None:
+    """Raise `BadRow` if the conversation does not end with the assistant, or its response is empty."""
     check_last_turn(column, messages)
     if is_blank(messages[-1]["content"]):
         raise BadRow(column, "empty response", messages[-1]["content"])
-    return messages
 
 
 def is_blank(text: str) -> bool:

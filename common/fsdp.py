@@ -25,15 +25,7 @@ from verl.workers.engine_workers import TrainingWorker
 from common.attention import SEGMENT_ATTENTION, self_test
 from common.checkpoint import unwrap
 from common.network import use_interface_of
-from common.packing import own_attention, without_randomness
-
-
-def pad(sequences: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return sequences one in a row, padded on the right: input_ids and attention_mask, both (sequences, longest)."""
-    lengths = torch.tensor([len(ids) for ids in sequences], device=sequences[0].device)
-    ids = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
-    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    return {"input_ids": ids, "attention_mask": mask.long()}
+from common.packing import own_attention, pad, without_randomness
 
 
 class PackedEngine(FSDPEngineWithLMHead):

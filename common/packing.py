@@ -16,15 +16,14 @@ import torch
 import torch.nn as nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from common.attention import SEGMENT_ATTENTION, self_test
+from common.attention import SEGMENT_ATTENTION, SELF_TEST_TOLERANCE, self_test
 from common.base_model import readable_tokens, rope_sets
 from common.conversation import DataError
 
 PACKED, PADDED = "packed", "padded"
 PACKINGS = ("auto", PACKED, PADDED)
-RANDOM_IN_TRAINING = re.compile(
-    r".*(drop|jitter).*", re.IGNORECASE
-)  # attention_dropout, layerdrop, router_jitter_noise
+# attention_dropout, layerdrop, router_jitter_noise
+RANDOM_IN_TRAINING = re.compile(r".*(drop|jitter).*", re.IGNORECASE)
 NARROW = {  # sizes that do not change which tokens see which
     "intermediate_size": 64,
     "moe_intermediate_size": 32,
@@ -40,7 +39,6 @@ NARROW = {  # sizes that do not change which tokens see which
     "vocab_size": 512,
 }
 LAYERS = 8  # of a model that does not say of what kind each is: attention may be in every eighth
-TOLERANCE = 1e-3  # of the values' spread; fp32 rounding is far below, a leak far above
 FIRST, MOST = 64, 128  # positions of the copy: what a model reads before long rotary factors set in, and in all
 
 
@@ -182,7 +180,7 @@ def check_repeatable(model: PreTrainedModel, name: str) -> None:
     first, second = _hidden(model, ids), _hidden(model, ids)
     model.eval()
     asked = _hidden(model, ids)
-    if not torch.equal(first, second) or (first - asked).abs().max() > TOLERANCE * asked.std():
+    if not torch.equal(first, second) or (first - asked).abs().max() > SELF_TEST_TOLERANCE * asked.std():
         raise DataError(
             f"model.path={name}: {type(model).__name__} is random in training, although every setting that is called "
             "dropout or jitter is 0: one batch gives two results. Choose another model."
@@ -195,17 +193,22 @@ def check_company(model: PreTrainedModel, longest: int, name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     known = model.config.get_text_config().vocab_size
     short, long = (torch.randint(1, known, (length,), generator=generator) for length in (10, longest))
-    ids = torch.zeros(2, longest, dtype=torch.long)
-    ids[0, : len(short)], ids[1] = short, long
-    mask = torch.zeros_like(ids)
-    mask[0, : len(short)], mask[1] = 1, 1
+    both = pad([short, long])
     model.eval()
-    alone, beside = _hidden(model, short[None])[0], _hidden(model, ids, mask)[0, : len(short)]
-    if (alone - beside).abs().max() > TOLERANCE * alone.std():
+    alone, beside = _hidden(model, short[None])[0], _hidden(model, *both.values())[0, : len(short)]
+    if (alone - beside).abs().max() > SELF_TEST_TOLERANCE * alone.std():
         raise DataError(
             f"model.path={name}: {type(model).__name__} gives a text other values beside a longer text than alone, so "
             "rewards would depend on the batch. Choose another model."
         )
+
+
+def pad(sequences: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return sequences one in a row, padded on the right: input_ids and attention_mask, both (sequences, longest)."""
+    lengths = torch.tensor([len(ids) for ids in sequences], device=sequences[0].device)
+    ids = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
+    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    return {"input_ids": ids, "attention_mask": mask.long()}
 
 
 def is_packed(model: PreTrainedModel) -> bool:

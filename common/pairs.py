@@ -15,9 +15,8 @@ import re
 from common.conversation import (
     BadRow,
     Conversation,
-    check_last_turn,
+    check_response,
     is_blank,
-    read_conversation,
     read_messages,
     unwrap,
 )
@@ -91,9 +90,7 @@ def read_sides(row: dict) -> dict[str, Side]:
         sides = add_prompt(row["prompt"], sides)
     if not _is_empty(row.get("system")):
         sides = {name: add_system(row["system"], name, side) for name, side in sides.items()}
-    for column, value in row.items():
-        if column not in ("chosen", "rejected", "prompt", "system", "margin") and PART_OF_PROMPT.fullmatch(column):
-            check_held(column, value, sides["chosen"])
+    check_columns(row, ("prompt", "system"), sides["chosen"])
     return sides
 
 
@@ -171,6 +168,13 @@ def add_system(system: object, name: str, side: Side) -> Side:
     return side
 
 
+def check_columns(row: dict, read: tuple[str, ...], side: Side) -> None:
+    """Call `check_held` for each column that looks like a part of the prompt, but for those that are read anyway."""
+    for column in prompt_columns(list(row)):
+        if column not in read:
+            check_held(column, row[column], side)
+
+
 def check_held(column: str, value: object, side: Side) -> None:
     """Raise `BadRow` if a column that looks like a part of the prompt holds text that the side lacks."""
     value = unwrap(column, value)
@@ -197,7 +201,7 @@ def check_answers(sides: dict[str, Side]) -> None:
                 raise BadRow(name, "empty response", text)
         return
     for name, side in sides.items():
-        check_last_turn(name, read_conversation(name, side))
+        check_response(name, side)
         if not any(turn["role"] == "user" for turn in side):
             kind = "no turn of a user: the question is missing. Put it into the conversation, or into a column `prompt`"
             raise BadRow(name, kind, side)

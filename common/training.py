@@ -104,7 +104,11 @@ def make_batch(
 
 def rows_that_fit(rows: list, max_tokens: int, workers: int) -> int:
     """Return how many padded rows make a micro-batch of at most `max_tokens`; it divides each worker's share."""
-    share, most = len(rows) // workers, max_tokens // max(row.padded_tokens for row in rows)
+    return equal_parts(len(rows) // workers, max_tokens // max(row.padded_tokens for row in rows))
+
+
+def equal_parts(share: int, most: int) -> int:
+    """Return the largest size of at most `most`, and at least 1, that divides a share of rows into equal parts."""
     return max(size for size in range(1, share + 1) if share % size == 0 and size <= max(1, most))
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.conversation import BadRow, Conversation, DataError, check_last_turn, is_blank, read_messages, unwrap
 from common.data_report import Item, dialogue_text
-from common.pairs import add_system, check_held, prompt_columns
+from common.pairs import add_system, check_columns, prompt_columns
 from common.parquet import Faults, check_rows, list_counts, read_rows, report_fault
 from common.tokenizer import check_tokens, render
 
@@ -67,10 +67,11 @@ def check_conversation(row: dict) -> dict:
     Returns:
         The messages; and under "trained", for each assistant turn, whether it is trained on.
     """
-    messages = read_messages("messages", row["messages"])
+    given = unwrap("messages", row["messages"])
+    messages = read_messages("messages", given)
     if isinstance(messages, str):
         raise BadRow("messages", "expected a list of messages or JSON text of one, found plain text", messages)
-    trained = read_weights(unwrap("messages", row["messages"]))
+    trained = read_weights(given)
     answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
     if not answers:
         raise BadRow("messages", "no assistant turn", messages)
@@ -81,9 +82,7 @@ def check_conversation(row: dict) -> dict:
         raise BadRow("messages", f"no assistant turn is trained on: all have {', '.join(WEIGHTS)} of 0 or false")
     if row.get("system"):
         messages = add_system(row["system"], "messages", messages)
-    for column in prompt_columns(list(row)):
-        if column not in ("messages", "system"):
-            check_held(column, row[column], messages)
+    check_columns(row, ("messages", "system"), messages)
     return {"messages": messages, "trained": trained}
 
 

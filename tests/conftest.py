@@ -14,6 +14,23 @@ settings.load_profile("tests")
 
 REPO = Path(__file__).parents[1]
 REAL_DATA = REPO.parent / "shared" / "data"
+# the shape of a model of recurrent and attention layers (Qwen3-Next), which cannot be packed
+HYBRID = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
 # the shape of a classifier for numerical checks
 SMALL = {
     "vocab_size": 512,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import REPO
+from conftest import HYBRID, REPO
 from hydra import compose, initialize_config_dir
 from runs import finish, log_of, start
 from transformers import (
@@ -164,25 +164,8 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_rows(tmp_path, 
 def test_a_model_that_cannot_be_packed_is_padded_and_scores_like_itself(tmp_path, small_run, tiny_model):
     """A hybrid of recurrent and attention layers: trained, reloaded by transformers alone, the same rewards."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    config = Qwen3NextConfig(
-        vocab_size=704,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        linear_num_key_heads=2,
-        linear_num_value_heads=2,
-        linear_key_head_dim=16,
-        linear_value_head_dim=16,
-        num_experts=2,
-        num_experts_per_tok=1,
-        moe_intermediate_size=32,
-        shared_expert_intermediate_size=32,
-        pad_token_id=tokenizer.pad_token_id,
-        max_position_embeddings=512,
-    )
+    limits = {"pad_token_id": tokenizer.pad_token_id, "max_position_embeddings": 512}
+    config = Qwen3NextConfig(vocab_size=704, **HYBRID, **limits)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "hybrid")
     tokenizer.save_pretrained(tmp_path / "hybrid")
     settings = small_run | {"MODEL_PATH": str(tmp_path / "hybrid")}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import note_gradients
+from conftest import HYBRID, note_gradients
 from tensordict import TensorDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3NextConfig
 
@@ -143,25 +143,8 @@ def test_a_hybrid_policy_generates_with_the_log_probs_that_it_trains_with(
     process_group, tmp_path, tokenizer, sequences
 ):
     """Recurrent layers see padding on the left, so answers to prompts of other lengths are not batched with it."""
-    config = Qwen3NextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=16,
-        linear_value_head_dim=16,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=32,
-        shared_expert_intermediate_size=32,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = Qwen3NextConfig(vocab_size=len(tokenizer), **HYBRID, **ends)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

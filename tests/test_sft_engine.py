@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import note_gradients
+from conftest import HYBRID, note_gradients
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -115,22 +115,11 @@ def test_other_architectures_learn_alike(process_group, tmp_path, tokenizer, exa
     assert_same(packed(tmp_path, examples, 4096), one_at_a_time(tmp_path, examples))
 
 
-HYBRID = Qwen3NextConfig(
-    **SMALL | {"num_hidden_layers": 4},
-    head_dim=16,
-    linear_num_key_heads=2,
-    linear_num_value_heads=4,
-    linear_key_head_dim=16,
-    linear_value_head_dim=16,
-    num_experts=4,
-    num_experts_per_tok=2,
-    moe_intermediate_size=32,
-    shared_expert_intermediate_size=32,
-)
+RECURRENT = Qwen3NextConfig(**HYBRID, pad_token_id=0)
 BLOOM = BloomConfig(hidden_size=64, n_layer=2, n_head=4, pad_token_id=0)
 
 
-@pytest.mark.parametrize("config", [LlamaConfig(**SMALL), HYBRID, BLOOM], ids=["llama", "hybrid", "bloom"])
+@pytest.mark.parametrize("config", [LlamaConfig(**SMALL), RECURRENT, BLOOM], ids=["llama", "hybrid", "bloom"])
 def test_padded_rows_learn_alike(process_group, tmp_path, tokenizer, examples, config):
     """For models that cannot be packed; and one that can, as a check of the check."""
     torch.manual_seed(0)

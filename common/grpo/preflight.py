@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from common.conversation import DataError
+from common.training import equal_parts
 
 IN_PROCESS = "hf"  # verl's old name for generation by transformers: here the policy itself answers
 OWN_REWARD = ".reward"  # the method folder's reward.py
@@ -143,9 +144,8 @@ def pad_rows(config: DictConfig, workers: int) -> None:
     """Set micro-batches of as many padded rows as fit, were all as long as the settings allow; they are all alike."""
     data, policy = config.data, config.actor_rollout_ref
     row = data.max_prompt_length + data.max_response_length
-    most = max(1, policy.actor.ppo_max_token_len_per_gpu // row)
     share = policy.actor.ppo_mini_batch_size * policy.rollout.n // workers
-    rows = max(size for size in range(1, share + 1) if share % size == 0 and size <= most)
+    rows = equal_parts(share, policy.actor.ppo_max_token_len_per_gpu // row)
     policy.actor.use_dynamic_bsz, policy.actor.ppo_micro_batch_size_per_gpu = False, rows
     for part in (policy.ref, policy.rollout):
         part.log_prob_use_dynamic_bsz, part.log_prob_micro_batch_size_per_gpu = False, rows
