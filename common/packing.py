@@ -112,8 +112,8 @@ def small_copy(config: PreTrainedConfig, auto_class: type) -> PreTrainedModel | 
     kinds = getattr(text, "layer_types", None)
     layers = max(2, 1 + max(map(kinds.index, set(kinds)))) if kinds else min(text.num_hidden_layers, LAYERS)
     for name, value in list(vars(text).items()):
-        of_each = isinstance(value, list) or name.endswith("pattern")
-        if of_each and value and len(value) == text.num_hidden_layers and layers < len(value):
+        of_each = isinstance(value, list) or (isinstance(value, str) and name.endswith("pattern"))
+        if of_each and len(value) == text.num_hidden_layers and layers < len(value):
             setattr(text, name, value[:layers])  # what kind each layer is
     text.num_hidden_layers = layers
     for name, most in NARROW.items():

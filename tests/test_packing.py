@@ -33,7 +33,17 @@ PADDED = {
 }
 
 
-FEW = {"qwen3", "llama", "gpt2", "deepseek_v3", "gemma2", "bloom", "qwen3_next", "jamba"}  # the others are slower
+FEW = {
+    "qwen3",
+    "llama",
+    "gpt2",
+    "gemma3_text",
+    "deepseek_v3",
+    "gemma2",
+    "bloom",
+    "qwen3_next",
+    "jamba",
+}  # the others are slower
 
 
 def families(names) -> list:
