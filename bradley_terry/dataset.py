@@ -28,7 +28,7 @@ from common.conversation import BadRow, DataError
 from common.data_report import CHOSEN_FIRST, Item, dialogue_text
 from common.pairs import DIFFERENT_PROMPTS, optional_columns, read_pair, split_texts
 from common.parquet import Faults, check_rows, read_rows, report_fault
-from common.tokenizer import check_end, check_tokens, encode_texts, render
+from common.tokenizer import MessageCheck, check_end, check_tokens, encode_texts, render
 
 TRUNCATIONS = ("error", "drop", "left")
 TOKENIZE_AT_ONCE = 512  # rows per call of the tokenizer, which spreads a call over all cores
@@ -105,10 +105,12 @@ def load_pairs(
     return read_rows(files, ("chosen", "rejected"), optional_columns, check, on_bad_row, faults)
 
 
-def add_texts(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
+def add_texts(row: dict, tokenizer: PreTrainedTokenizerBase, check_messages: MessageCheck) -> dict:
     """Add both sides as the text that is tokenised, under "texts"."""
     sides = [row["chosen"], row["rejected"]]
     if not isinstance(sides[0], str):
+        for name, side in zip(("chosen", "rejected"), sides):
+            check_messages(name, side)
         sides = [render(tokenizer, side, name) for name, side in zip(("chosen", "rejected"), sides)]
     if sides[0] == sides[1]:
         raise BadRow("rejected", "chosen and rejected are equal once rendered by the chat template", row["rejected"])
@@ -151,7 +153,8 @@ def encode_pairs(
     if truncation not in TRUNCATIONS:
         raise DataError(f"data.truncation={truncation!r}: expected one of {', '.join(TRUNCATIONS)}")
     plain = is_plain_text(rows, tokenizer)
-    rows, counts = check_rows(rows, lambda row: add_texts(row, tokenizer), on_bad_row, faults)
+    check_messages = MessageCheck(tokenizer)
+    rows, counts = check_rows(rows, lambda row: add_texts(row, tokenizer, check_messages), on_bad_row, faults)
     tokenise(rows, tokenizer, plain)
     rows, equal = check_rows(rows, lambda row: {"pair": make_pair(row, tokenizer, embeddings)}, on_bad_row, faults)
     counts += equal

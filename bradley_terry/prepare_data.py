@@ -32,7 +32,7 @@ from common.conversation import (
 from common.data_report import data_report
 from common.demo.world import preference_pairs
 from common.pairs import DIFFERENT_PROMPTS, optional_columns
-from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
+from common.parquet import check_rows, list_counts, report_unread, split_by_prompt, write_rows
 from common.sources import load_source
 
 from .dataset import as_item, check_pair, prompt_of
@@ -132,6 +132,9 @@ def convert_pairs(
             raise DataError(f"{place} has no column {missing}; it has {sorted(row)}. Is --source right?") from None
         return {"pair": check_pair(pair, different_prompts) if pair else None}
 
+    rows = list(rows)
+    if convert is from_pairs and rows:
+        report_unread(rows, ("chosen", "rejected", *optional_columns(list(rows[0]))))
     numbered = [{"row": row, "source": f"row {number}"} for number, row in enumerate(rows)]
     checked, left_out = check_rows(tqdm(numbered, desc="convert", unit="row", delay=1), check, on_bad_row)
     pairs = [row["pair"] for row in checked if row["pair"]]

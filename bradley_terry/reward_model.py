@@ -10,6 +10,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from common.attention import Segments, self_test
 from common.base_model import cannot_load, readable_tokens
 from common.conversation import BadRow, Conversation, DataError
 from common.packing import is_packed, own_attention, pad
-from common.tokenizer import check_end, check_tokens, encode_texts, ensure_pad_token, render
+from common.tokenizer import MessageCheck, check_end, check_tokens, encode_texts, ensure_pad_token, render
 
 NO_LIMIT = 2**20  # tokens that a model reads whose config sets no limit
 
@@ -39,6 +40,10 @@ class Reading:
     tokenizer: PreTrainedTokenizerBase
     longest: int
     embeddings: int
+
+    @cached_property
+    def check_messages(self) -> MessageCheck:
+        return MessageCheck(self.tokenizer)
 
 
 def load_reading(path: str, trust_remote_code: bool = False) -> Reading:
@@ -108,12 +113,17 @@ def encode(conversation: Conversation | str, reading: Reading, column: str, max_
         max_length: tokens, if fewer than the model reads.
 
     Raises:
-        BadRow: about `column`: no chat template, or it refuses; too long; a token that the model does not know; the
-            text ends in the pad token.
+        BadRow: about `column`: no chat template, or it refuses; plain text for a model of conversations; a special
+            token in a message; too long; a token that the model does not know; the text ends in the pad token.
     """
     plain, tokenizer = isinstance(conversation, str), reading.tokenizer
     if not plain and not tokenizer.chat_template:
         raise BadRow(column, "a conversation, but the tokenizer has no chat template; give plain text")
+    if plain and tokenizer.chat_template and not reading.check_messages.find(conversation):
+        kind = "plain text, but the model's tokenizer has a chat template, so it scores conversations. Give messages"
+        raise BadRow(column, f"{kind}, or the text as the template writes it", conversation)
+    if not plain:
+        reading.check_messages(column, conversation)
     text = conversation if plain else render(tokenizer, conversation, column)
     (ids,) = encode_texts([text], tokenizer, special_tokens=plain)
     longest = min(reading.longest, max_length or reading.longest)

@@ -106,12 +106,12 @@ def train(config: DictConfig) -> None:
         raise DataError(f"data.train_batch_size={data.train_batch_size} cannot be shared equally by {workers} workers")
     steps = len(train_rows) // data.train_batch_size * trainer.total_epochs
     last_step = min(steps, trainer.total_training_steps or steps)
+    config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION[device]}
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
     check_resume(output, identity(config, base.name, train_rows, workers), trainer.resume_mode)
     tokenizer.save_pretrained(output / "tokenizer")
     config.model.tokenizer_path = str(output / "tokenizer")
-    config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION[device]}
     config.optim.total_training_steps = steps
     # verl takes seconds to import, so bad input is reported before
     from verl.utils.checkpoint import CheckpointHandler, OrchestrationMode
@@ -236,6 +236,7 @@ def identity(config: DictConfig, model_name: str, rows: list[Pair], workers: int
         "trainer.seed": config.trainer.seed,
         "lora": {key: str(config.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
         "engine.fsdp_size": config.engine.fsdp_size,
+        "engine.mixed_precision": OmegaConf.to_container(config.engine.mixed_precision),
         "optim": OmegaConf.to_container(config.optim),
         **{name: content_digest(Path(__file__).with_name(name)) for name in ("engine.py", "loss.py")},
         "loss": OmegaConf.to_container(config.loss),

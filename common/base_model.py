@@ -5,6 +5,7 @@ weights, an architecture without the wanted head. A worker would find out half a
 words. Nothing here loads weights.
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from common.tokenizer import choose_template, ensure_pad_token, set_template_opt
 
 # a text's rotary angles follow the longest text of the batch beyond the first length; up to it they are fixed
 DEPENDS_ON_LONGEST = ("longrope", "dynamic")
+# where transformers looks for weights, in this order; an index names the files that they are divided over
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def load_base(
     if os.path.isdir(path):
         model.path = path = os.path.abspath(path)
     elif path.startswith((".", "/")) or path.count("/") != 1:
-        raise DataError(f"model.path={model.path}: no such folder. Set MODEL_PATH to a model's folder or hub id.")
+        raise DataError(f"model.path={model.path}: no such folder. Set MODEL_PATH to a folder or a hub id, OWNER/NAME.")
     check_files(path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
@@ -78,7 +81,7 @@ def load_base(
 
 
 def check_files(path: str) -> None:
-    """Raise `DataError` if a folder holds an adapter alone."""
+    """Raise `DataError` if a folder holds an adapter alone, no weights, or not all files of its weights."""
     folder = Path(path)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise DataError(
@@ -86,6 +89,18 @@ def check_files(path: str) -> None:
             "peft.AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(FOLDER), and the "
             "tokenizer beside it. A run with LoRA here leaves the merged model in `checkpoint`."
         )
+    if not folder.is_dir():
+        return
+    stored = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if stored is None:
+        raise DataError(f"model.path={path}: the folder holds no weights ({' or '.join(WEIGHTS)}). Load them again.")
+    if stored.suffix == ".json":
+        files = set(json.loads(stored.read_text())["weight_map"].values())
+        if missing := sorted(name for name in files if not (folder / name).is_file()):
+            raise DataError(
+                f"model.path={path}: {len(missing)} of the {len(files)} files that {stored.name} names are missing, "
+                f"the first is {missing[0]}. Load them again."
+            )
 
 
 def check_config(path: str, config: PreTrainedConfig, auto_class: type) -> None:

@@ -189,13 +189,27 @@ def _read_columns(path: Path, columns: list[str]) -> list[dict]:
         raise DataError(f"{path}: not a Parquet file that can be read to its end ({error}). Write it again.") from error
 
 
+def report_unread(rows: list[dict], read: Iterable[str], message_fields: Iterable[str] = ()) -> None:
+    """Name the columns of rows, and the fields of their messages, that are neither read nor written anywhere.
+
+    Args:
+        read: columns that are read.
+        message_fields: fields of messages that are read beside role and content.
+    """
+    columns = {name: None for row in rows[:ROWS_LOOKED_THROUGH] for name in row}
+    left = [name for name in columns if name not in read]
+    fields = unread_fields(rows, [name for name in columns if name in read], message_fields)
+    if left := left + [f"{field} (of messages)" for field in fields]:
+        print(f"not read, so no model sees it: {', '.join(left)}")
+
+
 def unread_fields(rows: list[dict], columns: Iterable[str], read: Iterable[str]) -> list[str]:
     """Return the fields of messages, beside role, content and those read, that say something in the first rows."""
     found = set()
     for row in rows[:ROWS_LOOKED_THROUGH]:
         for column in columns:
             try:
-                messages = unwrap(column, row[column])
+                messages = unwrap(column, row.get(column))
             except BadRow:  # reported when the row is checked
                 continue
             for message in messages if isinstance(messages, list) else ():

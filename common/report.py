@@ -13,6 +13,11 @@ from huggingface_hub import ModelCardData
 
 from common.files import write_text, written_whole
 
+CAPPED = (
+    'Load it with `attn_implementation="eager"`. Its attention scores are capped, and transformers\' default '
+    "attention leaves the cap out."
+)
+
 
 def set_log_file(folder: Path, from_step: int) -> None:
     """Have verl's `Tracking` write under `folder`: tensorboard/ and metrics/from_step_N.jsonl."""
@@ -139,6 +144,9 @@ def write_model_card(
         settings: how it was made, shown as a table.
         metadata: Hugging Face front matter: pipeline_tag, tags, base_model, …
     """
+    config = folder / "config.json"
+    if config.exists() and json.loads(config.read_text()).get("attn_logit_softcapping"):  # Gemma 2
+        summary += f"\n\n{CAPPED}"
     front = ModelCardData(library_name="transformers", **metadata).to_yaml()
     body = "\n\n".join(
         [

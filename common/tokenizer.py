@@ -26,6 +26,7 @@ TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, AttributeError, 
 A_DAY = date(2024, 7, 26)  # what Llama 3's template writes where it cannot ask for the date
 CALL_OF_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 MARKER = "what-the-assistant-says-7f3a"  # in no template by chance
+THINK_TAGS = {"<think>", "</think>"}  # special in some vocabularies, and an answer's own
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Conversation, column: str, **options) -> str:
@@ -69,8 +70,14 @@ def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict, sett
 
     Args:
         setting: what the switches are called in the method's config.
+
+    Raises:
+        DataError: a switch that the template does not have: it would change nothing.
     """
     template = tokenizer.chat_template
+    unknown = [name for name in options if not re.search(rf"\b{re.escape(str(name))}\b", template or "")]
+    if unknown:
+        raise DataError(f"{setting}: the model's chat template has no switch {', '.join(unknown)}; leave it out")
     if not template:
         return
     if "strftime_now" in template:
@@ -162,6 +169,41 @@ def _rarest(vocabulary: dict[str, int]) -> str:
     """Return a plain token that was merged late, so few texts hold it."""
     plain = [token for token in vocabulary if token.isascii() and token.isalpha()]
     return max(plain or vocabulary, key=vocabulary.get)
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the tokens that structure a conversation, also those that the tokenizer has no name for (Llama 3's)."""
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids))
+    return named | {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+class MessageCheck:
+    """Refuses messages that hold a special token. The model would read it as structure, such as a turn's end.
+
+    An answer could so write the next turns itself, and a reward or a loss would be about these.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokens = special_tokens(tokenizer).keys() - THINK_TAGS
+        self.lengths = sorted({len(token) for token in self.tokens}, reverse=True)
+        # where a token may start: one pattern of thousands of whole tokens, as of Gemma, would take seconds for a text
+        starts = "|".join(sorted({re.escape(token[:2]) for token in self.tokens}))
+        self.starts = re.compile(f"(?={starts})" if starts else "(?!)")
+
+    def __call__(self, column: str, messages: Conversation) -> None:
+        """Raise `BadRow` about `column` if a message holds a special token."""
+        for message in messages:
+            text = message["content"]
+            if found := self.find(text):
+                raise BadRow(column, f"a message holds the model's special token {found!r}", text)
+
+    def find(self, text: str) -> str | None:
+        """Return the first special token in a text."""
+        for start in (match.start() for match in self.starts.finditer(text)):
+            pieces = (text[start : start + length] for length in self.lengths)
+            if token := next((piece for piece in pieces if piece in self.tokens), None):
+                return token
+        return None
 
 
 def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> list[np.ndarray]:

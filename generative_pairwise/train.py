@@ -85,7 +85,7 @@ def train(config: DictConfig) -> None:
     output = Path(trainer.output).absolute()
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
-    check_resume(output, identity(config, base.name, tokenizer, rows_of, workers), trainer.resume_mode)
+    check_resume(output, identity(config, base.name, tokenizer, rows_of, device, workers), trainer.resume_mode)
     OmegaConf.save(config, output / "settings.yaml")
 
     # 3. Hand over to verl
@@ -168,7 +168,9 @@ def check_strength(config: DictConfig, rows: list[dict]) -> None:
         )
 
 
-def identity(config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, list[dict]], workers: int) -> dict:
+def identity(
+    config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, list[dict]], device: str, workers: int
+) -> dict:
     """What must be equal for a resumed run to be the same run."""
     policy, data = config.actor_rollout_ref, config.data
     losses = ("clip_ratio_low", "clip_ratio_high", "use_kl_loss", "kl_loss_coef", "kl_loss_type", "entropy_coeff")
@@ -188,6 +190,7 @@ def identity(config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, 
         "algorithm.use_kl_in_reward": config.algorithm.use_kl_in_reward,
         "lora": {key: str(policy.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
         "optim": OmegaConf.to_container(policy.actor.optim),
+        "precision": f"{policy.actor.fsdp_config.mixed_precision or 'the default'}, on {device}",
         "trainer.total_epochs": config.trainer.total_epochs,
         "trainer.seed": config.trainer.seed,
     }

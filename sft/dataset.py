@@ -10,7 +10,6 @@ cuts conversations in two to fill rows of equal length; here each stays whole, a
 
 import hashlib
 import json
-import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -24,15 +23,14 @@ from common.conversation import BadRow, Conversation, DataError, check_last_turn
 from common.data_report import Item, dialogue_text
 from common.pairs import add_system, check_columns, prompt_columns
 from common.parquet import Faults, check_rows, list_counts, read_rows, report_fault
-from common.tokenizer import check_tokens, render
+from common.tokenizer import MessageCheck, check_tokens, render, special_tokens
 
-from .turns import find_seam, find_turns, mask_turns, special_tokens
+from .turns import find_seam, find_turns, mask_turns
 
 TRUNCATIONS = ("error", "drop", "left")
 TURNS = ("all", "last")
 NOT_GENERATED = "an earlier turn that the generation prompt would begin otherwise, not trained on"
 NOT_SHOWN = "an earlier turn whose thinking the chat template leaves out"
-THINK_TAGS = {"<think>", "</think>"}  # special in some vocabularies, and an answer's own
 WEIGHTS = ("weight", "train", "loss")  # of a message: 0 or false leaves an assistant's turn out of the training
 TOKENIZE_AT_ONCE = 512  # rows per call of the tokenizer, which spreads a call over all cores
 
@@ -184,9 +182,7 @@ def find_all_turns(
     rows: list[dict], tokenizer: PreTrainedTokenizerBase, turns: str, on_bad_row: str, faults: Faults | None = None
 ) -> tuple[list[dict], Counter]:
     """Add to each row its rendered "text" and the "spans" in it that are trained on; count what is left out."""
-    special = sorted(special_tokens(tokenizer).keys() - THINK_TAGS, key=len, reverse=True)
-    a_special_token = re.compile("|".join(map(re.escape, special)) or "(?!)")  # (?!) is found nowhere
-    unused = Counter()
+    check_messages, unused = MessageCheck(tokenizer), Counter()
 
     def rendered(messages: Conversation, **options) -> str:
         return render(tokenizer, messages, "messages", **options)
@@ -194,17 +190,19 @@ def find_all_turns(
     seam = find_seam(rendered)
 
     def find(row: dict) -> dict:
-        for turn in row["messages"]:
-            if found := a_special_token.search(turn["content"]):
-                raise BadRow("messages", f"a message holds the model's special token {found[0]!r}", turn["content"])
+        check_messages("messages", row["messages"])
         text, spans = find_turns(row["messages"], rendered, *seam)
         answers = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
         wanted = row.get("trained") or [True] * len(answers)
         if turns == "last":
             wanted = [False] * (len(answers) - 1) + wanted[-1:]
-        spans = [span for span, is_wanted in zip(spans, wanted) if is_wanted]
-        answers = [answer for answer, is_wanted in zip(answers, wanted) if is_wanted]
         thoughts = [answer.rpartition("</think>")[0].removeprefix("<think>").strip() for answer in answers]
+        if wanted[-1] and thoughts[-1] not in text:
+            kind = "the model's chat template leaves out the thinking of the last turn, so it cannot be learned"
+            remedy = "Put another chat_template.jinja beside the model, or take the thinking out of the data"
+            raise BadRow("messages", f"{kind}. {remedy}", answers[-1])
+        spans = [span for span, is_wanted in zip(spans, wanted) if is_wanted]
+        thoughts = [thought for thought, is_wanted in zip(thoughts, wanted) if is_wanted]
         unused[NOT_GENERATED] += sum(span is None for span in spans)
         unused[NOT_SHOWN] += sum(thought not in text for thought in thoughts)
         spans = [span for span in spans if span]

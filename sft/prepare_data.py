@@ -20,21 +20,22 @@ from common.data_report import data_report
 from common.demo.transcripts import comparing, scoring
 from common.demo.world import pairwise_rows, pointwise_rows
 from common.pairs import prompt_columns
-from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
+from common.parquet import check_rows, list_counts, report_unread, split_by_prompt, write_rows
 from common.sources import load_source
 
-from .dataset import as_item, check_conversation, prompt_of
+from .dataset import WEIGHTS, as_item, check_conversation, prompt_of
 from .evaluate import are_numbers, find_judgements
 
 
 def convert_conversations(rows: Iterable[dict], on_bad_row: str) -> tuple[list[dict], Counter]:
     """Return the rows' conversations, checked, and a count of what is left out: bad rows, repeated conversations."""
-    numbered = []
-    for number, row in enumerate(tqdm(rows, desc="read", unit="row", delay=1)):
+    numbered, rows = [], list(tqdm(rows, desc="read", unit="row", delay=1))
+    columns = ("messages", *prompt_columns(list(rows[0]) if rows else []))
+    report_unread(rows, columns, WEIGHTS)
+    for number, row in enumerate(rows):
         if "messages" not in row:
             raise DataError(f"row {number} has no column messages; it has {sorted(row)}. Is --source right?")
-        columns = ("messages", *prompt_columns(list(row)))
-        numbered.append({name: row[name] for name in columns} | {"source": f"row {number}"})
+        numbered.append({name: row.get(name) for name in columns} | {"source": f"row {number}"})
     checked, left_out = check_rows(numbered, check_conversation, on_bad_row)
     weighted = not all(all(row["trained"]) for row in checked)
     conversations = [add_weights(row) if weighted else row["messages"] for row in checked]

@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from common.conversation import BadRow, Conversation, DataError
 
@@ -98,12 +97,6 @@ def find_seam(render: Callable[..., str]) -> tuple[str, str]:
         return written if "<think>" in written else "", ""
     left_out = header.removeprefix(prompt)
     return "", "" if left_out.strip() else left_out
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Return the tokens that structure a conversation, also those that the tokenizer has no name for (Llama 3's)."""
-    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids))
-    return named | {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def mask_turns(row: dict, end_ids: np.ndarray) -> np.ndarray:

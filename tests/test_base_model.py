@@ -35,12 +35,10 @@ def load(path, task=REWARD, **data):
 
 @pytest.fixture
 def changed(tiny_model, tmp_path):
-    """Make a copy of the tiny model, without weights, with other values in its config."""
+    """Make a copy of the tiny model with other values in its config."""
 
     def change(**values):
-        for file in tiny_model.iterdir():
-            if file.suffix != ".safetensors":
-                shutil.copy(file, tmp_path)
+        shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
         config = json.loads((tmp_path / "config.json").read_text()) | values
         (tmp_path / "config.json").write_text(json.dumps(config))
         return tmp_path
@@ -63,11 +61,31 @@ def test_a_models_name_says_its_architecture_and_size(tiny_model):
 
 @pytest.mark.parametrize("path", ["./no/such/folder", "/no/such/folder", "folder", "one/two/three"])
 def test_a_path_that_is_neither_a_folder_nor_a_hub_id_is_refused_without_asking_the_hub(path):
-    assert refusal(path) == f"model.path={path}: no such folder. Set MODEL_PATH to a model's folder or hub id."
+    assert refusal(path) == f"model.path={path}: no such folder. Set MODEL_PATH to a folder or a hub id, OWNER/NAME."
 
 
 def test_a_folder_without_a_model_is_refused_by_its_path(tmp_path):
+    (tmp_path / "model.safetensors").touch()
     assert refusal(tmp_path).startswith(f"model.path={tmp_path}: cannot be loaded")
+
+
+def test_a_folder_without_weights_is_refused(changed):
+    folder = changed()
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    assert refusal(folder).startswith(f"model.path={folder}: the folder holds no weights (model.safetensors or ")
+
+
+def test_a_folder_that_lacks_a_part_of_its_weights_is_refused_by_the_parts_name(changed):
+    folder = changed()
+    parts = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    (folder / "model.safetensors").rename(folder / parts[0])
+    weights = {"weight_map": {f"layer {number}": part for number, part in enumerate(parts)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(weights))
+    expected = "2 of the 3 files that model.safetensors.index.json names are missing, the first is " + parts[1]
+    assert expected in refusal(folder)
+    for part in parts[1:]:
+        (folder / part).touch()
+    load(folder)
 
 
 def test_models_of_one_shape_have_names_of_their_own_wherever_they_lie(tiny_model, tmp_path, monkeypatch):

@@ -52,6 +52,13 @@ def test_floats_are_shown_with_four_digits_and_the_rest_as_it_is(value, shown):
     assert format_value(value) == shown
 
 
+@pytest.mark.parametrize("cap", [None, 50.0])
+def test_a_card_says_how_a_model_whose_attention_is_capped_is_loaded(tmp_path, cap):
+    (tmp_path / "config.json").write_text(json.dumps({"attn_logit_softcapping": cap}))
+    write_model_card(tmp_path, "A judge", "It judges.", "judge(x)", figures={}, settings={})
+    assert ('`attn_implementation="eager"`' in (tmp_path / "README.md").read_text()) == (cap is not None)
+
+
 def test_a_card_holds_front_matter_figures_usage_and_settings(tmp_path):
     write_model_card(
         tmp_path,

@@ -9,10 +9,12 @@ import pytest
 from shapes import assistant, user
 
 from bradley_terry.dataset import load_pairs
+from bradley_terry.prepare_data import convert_pairs, from_pairs
 from common.conversation import BadRow, DataError, is_blank, read_conversation
 from common.parquet import Faults, read_rows, write_rows
 from common.sources import load_source
 from sft.dataset import check_conversation, load_conversations
+from sft.prepare_data import convert_conversations
 
 TALK = [user("Name a tool."), assistant("A rake.")]
 PAIR = {"chosen": TALK, "rejected": [TALK[0], assistant("No.")]}
@@ -151,6 +153,12 @@ def test_what_is_not_read_is_named(tmp_path, capsys):
     )
     load_pairs(write_rows(tmp_path / "plain.parquet", [PAIR]))
     assert capsys.readouterr().out == ""
+    said = "not read, so no model sees it: images, tools, name (of messages)\n"
+    convert_pairs(rows, from_pairs, "error")
+    assert capsys.readouterr().out == said
+    talks = [{"messages": [{**turn, "weight": None, "name": "Ann"} for turn in TALK], "images": [], "tools": "[]"}]
+    convert_conversations(talks, "error")
+    assert capsys.readouterr().out == said
 
 
 # ---- one report of all faults

@@ -185,6 +185,17 @@ def test_thinking_that_the_template_leaves_out_is_counted():
     assert encode_conversations([talk], tokenizer, LONG, "error", turns="last")[1] == {}
 
 
+def test_a_template_that_leaves_out_the_last_turns_thinking_is_refused_unless_there_is_none():
+    """A judge trained so would never reason."""
+    dropping = CHATML.replace("turn.content", "turn.content.split('</think>')[-1]")
+    tokenizer = make_tokenizer(SHAPES["chatml"], chat_template=dropping)
+    thoughtful, plain = assistant("<think>\nHm.\n</think>\n\nSo."), assistant("So.")
+    with pytest.raises(DataError, match="row 0, column 'messages': .* leaves out the thinking of the last turn"):
+        encode_conversations([row(user("Why?"), thoughtful)], tokenizer, LONG, "error")
+    talk = row(user("Why?"), thoughtful, user("How?"), plain)
+    assert encode_conversations([talk], tokenizer, LONG, "error")[1] == {dataset.NOT_SHOWN: 1}
+
+
 def test_options_of_the_template_are_written_into_it_for_everyone_who_loads_it(tmp_path):
     tokenizer = make_tokenizer(SHAPES["qwen3"])
     question = {"conversation": [user("Why?")], "tokenize": False, "add_generation_prompt": True}
@@ -197,7 +208,7 @@ def test_options_of_the_template_are_written_into_it_for_everyone_who_loads_it(t
 
 def test_a_template_that_writes_the_date_gets_a_warning(capsys):
     for options, said in (({"date_string": "26 Jul 2024"}, False), ({}, True)):
-        tokenizer = make_tokenizer(SHAPES["chatml"], chat_template="{{ strftime_now('%Y') }}" + CHATML)
+        tokenizer = make_tokenizer(SHAPES["chatml"], chat_template="{{ date_string or strftime_now('%Y') }}" + CHATML)
         set_template_options(tokenizer, options, "data.template_options")
         assert ("the chat template writes today's date" in capsys.readouterr().out) == said
 

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from shapes import SHAPES, Shape, answers, assistant, make_tokenizer, user
 
 from common.conversation import BadRow, DataError
 from common.tokenizer import (
+    THINK_TAGS,
+    MessageCheck,
     check_end,
     check_tokens,
     choose_template,
@@ -18,6 +21,7 @@ from common.tokenizer import (
     fix_date,
     render,
     set_template_options,
+    special_tokens,
 )
 
 TALK = [user("Name two things."), assistant("A kettle, and a rake.")]
@@ -144,9 +148,42 @@ def test_a_template_without_a_date_is_left_as_it_is_but_for_its_switches(tiny_to
     before = tiny_tokenizer.chat_template
     set_template_options(tiny_tokenizer, {}, "data.template_options")
     assert tiny_tokenizer.chat_template == before == fix_date(before)
+    tiny_tokenizer.chat_template = before = before + "{{ a }}{{ b }}{{ c }}"
     set_template_options(tiny_tokenizer, {"a": False, "b": None, "c": "x"}, "data.template_options")
     head = '{%- set a = false %}\n{%- set b = none %}\n{%- set c = "x" %}\n'
     assert tiny_tokenizer.chat_template == head + before
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages }}{{ enable_thinking_now }}"])
+def test_a_switch_that_the_template_does_not_have_is_refused(tiny_tokenizer, template):
+    tiny_tokenizer.chat_template = template
+    fault = "data.template_options: the model's chat template has no switch enable_thinking, other; leave it out"
+    with pytest.raises(DataError, match=fault):
+        set_template_options(tiny_tokenizer, {"enable_thinking": False, "other": 1}, "data.template_options")
+
+
+# ---- messages that would be read as structure
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_special_token_is_found_in_a_message_wherever_it_stands(name):
+    tokenizer = make_tokenizer(SHAPES[name])
+    check = MessageCheck(tokenizer)
+    for token in special_tokens(tokenizer).keys() - THINK_TAGS:
+        for text in (token, f"a{token}", f"<{token}b", f"a < b, {token} {token}"):
+            with pytest.raises(BadRow, match="a message holds the model's special token") as caught:
+                check("chosen", [user("a < b"), assistant(text)])
+            assert (caught.value.column, repr(token) in caught.value.kind) == ("chosen", True)
+        check("chosen", [user(token[:-1]), assistant(f"{token[:1]} {token[1:]}")])
+    check("chosen", [user("<think> [b] <|x|> </s"), assistant("</think>")])
+
+
+def test_of_thousands_of_special_tokens_one_is_found_quickly(tiny_tokenizer):
+    tiny_tokenizer.add_tokens([f"<unused{number}>" for number in range(6000)], special_tokens=True)
+    check, page = MessageCheck(tiny_tokenizer), "<td>a &lt; b</td> <unused> <unused6000>" * 20_000
+    started = time.perf_counter()
+    assert check.find(page) is None and check.find(page + "<unused5999>") == "<unused5999>"
+    assert time.perf_counter() - started < 5
 
 
 # ---- the end of a rendered conversation

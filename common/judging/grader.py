@@ -9,7 +9,6 @@
 import re
 import sys
 
-import jinja2
 from transformers import AutoTokenizer, PreTrainedModel
 
 from common.base_model import cannot_load, readable_tokens
@@ -28,7 +27,7 @@ from common.grading.endpoint import one
 from common.judging.prompts import read_stored_rubric
 from common.judging.tokens import TokenBreaker
 from common.judging.votes import fault_of
-from common.tokenizer import ensure_pad_token
+from common.tokenizer import ensure_pad_token, render
 
 
 class JudgeGrader(Grader):
@@ -90,8 +89,8 @@ class JudgeGrader(Grader):
             self.break_tokens = TokenBreaker(self.tokenizer, self.frame)
             try:
                 check_begun(self._render([{"role": "user", "content": "Why?"}]), self.frame)
-            except jinja2.TemplateError as error:
-                raise DataError(f"{place}: the chat template refuses a user's turn: {error}") from error
+            except BadRow as fault:
+                raise DataError(f"{place}: a user's turn: {fault.kind}") from fault
         if not endpoint:
             loaded = load_answering(model, **trust)
             ensure_pad_token(self.tokenizer, loaded.config.get_text_config().vocab_size)
@@ -104,7 +103,7 @@ class JudgeGrader(Grader):
             self.batcher = Batcher(lambda texts: self._answer_batch(loaded, texts, max_tokens))
 
     def _render(self, prompt: Conversation) -> str:
-        return self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        return render(self.tokenizer, prompt, "query and response", add_generation_prompt=True)
 
     def _answer_batch(self, loaded: PreTrainedModel, texts: list[str], max_tokens: int) -> list[Answer]:
         given = answer_prompts(loaded, self.tokenizer, texts, self.max_new_tokens, max_tokens, progress=False)
@@ -120,10 +119,7 @@ class JudgeGrader(Grader):
         begun = ""
         if self.tokenizer:
             prompt = self.break_tokens(prompt)
-            try:
-                text = self._render(prompt)
-            except jinja2.TemplateError as error:
-                raise BadRow("query and response", f"the judge's chat template refuses them: {error}") from error
+            text = self._render(prompt)
             begun = begun_answer(text, self.frame)
         if not self.endpoint:
             tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
