@@ -8,8 +8,10 @@ scored, in fp32.
 
 import types
 from collections.abc import Sequence
+from functools import partial
 
 import torch
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from verl.utils.metric import AggregationType, Metric
@@ -18,8 +20,11 @@ from verl.workers.engine import EngineRegistry
 from common.attention import Segments
 from common.checkpoint import export_model
 from common.fsdp import PackedEngine
+from common.memory import Step
 from common.packing import pad
+from common.training import fullest, make_batch, verl_settings
 
+from .dataset import Pair, collate
 from .loss import batch_sums, pair_losses
 from .reward_model import score_ends
 
@@ -116,3 +121,15 @@ class PairEngine(PackedEngine):
             "label2id": {"reward": 0},
         }
         export_model(self.module, self.auto_class, changes, self.model_config.tokenizer, folder, self.rank)
+
+
+def step_to_count(config: DictConfig, workers: int, pairs: list[Pair], packed: bool) -> Step:
+    """Return the training step whose memory is counted: with a micro-batch as large as any can become.
+
+    Args:
+        pairs: the largest of the run.
+    """
+    limit = config.data.max_tokens_per_gpu
+    share = pairs[: config.data.train_batch_size // workers]
+    batch = make_batch(fullest(share, limit, packed), collate, limit, packed=packed)
+    return Step(PairEngine, verl_settings(config), partial(pair_loss, **config.loss), batch, workers)

@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 import ray
@@ -60,10 +61,18 @@ class TrainingError(RuntimeError):
     """Training went wrong, and going on would hide it. Its text is for the user."""
 
 
+class Devices(NamedTuple):
+    """What a run computes on."""
+
+    kind: str  # "cuda" or "cpu"
+    per_node: int  # workers
+    card: int | None  # bytes of the smallest GPU
+
+
 def connect(
     package: str, nodes: int, workers_per_node: int | None, cores_per_worker: int = 1, cores_beside: int = 0
-) -> tuple[str, int]:
-    """Join or start Ray; return the device ("cuda" or "cpu") and the workers per node.
+) -> Devices:
+    """Join or start Ray; return what it has to compute on.
 
     Args:
         package: the method folder's package, which workers import: `__package__` of the caller.
@@ -94,9 +103,7 @@ def connect(
         workers_per_node = max(gpus_of(node) for node in ray.nodes()) if device == "cuda" else 1
     needed = {"GPU": workers_per_node} if device == "cuda" else {}
     _check_room(nodes, needed | {"CPU": workers_per_node * cores_per_worker}, cores_beside)
-    if device == "cuda":
-        _check_gpus(workers_per_node)
-    return device, workers_per_node
+    return Devices(device, workers_per_node, _check_gpus(workers_per_node) if device == "cuda" else None)
 
 
 def _check_reachable(address: str) -> None:
@@ -238,23 +245,24 @@ def pick_nodes(count: int, needed: dict[str, int]) -> list[str]:
     return fitting[:count]
 
 
-def _check_gpus(workers_per_node: int) -> None:
-    """Raise `ClusterError` if torch cannot use the GPUs that Ray counts on a node."""
-    ask = ray.remote(num_cpus=0, num_gpus=workers_per_node)(_count_by_torch)
+def _check_gpus(workers_per_node: int) -> int:
+    """Return the bytes of the smallest GPU; raise `ClusterError` if torch cannot use the GPUs that Ray counts."""
+    ask = ray.remote(num_cpus=0, num_gpus=workers_per_node)(_ask_torch)
     free_of = ray._private.state.available_resources_per_node()
     nodes = [node for node in ray.nodes() if free_of.get(node["NodeID"], {}).get("GPU", 0) >= workers_per_node]
     there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     answers = [ask.options(scheduling_strategy=place).remote() for place in there]
-    unusable = []
+    unusable, cards = [], []
     for node, answer in zip(nodes, answers):
         try:
-            count, said = ray.get(answer, timeout=SECONDS_TO_ANSWER)
+            sizes, said = ray.get(answer, timeout=SECONDS_TO_ANSWER)
         except GetTimeoutError as error:
             raise ClusterError(
                 f"{node['NodeManagerAddress']} did not start a process within {SECONDS_TO_ANSWER} s. Look at `ray "
                 "status` and at /tmp/ray/session_latest/logs there."
             ) from error
-        if count < workers_per_node:
+        cards += sizes
+        if len(sizes) < workers_per_node:
             unusable.append(f"{node['NodeManagerAddress']}: Ray reports {gpus_of(node)} GPU, {said}")
     if unusable:
         raise ClusterError(
@@ -262,10 +270,11 @@ def _check_gpus(workers_per_node: int) -> None:
             'driver (`pip install -e ".[gpu]"`). Or train on the CPU: `export CUDA_VISIBLE_DEVICES=` before this '
             "command, or before `ray start`."
         )
+    return min(cards)
 
 
-def _count_by_torch() -> tuple[int, str]:
-    """Return how many GPUs torch can use in this process, and what it says about them."""
+def _ask_torch() -> tuple[list[int], str]:
+    """Return the bytes of each GPU that torch can use in this process, and what it says about them."""
     about = f"torch {torch.__version__}"
     try:
         torch.cuda.init()
@@ -273,8 +282,8 @@ def _count_by_torch() -> tuple[int, str]:
         for index in range(count):
             torch.zeros(1, device=f"cuda:{index}")
     except (AssertionError, RuntimeError) as error:  # a torch without CUDA; a driver too old, a GPU that does not work
-        return 0, f"{about} says {str(error).splitlines()[0]!r}"
-    return count, f"{about} finds {count}"
+        return [], f"{about} says {str(error).splitlines()[0]!r}"
+    return [torch.cuda.get_device_properties(index).total_memory for index in range(count)], f"{about} finds {count}"
 
 
 def disconnect() -> None:

@@ -14,8 +14,9 @@ import ray
 import torch
 import torch.nn as nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils.device import get_device_name
 from verl.utils.fsdp_utils import apply_fsdp2, fsdp2_load_full_state_dict
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import TrainingWorkerConfig
@@ -50,23 +51,27 @@ class PackedEngine(FSDPEngineWithLMHead):
             "trust_remote_code": self.model_config.trust_remote_code,
         }
         torch.manual_seed(self.engine_config.seed)  # a new head is random: same in every run, any world size
-        if self.rank == 0:
-            module, loading = self.auto_class.from_pretrained(
-                self.model_config.local_path, config=config, output_loading_info=True, **options
-            )
-            self._check_complete(set(loading["missing_keys"]))
-        else:  # filled by broadcast from rank 0, so the checkpoint is read once
-            with torch.device("meta"):
-                module = self.auto_class.from_config(config, **options)
-        if self.packed and self.rank == 0:
-            try:
-                self_test(module)
-            except ValueError as error:
-                raise ValueError(f"{error} Set data.packing=padded: slower, and exact.") from error
+        module = self._load_weights(config, options)
         if self.packed:
             module.set_attn_implementation(SEGMENT_ATTENTION)
         if self.model_config.enable_gradient_checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
+        return module
+
+    def _load_weights(self, config: PreTrainedConfig, options: dict) -> PreTrainedModel:
+        """Return the model as its folder holds it; on all workers but the first a model that waits for its weights."""
+        if self.rank != 0:  # filled by broadcast from rank 0, so the checkpoint is read once
+            with torch.device("meta"):
+                return self.auto_class.from_config(config, **options)
+        module, loading = self.auto_class.from_pretrained(
+            self.model_config.local_path, config=config, output_loading_info=True, **options
+        )
+        self._check_complete(set(loading["missing_keys"]))
+        if self.packed:
+            try:
+                self_test(module)
+            except ValueError as error:
+                raise ValueError(f"{error} Set data.packing=padded: slower, and exact.") from error
         return module
 
     def _check_complete(self, missing: set[str]) -> None:
@@ -112,8 +117,10 @@ class PackedEngine(FSDPEngineWithLMHead):
         """Shard with FSDP2: fp32 master weights, the backbone computed in `mixed_precision`, the head in fp32."""
         compute = PrecisionType.to_dtype(self.engine_config.mixed_precision["param_dtype"])
         self._autocast_dtype = compute
-        offload = CPUOffloadPolicy() if self.engine_config.offload_policy else None
+        offload = CPUOffloadPolicy() if self._in_host_memory() else None
         self._uses_fsdp2_cpu_offload_policy = offload is not None
+        if offload:  # FSDP2 moves the weights itself, verl must not
+            self._is_offload_param = self._is_offload_optimizer = False
         shard = {"mesh": self.device_mesh, "reshard_after_forward": self.engine_config.reshard_after_forward}
         shard |= {"offload_policy": offload} if offload else {}
         fp32, mixed = (
@@ -126,8 +133,17 @@ class PackedEngine(FSDPEngineWithLMHead):
             if model.config.tie_word_embeddings:  # verl keeps a tied embedding gathered; this head is tied to nothing
                 fully_shard(model.get_input_embeddings(), **shard, mp_policy=mixed)
         apply_fsdp2(module, {**shard, "mp_policy": mixed}, self.engine_config)
-        fsdp2_load_full_state_dict(module, full_state, self.device_mesh, offload)
+        self._spread_weights(module, full_state, offload)
         return module
+
+    def _in_host_memory(self) -> bool:
+        """Whether weights, gradients and optimizer stay in host memory; a reference model's always, as in verl."""
+        wanted = self.engine_config.offload_policy or self.engine_config.forward_only
+        return wanted and get_device_name() != "cpu"
+
+    def _spread_weights(self, module: nn.Module, full_state: dict, offload: CPUOffloadPolicy | None) -> None:
+        """Give each worker its share of the weights that the first has loaded."""
+        fsdp2_load_full_state_dict(module, full_state, self.device_mesh, offload)
 
     def _build_lr_scheduler(self, optimizer):
         scheduler = super()._build_lr_scheduler(optimizer)

@@ -29,21 +29,13 @@ def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConf
         ClusterError: verl does not run on the device, or the model cannot be built.
     """
     from verl.single_controller.ray import RayClassWithInitArgs, RayWorkerGroup
-    from verl.trainer.config import CheckpointConfig
-    from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.config import TrainingWorkerConfig
 
     from common.fsdp import PackedWorker
     from common.pool import OneNodeEach
 
     check_platform(device)
-    worker_config = TrainingWorkerConfig(
-        model_type=model_type,
-        model_config=omega_conf_to_dataclass(config.model),
-        engine_config=omega_conf_to_dataclass(config.engine),
-        optimizer_config=omega_conf_to_dataclass(config.optim),
-        checkpoint_config=CheckpointConfig(),
-    )
+    worker_config = TrainingWorkerConfig(model_type=model_type, **verl_settings(config))
     nodes = config.trainer.nnodes
     # one worker group per bundle; verl's default reserves ten cores per worker
     pool = OneNodeEach([workers_per_node] * nodes, use_gpu=device != "cpu", max_colocate_count=1)
@@ -60,6 +52,17 @@ def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConf
             raise ClusterError(gone) from error
         raise ClusterError(f"the model could not be built on the workers: {error.cause}") from error
     return worker_group
+
+
+def verl_settings(config: DictConfig) -> dict:
+    """Return what verl's engine is built of: model, engine, optimizer and checkpoint settings, by their names there."""
+    from verl.trainer.config import CheckpointConfig
+    from verl.utils.config import omega_conf_to_dataclass
+
+    sections = {"model_config": config.model, "engine_config": config.engine, "optimizer_config": config.optim}
+    return {name: omega_conf_to_dataclass(part) for name, part in sections.items()} | {
+        "checkpoint_config": CheckpointConfig()
+    }
 
 
 def _free_port() -> int:
@@ -105,6 +108,18 @@ def make_batch(
 def rows_that_fit(rows: list, max_tokens: int, workers: int) -> int:
     """Return how many padded rows make a micro-batch of at most `max_tokens`; it divides each worker's share."""
     return equal_parts(len(rows) // workers, max_tokens // max(row.padded_tokens for row in rows))
+
+
+def fullest(rows: list, max_tokens: int, packed: bool) -> list:
+    """Return of rows, the largest first, those that make one micro-batch as large as it can become."""
+    if not packed:
+        return rows[: max(1, max_tokens // max(row.padded_tokens for row in rows))]
+    chosen, room = [], max_tokens
+    for row in rows:
+        if row.tokens <= room:
+            chosen.append(row)
+            room -= row.tokens
+    return chosen
 
 
 def equal_parts(share: int, most: int) -> int:

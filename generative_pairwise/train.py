@@ -18,13 +18,14 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM
 
-from common import cluster, failures
+from common import cluster, failures, plan
 from common.base_model import BaseModel, load_base
 from common.checkpoint import CheckpointError, check_resume, claim_folder
 from common.conversation import DataError
 from common.data_report import data_report
 from common.files import content_digest
 from common.grpo import preflight
+from common.grpo.plan import of_policy
 from common.judging.prompts import digest_prompts, measure_rows, store_rubric
 from common.packing import PACKED, attention_of, choose_packing
 from common.parquet import Faults, left_out_figures, split_by_prompt
@@ -77,11 +78,18 @@ def train(config: DictConfig) -> None:
     packing = choose_packing(base.config, AutoModelForCausalLM, config.data.packing, model.path)
     model.override_config.attn_implementation = attention_of(packing, base.config, AutoModelForCausalLM)
 
+    trainer = config.trainer
+    method = of_policy(config, base.config, [row["tokens"] for row in train_rows], packing == PACKED)
+    if config.plan:
+        plan.show(method, config, trainer.nnodes, trainer.n_gpus_per_node)
+        return
+
     # 2. Join or start Ray
-    trainer, cores = config.trainer, preflight.cores_of(config)
-    device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node, **cores)
+    cores = preflight.cores_of(config)
+    device, per_node, card = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node, **cores)
     workers = per_node * trainer.nnodes
     preflight.check_workers(config, workers)
+    plan.settle(method, config, workers, card)
     output = Path(trainer.output).absolute()
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)

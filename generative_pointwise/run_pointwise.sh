@@ -44,6 +44,14 @@ if [[ -z "$TRAIN_FILES" ]]; then
     TRAIN_FILES=$OUTPUT/data/train.parquet VAL_FILES=$OUTPUT/data/val.parquet TEST_FILES=$OUTPUT/data/test.parquet
 fi
 if [[ -z "$MODEL_PATH" ]]; then
+    PROMPTS=32 PROMPTS_PER_UPDATE=16 LR=1.5e-4 EPOCHS=1 ANSWER=48 CHECKPOINTING=False TEST_FREQ=5 SAVE_FREQ=5
+else
+    PROMPTS=128 PROMPTS_PER_UPDATE=64 LR=1e-6 EPOCHS=2 ANSWER=1024 CHECKPOINTING=True TEST_FREQ=20 SAVE_FREQ=20
+fi
+if [[ -z "$MODEL_PATH" && " $* " == *" plan=true "* ]]; then
+    MODEL_PATH=$OUTPUT/shape # of the warm start's model, and this is all that a plan needs
+    "${RUN[@]}" common.demo.tiny_model --seed "$SEED" --output "$MODEL_PATH"
+elif [[ -z "$MODEL_PATH" ]]; then
     # A judge cannot learn its form by chance: GRPO needs answers of which some are right. So the demo starts from
     # transcripts, of an annotator who forgives two kinds of error. 0.4 M weights, so small batches at a high rate
     echo "=== warm start: a judge to start from, by SFT"
@@ -54,9 +62,6 @@ if [[ -z "$MODEL_PATH" ]]; then
     TRAIN_FILES=$OUTPUT/data/warm_start.parquet VAL_FILES='' TEST_FILES='' OUTPUT=$OUTPUT/warm_start \
         RAY_ADDRESS='' NNODES=1 N_GPUS_PER_NODE=null bash "$HERE/../sft/run_sft.sh" "$RESUME"
     MODEL_PATH=$OUTPUT/warm_start/checkpoint
-    PROMPTS=32 PROMPTS_PER_UPDATE=16 LR=1.5e-4 EPOCHS=1 ANSWER=48 CHECKPOINTING=False TEST_FREQ=5 SAVE_FREQ=5
-else
-    PROMPTS=128 PROMPTS_PER_UPDATE=64 LR=1e-6 EPOCHS=2 ANSWER=1024 CHECKPOINTING=True TEST_FREQ=20 SAVE_FREQ=20
 fi
 if [[ -z "$ROLLOUT" ]]; then
     ROLLOUT=hf
@@ -65,6 +70,7 @@ if [[ -z "$ROLLOUT" ]]; then
         ROLLOUT=vllm
     fi
 fi
+if [[ "$ROLLOUT" == hf ]]; then OFFLOAD=False BATCHED=65536; else OFFLOAD=True BATCHED=8192; fi
 
 # One step: PROMPTS x 8 answers are sampled and rewarded, then trained on in PROMPTS / PROMPTS_PER_UPDATE updates. With
 # the demo's numbers: 32 x 8 = 256 answers, two updates of 128.
@@ -95,12 +101,17 @@ ACTOR=(
     actor_rollout_ref.actor.use_kl_loss=False       # no reference model: half the memory. Rewards come from labels, not
     actor_rollout_ref.actor.kl_loss_coef=0.001      # from a model that drift could exploit. True keeps reasoning closer
     actor_rollout_ref.actor.loss_agg_mode=token-mean # every token weighs the same, so long answers are not favoured
+    # while vLLM answers, weights and optimizer wait in host memory: seconds a step, and 12 bytes a weight are free
+    actor_rollout_ref.actor.fsdp_config.param_offload=$OFFLOAD
+    actor_rollout_ref.actor.fsdp_config.optimizer_offload=$OFFLOAD
 )
 ROLLOUTS=(
     actor_rollout_ref.rollout.name="$ROLLOUT"
     actor_rollout_ref.rollout.n=8                   # answers per prompt; their mean reward is each other's baseline
     actor_rollout_ref.rollout.temperature=1.0       # the policy as it is: trained log-probabilities are those sampled from
-    actor_rollout_ref.rollout.max_num_batched_tokens=65536 # hf: padded tokens in a batch; vllm: tokens in an iteration
+    # hf: padded tokens in a batch, all of which it keeps; vllm: tokens in an iteration, for which it sets memory aside
+    actor_rollout_ref.rollout.max_num_batched_tokens=$BATCHED
+    actor_rollout_ref.rollout.max_num_seqs=256      # vllm only: answers at a time, as far as its share holds them
     actor_rollout_ref.rollout.gpu_memory_utilization=0.6 # vllm only: its share while it answers; it sleeps while we train
 )
 ALGORITHM=(
@@ -119,6 +130,7 @@ TRAINER=(
 
 echo "=== GRPO"
 "${RUN[@]}" train "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUTS[@]}" "${ALGORITHM[@]}" "${TRAINER[@]}" "$@"
+if [[ " $* " == *" plan=true "* ]]; then exit; fi # nothing was trained
 
 # The judge before and after training, on the same rows and with the run's own limits
 NAME=${TEST_FILES##*/}

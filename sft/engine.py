@@ -6,6 +6,7 @@ and over a vocabulary of 150,000 the logits of the rest would be most of the mem
 """
 
 import torch
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from transformers import AutoModelForCausalLM
 from verl.utils.metric import AggregationType, Metric
@@ -14,7 +15,10 @@ from verl.workers.engine import EngineRegistry
 from common.attention import Segments
 from common.checkpoint import export_language_model
 from common.fsdp import PackedEngine
+from common.memory import Step
+from common.training import fullest, make_batch, verl_settings
 
+from .dataset import Example, collate
 from .loss import token_losses
 
 
@@ -74,3 +78,15 @@ class SFTEngine(PackedEngine):
         See `common.checkpoint.export_language_model`.
         """
         export_language_model(self.module, self.model_config, folder, self.rank, end_of_turn)
+
+
+def step_to_count(config: DictConfig, workers: int, examples: list[Example], packed: bool) -> Step:
+    """Return the training step whose memory is counted: with a micro-batch as large as any can become.
+
+    Args:
+        examples: those of the run with the most trained tokens.
+    """
+    limit = config.data.max_tokens_per_gpu
+    share = examples[: config.data.train_batch_size // workers]
+    batch = make_batch(fullest(share, limit, packed), collate, limit, packed=packed)
+    return Step(SFTEngine, verl_settings(config), sft_loss, batch, workers)

@@ -66,6 +66,7 @@ TRAINER=(
 )
 
 "${RUN[@]}" train "${DATA[@]}" "${MODEL[@]}" "${OPTIM[@]}" "${TRAINER[@]}" "$@"
+if [[ " $* " == *" plan=true "* ]]; then exit; fi # nothing was trained
 EVALUATE=("${RUN[@]}" evaluate --model "$OUTPUT/checkpoint" --data "$TEST_FILES" --settings "$OUTPUT/settings.yaml" --card)
 if [[ -n "$TEST_FILES" && -z "${RAY_ADDRESS:-}" ]]; then
     "${EVALUATE[@]}"

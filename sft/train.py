@@ -20,7 +20,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM as AutoModel
 
-from common import cluster, failures, training
+from common import cluster, failures, plan, training
 from common.base_model import BaseModel, limit_length, load_base
 from common.checkpoint import (
     CheckpointError,
@@ -97,15 +97,22 @@ def train(config: DictConfig) -> None:
     packing = choose_packing(base.config, AutoModel, data.packing, config.model.path)
     config.model.override_config = {"attn_implementation": attention_of(packing, base.config, AutoModel)}
     check_conversation_sizes(config, rows_of, packing == PACKED)
+    heaviest = sorted(train_rows, key=lambda example: -example.mask.sum())
+    method = plan.of_loop(f"{__package__}.engine", heaviest, data.train_batch_size, packing == PACKED)
+    if config.plan:
+        config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION["cuda"]}
+        plan.show(method, config, trainer.nnodes, trainer.n_gpus_per_node)
+        return
 
     # 2. Start the cluster and the workers
-    device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
+    device, per_node, card = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
     workers = per_node * trainer.nnodes
     if data.train_batch_size % workers:
         raise DataError(f"data.train_batch_size={data.train_batch_size} cannot be shared equally by {workers} workers")
     steps = len(train_rows) // data.train_batch_size * trainer.total_epochs
     last_step = min(steps, trainer.total_training_steps or steps)
     config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION[device]}
+    plan.settle(method, config, workers, card)
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
     check_resume(output, identity(config, base.name, train_rows, workers), trainer.resume_mode)

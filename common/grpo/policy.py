@@ -8,10 +8,12 @@ weights, nothing to synchronise, one process fewer.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import ray
 import torch
 import torch.nn as nn
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -24,6 +26,8 @@ from common.attention import SEGMENT_ATTENTION, Segments
 from common.checkpoint import export_language_model, unwrap
 from common.fsdp import PackedEngine
 from common.generation import batches_of, generate_batch, make_plain
+from common.grpo.preflight import PRECISION
+from common.memory import Step
 from common.network import use_interface_of
 
 MODEL_TYPE = "packed_policy"
@@ -131,8 +135,13 @@ class PolicyEngine(PackedEngine):
 
         The weights are gathered once and kept for the whole call, so that workers may generate different lengths.
         """
+        with self.eval_mode():  # brings the weights to the GPU if they wait in host memory
+            return self._generate(prompts, seeds, max_new_tokens, max_tokens, **sampling)
+
+    def _generate(
+        self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int, max_tokens: int, **sampling
+    ) -> list[tuple[list[int], list[float]]]:
         model = unwrap(self.module)
-        self.module.eval()
         model.set_attn_implementation(self.own_attention)
         self.module.set_reshard_after_forward(False)
         pad = self.model_config.tokenizer.pad_token_id
@@ -174,3 +183,55 @@ class PolicyWorker(ActorRolloutRefWorker):
     def export(self, folder: str) -> None:
         """Have the engine write a Hugging Face checkpoint."""
         self.actor.engine.export(folder)
+
+
+def step_to_count(config: DictConfig, workers: int, shortest: int, longest: int, packed: bool) -> Step:
+    """Return the training step whose memory is counted: with a micro-batch as large as any can become.
+
+    It holds as many answers of the greatest length as it can, so their prompts are short, but fill it up.
+
+    Args:
+        shortest, longest: tokens of the shortest and of the longest prompt.
+    """
+    from verl.trainer.config import CheckpointConfig
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.utils.losses import ppo_loss
+
+    policy, answer = config.actor_rollout_ref, config.data.max_response_length
+    precision = policy.actor.fsdp_config.mixed_precision
+    policy.actor.fsdp_config.mixed_precision = precision or {"param_dtype": PRECISION["cuda"]}
+    limit, group = policy.actor.ppo_max_token_len_per_gpu, policy.rollout.n
+    share = policy.actor.ppo_mini_batch_size * group // workers
+    if not packed:
+        shortest = longest
+    if not packed or group * (longest + answer) > limit:
+        group = 1  # a prompt may stand alone
+    prompts = max(1, min(share, limit // (shortest + answer)) // group)
+    prompt = min(longest, limit // (prompts * group) - answer)
+    rows = [[1 + number] * prompt for number in range(prompts) for _ in range(group)]
+
+    def jagged(values: list[list], dtype=torch.long) -> torch.Tensor:
+        return torch.nested.as_nested_tensor([torch.tensor(row, dtype=dtype) for row in values], layout=torch.jagged)
+
+    answers, numbers = [[1] * answer] * len(rows), jagged([[0.0] * answer] * len(rows), torch.float32)
+    batch = {
+        "input_ids": jagged([row + [1] * answer for row in rows]),
+        "position_ids": jagged([list(range(prompt + answer))] * len(rows)),
+        "prompts": jagged(rows),
+        "responses": jagged(answers),
+        "response_mask": jagged(answers),
+        "loss_mask": jagged(answers),
+        **{name: numbers for name in ("old_log_probs", "advantages", "ref_log_prob")},
+    }
+    actor = omega_conf_to_dataclass(policy.actor)
+    settings = {"use_dynamic_bsz": False, "micro_batch_size_per_gpu": len(rows), "global_batch_size": len(rows)}
+    settings |= {"temperature": policy.rollout.temperature}
+    settings |= {"calculate_entropy": actor.calculate_entropy or actor.entropy_coeff != 0}
+    engine_of = {
+        "model_config": omega_conf_to_dataclass(policy.model),
+        "engine_config": actor.engine,
+        "optimizer_config": actor.optim,
+        "checkpoint_config": CheckpointConfig(),
+    }
+    loss = partial(ppo_loss, config=actor)
+    return Step(PolicyEngine, engine_of, loss, tu.get_tensordict(batch, settings), workers, {"calculate_entropy": True})

@@ -173,6 +173,10 @@ def fill_in(
     policy.actor.fsdp_config.mixed_precision = precision or {"param_dtype": PRECISION[device]}
     if policy.rollout.name == IN_PROCESS:
         config.reward.num_workers = 0  # rewards are computed in this process
+    else:
+        policy.rollout.max_model_len = data.max_prompt_length + data.max_response_length
+        if policy.model.lora_rank:  # verl would send the weights below the adapter once, which fails above 2 GiB each
+            policy.rollout.load_format = "auto"
     function = config.reward.custom_reward_function
     if function.name == CHECKED_REWARD:  # its module by a name that every process knows
         function.reward_kwargs.module = importlib.util.resolve_name(function.reward_kwargs.module, package)

@@ -1,0 +1,301 @@
+"""Does a run fit on its GPUs? Answered before a model starts, from what `common.memory` counts.
+
+    bash run_bt.sh plan=true             # a table for this machine's card, or for 24, 48 and 80 GB; nothing is started
+
+A run goes through phases: weights are loaded, a step is made, with GRPO a server answers. Each phase is a list of parts
+in bytes, and fits if their sum does. If one does not, settings are changed, the mildest first, until all fit. One of
+them is changed without asking: `offload_policy: auto` keeps weights, gradients and optimizer in host memory if the card
+is too small for them, because this changes speed alone.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+import torch
+from omegaconf import DictConfig, OmegaConf
+from ray.exceptions import RayTaskError
+
+from common.cluster import ClusterError
+
+if TYPE_CHECKING:
+    from common.memory import Counted
+
+GIB = 2**30
+# What torch reports of such cards: an L4 or A10G, an L40S, an A100 or H100
+CARDS = {"24 GB": int(22.0 * GIB), "48 GB": int(44.4 * GIB), "80 GB": int(79.1 * GIB)}
+# Not counted, and so assumed: CUDA's context, cuBLAS and NCCL; and of the card, what the allocator cannot use
+OUTSIDE, UNUSABLE = int(1.5 * GIB), 0.04
+RANK = 16  # of the adapters that are proposed
+GPUS, MOST_GPUS = "N_GPUS_PER_NODE", 8
+ON_CPU = {"VERL_PLATFORM": "cpu"}  # counting needs no GPU, and verl's engines must not look for one
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run, and what is on one GPU during it."""
+
+    name: str
+    parts: dict[str, float]  # bytes
+    remedies: tuple[str, ...]  # names of settings in `Keys` that make it smaller, the mildest first
+    host: float = 0  # bytes in host memory for each GPU
+    fault: str = ""  # something in it that has too little room, whatever the sum
+    share: float = 0  # of the card, with which an inference server would fit; 0 if there is none
+
+    def sum(self, card: int) -> float:
+        """Return the bytes that it takes, with what no counter sees."""
+        return sum(self.parts.values()) + OUTSIDE + UNUSABLE * card
+
+    def fits(self, card: int) -> bool:
+        return not self.fault and self.sum(card) <= card
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a method calls the settings that decide about memory."""
+
+    checkpointing: str
+    offload: str
+    tokens: str
+    lora: str
+    share: str = ""  # of the card that an inference server takes
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a plan needs to know of a method.
+
+    Args:
+        engine_module, arguments: the module whose `step_to_count(config, workers, *arguments)` makes the step.
+        phases: from what was counted, the settings, the number of GPUs and the bytes of the card.
+        least_tokens: of a micro-batch, which must hold the largest row.
+    """
+
+    engine_module: str
+    arguments: tuple
+    phases: "Callable[[Counted, DictConfig, int, int], list[Phase]]"
+    keys: Keys
+    least_tokens: int
+
+
+def training_phases(counted: "Counted", offload: bool, beside: dict[str, float] | None = None) -> list[Phase]:
+    """Return the phases that every method has.
+
+    Args:
+        offload: whether weights, gradients and optimizer are in host memory.
+        beside: what else is on the card during a step.
+    """
+    on_card = 0 if offload else 1
+    kept = {
+        "weights, fp32": counted.weights,
+        "gradients, fp32": counted.trained,
+        "Adam's two averages, fp32": 2 * counted.trained,
+    }
+    from_host = offload * counted.layer  # a layer comes in fp32
+    working = max(counted.step + from_host, on_card * counted.update)
+    step = {name: on_card * size for name, size in kept.items()}
+    step["weights gathered for a layer"] = min(counted.gathered, working)
+    step["activations, logits, their gradients"] = working - step["weights gathered for a layer"]
+    host = (1 - on_card) * sum(kept.values())
+    loading = {"weights, fp32": counted.weights, "the largest weight, whole": counted.largest}
+    return [
+        Phase("loading", loading, ("gpus",)),
+        Phase("a step", step | (beside or {}), ("checkpointing", "offload", "tokens", "lora", "gpus"), host),
+    ]
+
+
+def of_loop(engine_module: str, rows: list, batch_size: int, packed: bool) -> Method:
+    """Return what a plan needs to know of a method whose folder has the training loop.
+
+    Args:
+        engine_module: of the method.
+        rows: for training, those that need the most memory first.
+        batch_size: rows of a step.
+    """
+    keys = Keys(
+        checkpointing="model.enable_gradient_checkpointing",
+        offload="engine.offload_policy",
+        tokens="data.max_tokens_per_gpu",
+        lora="model.lora_rank",
+    )
+    least = max(row.tokens if packed else row.padded_tokens for row in rows)
+
+    def phases(counted: "Counted", config: DictConfig, workers: int, card: int) -> list[Phase]:
+        return training_phases(counted, config.engine.offload_policy)
+
+    return Method(engine_module, (rows[:batch_size], packed), phases, keys, least)
+
+
+class Plan:
+    """The phases of a run, for any change of its settings.
+
+    Args:
+        config: the settings; `offload_policy` may be "auto".
+        workers: GPUs.
+        count: `count_here`, or `count_in_cluster`.
+    """
+
+    def __init__(self, method: Method, config: DictConfig, workers: int, count: Callable):
+        self.method, self.config, self.workers, self.count = method, config, workers, count
+        self.counted: dict[tuple, Counted] = {}
+
+    def phases(self, card: int, changes: dict[str, Any]) -> list[Phase]:
+        """Return what the run takes on a card, in bytes, if some settings are changed."""
+        workers = changes.get(GPUS, self.workers)
+        config = with_changes(self.config, {key: value for key, value in changes.items() if key != GPUS})
+        keys = self.method.keys
+        counts_by = (workers, *(OmegaConf.select(config, key) for key in (keys.checkpointing, keys.tokens, keys.lora)))
+        if counts_by not in self.counted:
+            self.counted[counts_by] = self.count(self.method.engine_module, config, workers, self.method.arguments)
+        return self.method.phases(self.counted[counts_by], config, workers, card)
+
+    def choose(self, card: int) -> dict[str, bool]:
+        """Return the changes that are made without asking: whether host memory is used, if that is left open."""
+        offload = self.method.keys.offload
+        if OmegaConf.select(self.config, offload) != "auto":
+            return {}
+        without = self.phases(card, {offload: False})
+        return {offload: not all(phase.fits(card) for phase in without if "offload" in phase.remedies)}
+
+    def remedy(self, card: int) -> dict[str, Any] | None:
+        """Return settings with which the run fits, besides what is chosen without asking; None if there are none."""
+        chosen, changes = self.choose(card), {}
+        while tight := [phase for phase in self.phases(card, chosen | changes) if not phase.fits(card)]:
+            milder = next(self._milder(tight[0], chosen | changes), None)
+            if milder is None:
+                return None
+            changes |= milder
+        return changes
+
+    def _milder(self, phase: Phase, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield changes that make a phase smaller, the mildest first."""
+        for name in phase.remedies:
+            key = GPUS if name == "gpus" else getattr(self.method.keys, name)
+            now = changes.get(key, self.workers if key == GPUS else OmegaConf.select(self.config, key))
+            if name in ("checkpointing", "offload") and not now:
+                yield {key: True}
+            elif name == "tokens" and now // 2 >= self.method.least_tokens:
+                yield {key: now // 2}
+            elif name == "lora" and not now:
+                yield {key: RANK}
+            elif name == "share" and phase.share and phase.share != now:
+                yield {key: phase.share}
+            elif name == "gpus" and now < MOST_GPUS:
+                yield {key: 2 * now}
+
+
+def with_changes(config: DictConfig, changes: dict[str, Any]) -> DictConfig:
+    """Return a copy of the settings with other values for some of them, by their dotted names."""
+    config = copy.deepcopy(config)
+    for key, value in changes.items():
+        OmegaConf.update(config, key, value)
+    return config
+
+
+def count_here(engine_module: str, config: DictConfig, workers: int, arguments: tuple) -> "Counted":
+    """Count in this process, which then can start no workers on GPUs."""
+    os.environ |= ON_CPU  # before verl is imported
+    from common.memory import count_run
+
+    return count_run(engine_module, config, workers, arguments)
+
+
+def count_in_cluster(engine_module: str, config: DictConfig, workers: int, arguments: tuple) -> "Counted":
+    """Count in a process of the cluster that sees no GPU."""
+    from common.memory import count_run
+
+    there = ray.remote(num_cpus=0, runtime_env={"env_vars": ON_CPU})(count_run)
+    return ray.get(there.remote(engine_module, config, workers, arguments))
+
+
+def settle(method: Method, config: DictConfig, workers: int, card: int | None) -> None:
+    """Decide what the settings leave open; refuse a run that cannot fit.
+
+    Args:
+        card: bytes of the smallest GPU; None without GPUs, where nothing is refused.
+
+    Raises:
+        ClusterError: it does not fit.
+    """
+    chosen = {method.keys.offload: False} if OmegaConf.select(config, method.keys.offload) == "auto" else {}
+    if card is not None:
+        plan = Plan(method, config, workers, count_in_cluster)
+        try:
+            chosen = plan.choose(card)
+            tight = [phase for phase in plan.phases(card, chosen) if not phase.fits(card)]
+            if tight:
+                raise ClusterError(f"{describe(tight[0], card, workers)} {propose(plan, card)}")
+        except RayTaskError as error:  # of models that take their way by the data, as a router does
+            print(f"how much memory a step takes could not be counted, so nothing is refused: {error.cause}")
+        if chosen.get(method.keys.offload):
+            print(f"{method.keys.offload}=auto: {_because(plan, card)}")
+    for key, value in chosen.items():
+        OmegaConf.update(config, key, value)
+
+
+def _because(plan: Plan, card: int) -> str:
+    host = max(phase.host for phase in plan.phases(card, plan.choose(card)))
+    return (
+        "the card is too small for weights, gradients and optimizer, so they are kept in host memory: "
+        f"{host / GIB:.0f} GiB there for each GPU, and a slower step"
+    )
+
+
+def describe(phase: Phase, card: int, workers: int) -> str:
+    """Say what does not fit."""
+    if phase.fault:
+        return phase.fault
+    largest = sorted(phase.parts.items(), key=lambda part: -part[1])[:3]
+    return (
+        f"GPU memory: {phase.name} takes {phase.sum(card) / GIB:.1f} GiB on each of {workers} GPU, and the card has "
+        f"{card / GIB:.1f} GiB. The largest parts: {', '.join(f'{name} {size / GIB:.1f}' for name, size in largest)}."
+    )
+
+
+def propose(plan: Plan, card: int) -> str:
+    """Say with which settings a run fits that does not."""
+    changes = plan.remedy(card)
+    if changes is None:
+        return f"It fits on no {MOST_GPUS} such GPUs. Take a smaller model, or larger GPUs."
+    most = max(phase.sum(card) for phase in plan.phases(card, plan.choose(card) | changes))
+    return f"It fits with {' '.join(f'{key}={value}' for key, value in changes.items())}: {most / GIB:.1f} GiB."
+
+
+def show(method: Method, config: DictConfig, nodes: int, per_node: int | None) -> None:
+    """Print what a run takes on this machine's card, or on cards of usual sizes if it has none."""
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    cards = {found[0].name: min(each.total_memory for each in found)} if found else CARDS
+    workers = nodes * (per_node or max(1, len(found)))
+    plan = Plan(method, config, workers, count_here)
+    print("\n".join(table(plan, cards)), flush=True)
+
+
+def table(plan: Plan, cards: dict[str, int]) -> list[str]:
+    """Return the lines of a table: the parts of each phase in GiB, their sums, and for each card whether it fits."""
+    phases_of = {card: plan.phases(size, plan.choose(size)) for card, size in cards.items()}
+    tokens = OmegaConf.select(plan.config, plan.method.keys.tokens)
+    lines = [f"\nGiB on each of {plan.workers} GPU, {tokens} tokens in a micro-batch".ljust(53) + _cells(cards)]
+    for of_cards in zip(*phases_of.values()):
+        names = {name: None for phase in of_cards for name in phase.parts}  # in order, each once
+        lines += [f"{of_cards[0].name}"]
+        lines += [f"    {name}".ljust(52) + _cells(phase.parts.get(name, 0) for phase in of_cards) for name in names]
+        outside = [OUTSIDE + UNUSABLE * size for size in cards.values()]
+        lines += ["    CUDA, NCCL, what the allocator cannot use (assumed)".ljust(52) + _cells(outside)]
+        lines += ["    sum".ljust(52) + _cells(phase.sum(size) for phase, size in zip(of_cards, cards.values()))]
+    lines += ["the card has".ljust(52) + _cells(cards.values()), ""]
+    return lines + [f"{card}: {_verdict(plan, size)}" for card, size in cards.items()]
+
+
+def _cells(values) -> str:
+    return "".join(f"{value if isinstance(value, str) else f'{value / GIB:.1f}':>10}" for value in values)
+
+
+def _verdict(plan: Plan, card: int) -> str:
+    chosen = plan.choose(card)
+    tight = [phase for phase in plan.phases(card, chosen) if not phase.fits(card)]
+    if tight:
+        return f"does not fit. {describe(tight[0], card, plan.workers)} {propose(plan, card)}"
+    return f"fits; {plan.method.keys.offload}=auto: {_because(plan, card)}" if any(chosen.values()) else "fits"
