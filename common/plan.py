@@ -10,7 +10,8 @@ is too small for them, because this changes speed alone.
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayTaskError
 
-from common.cluster import ClusterError
+from common.cluster import ENVIRONMENT, ClusterError
 
 if TYPE_CHECKING:
     from common.memory import Counted
@@ -43,6 +44,7 @@ class Phase:
     remedies: tuple[str, ...]  # names of settings in `Keys` that make it smaller, the mildest first
     host: float = 0  # bytes in host memory for each GPU
     fault: str = ""  # something in it that has too little room, whatever the sum
+    note: str = ""
     share: float = 0  # of the card, with which an inference server would fit; 0 if there is none
 
     def sum(self, card: int) -> float:
@@ -197,7 +199,8 @@ def with_changes(config: DictConfig, changes: dict[str, Any]) -> DictConfig:
 
 def count_here(engine_module: str, config: DictConfig, workers: int, arguments: tuple) -> "Counted":
     """Count in this process, which then can start no workers on GPUs."""
-    os.environ |= ON_CPU  # before verl is imported
+    os.environ.update(ENVIRONMENT | ON_CPU)  # before verl is imported
+    warnings.filterwarnings("ignore", category=UserWarning)
     from common.memory import count_run
 
     return count_run(engine_module, config, workers, arguments)
@@ -270,32 +273,35 @@ def show(method: Method, config: DictConfig, nodes: int, per_node: int | None) -
     cards = {found[0].name: min(each.total_memory for each in found)} if found else CARDS
     workers = nodes * (per_node or max(1, len(found)))
     plan = Plan(method, config, workers, count_here)
-    print("\n".join(table(plan, cards)), flush=True)
+    print("\n".join(["", *table(plan, cards)]), flush=True)
 
 
 def table(plan: Plan, cards: dict[str, int]) -> list[str]:
-    """Return the lines of a table: the parts of each phase in GiB, their sums, and for each card whether it fits."""
+    """Return the lines of a table in GiB: each phase with its parts, and for each card whether the run fits."""
     phases_of = {card: plan.phases(size, plan.choose(size)) for card, size in cards.items()}
     tokens = OmegaConf.select(plan.config, plan.method.keys.tokens)
-    lines = [f"\nGiB on each of {plan.workers} GPU, {tokens} tokens in a micro-batch".ljust(53) + _cells(cards)]
+    lines = [_line(f"GiB on each of {plan.workers} GPU, micro-batches of {tokens} tokens", cards)]
     for of_cards in zip(*phases_of.values()):
+        sums = [phase.sum(size) for phase, size in zip(of_cards, cards.values())]
+        lines += [_line(of_cards[0].name, sums)]
         names = {name: None for phase in of_cards for name in phase.parts}  # in order, each once
-        lines += [f"{of_cards[0].name}"]
-        lines += [f"    {name}".ljust(52) + _cells(phase.parts.get(name, 0) for phase in of_cards) for name in names]
-        outside = [OUTSIDE + UNUSABLE * size for size in cards.values()]
-        lines += ["    CUDA, NCCL, what the allocator cannot use (assumed)".ljust(52) + _cells(outside)]
-        lines += ["    sum".ljust(52) + _cells(phase.sum(size) for phase, size in zip(of_cards, cards.values()))]
-    lines += ["the card has".ljust(52) + _cells(cards.values()), ""]
-    return lines + [f"{card}: {_verdict(plan, size)}" for card, size in cards.items()]
+        lines += [_line(f"    {name}", [phase.parts.get(name, 0) for phase in of_cards]) for name in names]
+    outside = [OUTSIDE + UNUSABLE * size for size in cards.values()]
+    lines += [_line("in each sum: CUDA, NCCL, unusable rest (assumed)", outside), _line("the card has", cards.values())]
+    return [*lines, "", *(f"{card}: {_verdict(plan, size)}" for card, size in cards.items())]
 
 
-def _cells(values) -> str:
-    return "".join(f"{value if isinstance(value, str) else f'{value / GIB:.1f}':>10}" for value in values)
+def _line(name: str, cells: Iterable[str | float]) -> str:
+    shown = (cell if isinstance(cell, str) else f"{cell / GIB:.1f}" for cell in cells)
+    return name.ljust(52) + "".join(f"{cell:>10}" for cell in shown)
 
 
 def _verdict(plan: Plan, card: int) -> str:
     chosen = plan.choose(card)
-    tight = [phase for phase in plan.phases(card, chosen) if not phase.fits(card)]
-    if tight:
+    phases = plan.phases(card, chosen)
+    if tight := [phase for phase in phases if not phase.fits(card)]:
         return f"does not fit. {describe(tight[0], card, plan.workers)} {propose(plan, card)}"
-    return f"fits; {plan.method.keys.offload}=auto: {_because(plan, card)}" if any(chosen.values()) else "fits"
+    said = ["fits", *(phase.note for phase in phases if phase.note)]
+    if chosen.get(plan.method.keys.offload):
+        said += [f"{plan.method.keys.offload}=auto: {_because(plan, card)}"]
+    return "; ".join(said)

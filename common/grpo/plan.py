@@ -104,8 +104,8 @@ def _answering_by_server(counted, config: DictConfig, model: PreTrainedConfig, c
         )
     free = 1 - UNUSABLE - (sum(parts.values()) + SERVER + OUTSIDE) / card
     least = (weights + working / split + of_answer) / card
-    at_once = f"vLLM's keys and values, {max(0, int(room // of_answer))} answers"
-    parts |= {"vLLM's weights and work": share - max(0, room), at_once: max(0, room), "vLLM, beside its share": SERVER}
+    room = max(0, room)
+    parts |= {"vLLM's weights and work": share - room, "vLLM's keys and values": room, "vLLM, beside its share": SERVER}
     fitting = int(100 * min(free, 0.9)) / 100
     return Phase(
         "vLLM answers",
@@ -113,6 +113,7 @@ def _answering_by_server(counted, config: DictConfig, model: PreTrainedConfig, c
         ("share", "offload", "lora", "gpus"),
         host=sum(moved.values()),
         fault=fault,
+        note=f"vLLM holds {room / of_answer:.0f} answers of the greatest length at a time",
         share=fitting if fitting >= least else 0,
     )
 
