@@ -130,6 +130,6 @@ def step_to_count(config: DictConfig, workers: int, pairs: list[Pair], packed: b
         pairs: the largest of the run.
     """
     limit = config.data.max_tokens_per_gpu
-    share = pairs[: config.data.train_batch_size // workers]
+    share = pairs[: max(1, config.data.train_batch_size // workers)]
     batch = make_batch(fullest(share, limit, packed), collate, limit, packed=packed)
     return Step(PairEngine, verl_settings(config), partial(pair_loss, **config.loss), batch, workers)

@@ -28,7 +28,14 @@ import torch.nn as nn
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from torch._guards import active_fake_mode
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+    unset_fake_temporarily,
+)
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -38,11 +45,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from common import attention
 from common.checkpoint import unwrap
+from common.conversation import DataError
 
 FEW, MORE = 3, 4  # layers
 FORWARD = ("forward, first layer", "forward, layers", "head and loss")
 BACKWARD = ("backward, last layer", "backward, first layer")
 MIDDLE = "backward, layers between"
+NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
 @dataclass(frozen=True)
@@ -157,18 +166,30 @@ def count(step: Step) -> Counted:
     """Return what a step takes on the first of its GPUs.
 
     This process must have no process group, and verl's platform must be "cpu" (`VERL_PLATFORM`).
+
+    Raises:
+        DataError: the model does different things with different values, so that tensors without any do not do.
     """
-    layers = step.settings["model_config"].hf_config.get_text_config().num_hidden_layers
+    config = step.settings["model_config"].hf_config
     with _process_group(step.workers), _kernels_of_a_gpu(step), contextlib.redirect_stdout(io.StringIO()):
-        if layers <= MORE or not _alike(step, layers):
-            sizes = _count_with(step, layers)
-        else:
-            few, more = _count_with(step, FEW), _count_with(step, MORE)
-            del few[MIDDLE], more[MIDDLE]  # between the first layer and the last in size too
-            sizes = {name: few[name] + (layers - FEW) * (more[name] - few[name]) for name in few}
-    moments = [size for name, size in sizes.items() if name in (*FORWARD, *BACKWARD)]
+        try:
+            sizes = _count_all(step, config.get_text_config().num_hidden_layers)
+        except NEEDS_VALUES as error:
+            raise DataError(
+                f"{config.architectures[0]}: what its layers do depends on values, as in a router ({error})"
+            ) from error
+    moments = [size for name, size in sizes.items() if name in (*FORWARD, *BACKWARD, MIDDLE)]
     whole = {field.name: sizes[field.name] for field in fields(Counted) if field.name != "step"}
     return Counted(step=max(moments), **whole)
+
+
+def _count_all(step: Step, layers: int) -> dict[str, int]:
+    """Return what `_count_with` does, for all layers."""
+    if layers <= MORE or not _alike(step, layers):
+        return _count_with(step, layers)
+    few, more = _count_with(step, FEW), _count_with(step, MORE)
+    del few[MIDDLE], more[MIDDLE]  # between the first layer and the last in size too
+    return {name: few[name] + (layers - FEW) * (more[name] - few[name]) for name in few}
 
 
 def _count_with(step: Step, layers: int) -> dict[str, int]:

@@ -31,7 +31,7 @@ CARDS = {"24 GB": int(22.0 * GIB), "48 GB": int(44.4 * GIB), "80 GB": int(79.1 *
 # Not counted, and so assumed: CUDA's context, cuBLAS and NCCL; and of the card, what the allocator cannot use
 OUTSIDE, UNUSABLE = int(1.5 * GIB), 0.04
 RANK = 16  # of the adapters that are proposed
-GPUS, MOST_GPUS = "N_GPUS_PER_NODE", 8
+GPUS, MOST_GPUS = "GPUs", 8
 ON_CPU = {"VERL_PLATFORM": "cpu"}  # counting needs no GPU, and verl's engines must not look for one
 
 
@@ -64,6 +64,7 @@ class Keys:
     tokens: str
     lora: str
     share: str = ""  # of the card that an inference server takes
+    split: str = ""  # over how many GPUs a server divides its weights
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def training_phases(counted: "Counted", offload: bool, beside: dict[str, float] 
     from_host = offload * counted.layer  # a layer comes in fp32
     working = max(counted.step + from_host, on_card * counted.update)
     step = {name: on_card * size for name, size in kept.items()}
-    step["weights gathered for a layer"] = min(counted.gathered, working)
-    step["activations, logits, their gradients"] = working - step["weights gathered for a layer"]
+    step["weights gathered: outside the layers, two layers"] = gathered = min(counted.gathered, working)
+    step["activations, logits, their gradients"] = working - gathered
     host = (1 - on_card) * sum(kept.values())
     loading = {"weights, fp32": counted.weights, "the largest weight, whole": counted.largest}
     return [
@@ -165,28 +166,76 @@ class Plan:
     def remedy(self, card: int) -> dict[str, Any] | None:
         """Return settings with which the run fits, besides what is chosen without asking; None if there are none."""
         chosen, changes = self.choose(card), {}
-        while tight := [phase for phase in self.phases(card, chosen | changes) if not phase.fits(card)]:
-            milder = next(self._milder(tight[0], chosen | changes), None)
+        while tight := self._tight(card, chosen | changes):
+            milder = next(self._milder(tight, chosen | changes), None)
             if milder is None:
                 return None
             changes |= milder
         return changes
 
+    def verdict(self, card: int) -> tuple[bool, str]:
+        """Return whether the run fits, and what there is to say about it."""
+        chosen = self.choose(card)
+        if tight := self._tight(card, chosen):
+            return False, f"does not fit. {self._describe(tight, card)} {self._propose(card)}"
+        phases = self.phases(card, chosen)
+        largest = max(phases, key=lambda phase: phase.sum(card))
+        said = [f"fits, {largest.name} takes {largest.sum(card) / GIB:.1f} of {card / GIB:.1f} GiB"]
+        said += [phase.note for phase in phases if phase.note]
+        if chosen.get(self.method.keys.offload):
+            host = max(phase.host for phase in phases) / GIB
+            said += [
+                f"the card is too small for weights, gradients and optimizer, so {self.method.keys.offload}=auto keeps "
+                f"them in host memory, {host:.0f} GiB for each GPU; a step takes longer"
+            ]
+        return True, "; ".join(said)
+
+    def _describe(self, phase: Phase, card: int) -> str:
+        if phase.fault:
+            return phase.fault
+        largest = sorted(phase.parts.items(), key=lambda part: -part[1])[:3]
+        return (
+            f"{phase.name} takes {phase.sum(card) / GIB:.1f} GiB on each of {self.workers} GPU, and the card has "
+            f"{card / GIB:.1f}. The largest parts: {', '.join(f'{name} {size / GIB:.1f}' for name, size in largest)}."
+        )
+
+    def _propose(self, card: int) -> str:
+        changes = self.remedy(card)
+        if changes is None:
+            return f"It fits on no {MOST_GPUS} such GPUs. Take a smaller model, or larger GPUs."
+        most = max(phase.sum(card) for phase in self.phases(card, self.choose(card) | changes))
+        return f"It fits with {as_settings(changes)}: {most / GIB:.1f} GiB."
+
+    def _tight(self, card: int, changes: dict[str, Any]) -> Phase | None:
+        """Return the first phase that does not fit."""
+        return next((phase for phase in self.phases(card, changes) if not phase.fits(card)), None)
+
     def _milder(self, phase: Phase, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield changes that make a phase smaller, the mildest first."""
+        gpus = changes.get(GPUS, self.workers)
         for name in phase.remedies:
             key = GPUS if name == "gpus" else getattr(self.method.keys, name)
-            now = changes.get(key, self.workers if key == GPUS else OmegaConf.select(self.config, key))
-            if name in ("checkpointing", "offload") and not now:
-                yield {key: True}
-            elif name == "tokens" and now // 2 >= self.method.least_tokens:
-                yield {key: now // 2}
-            elif name == "lora" and not now:
-                yield {key: RANK}
-            elif name == "share" and phase.share and phase.share != now:
-                yield {key: phase.share}
-            elif name == "gpus" and now < MOST_GPUS:
-                yield {key: 2 * now}
+            now = gpus if key == GPUS else changes.get(key, OmegaConf.select(self.config, key))
+            match name:
+                case "checkpointing" | "offload":
+                    better = True
+                case "tokens":
+                    better = now // 2 if now // 2 >= self.method.least_tokens else now
+                case "lora":
+                    better = now or RANK
+                case "share":
+                    better = phase.share or now
+                case "split":
+                    better = 2 * now if gpus % (2 * now) == 0 else now
+                case "gpus":
+                    better = min(2 * gpus, max(gpus, MOST_GPUS))
+            if better != now:
+                yield {key: better}
+
+
+def as_settings(changes: dict[str, Any]) -> str:
+    """Return changes as the user writes them behind the run script's name."""
+    return " ".join(f"{value} GPUs" if key == GPUS else f"{key}={value}" for key, value in changes.items())
 
 
 def with_changes(config: DictConfig, changes: dict[str, Any]) -> DictConfig:
@@ -227,44 +276,16 @@ def settle(method: Method, config: DictConfig, workers: int, card: int | None) -
     if card is not None:
         plan = Plan(method, config, workers, count_in_cluster)
         try:
+            fits, said = plan.verdict(card)
+        except RayTaskError as error:
+            print(f"GPU memory is not counted, so nothing is refused: {error.cause}", flush=True)
+        else:
+            if not fits:
+                raise ClusterError(f"GPU memory: {said}")
+            print(f"GPU memory: {said}", flush=True)
             chosen = plan.choose(card)
-            tight = [phase for phase in plan.phases(card, chosen) if not phase.fits(card)]
-            if tight:
-                raise ClusterError(f"{describe(tight[0], card, workers)} {propose(plan, card)}")
-        except RayTaskError as error:  # of models that take their way by the data, as a router does
-            print(f"how much memory a step takes could not be counted, so nothing is refused: {error.cause}")
-        if chosen.get(method.keys.offload):
-            print(f"{method.keys.offload}=auto: {_because(plan, card)}")
     for key, value in chosen.items():
         OmegaConf.update(config, key, value)
-
-
-def _because(plan: Plan, card: int) -> str:
-    host = max(phase.host for phase in plan.phases(card, plan.choose(card)))
-    return (
-        "the card is too small for weights, gradients and optimizer, so they are kept in host memory: "
-        f"{host / GIB:.0f} GiB there for each GPU, and a slower step"
-    )
-
-
-def describe(phase: Phase, card: int, workers: int) -> str:
-    """Say what does not fit."""
-    if phase.fault:
-        return phase.fault
-    largest = sorted(phase.parts.items(), key=lambda part: -part[1])[:3]
-    return (
-        f"GPU memory: {phase.name} takes {phase.sum(card) / GIB:.1f} GiB on each of {workers} GPU, and the card has "
-        f"{card / GIB:.1f} GiB. The largest parts: {', '.join(f'{name} {size / GIB:.1f}' for name, size in largest)}."
-    )
-
-
-def propose(plan: Plan, card: int) -> str:
-    """Say with which settings a run fits that does not."""
-    changes = plan.remedy(card)
-    if changes is None:
-        return f"It fits on no {MOST_GPUS} such GPUs. Take a smaller model, or larger GPUs."
-    most = max(phase.sum(card) for phase in plan.phases(card, plan.choose(card) | changes))
-    return f"It fits with {' '.join(f'{key}={value}' for key, value in changes.items())}: {most / GIB:.1f} GiB."
 
 
 def show(method: Method, config: DictConfig, nodes: int, per_node: int | None) -> None:
@@ -288,20 +309,9 @@ def table(plan: Plan, cards: dict[str, int]) -> list[str]:
         lines += [_line(f"    {name}", [phase.parts.get(name, 0) for phase in of_cards]) for name in names]
     outside = [OUTSIDE + UNUSABLE * size for size in cards.values()]
     lines += [_line("in each sum: CUDA, NCCL, unusable rest (assumed)", outside), _line("the card has", cards.values())]
-    return [*lines, "", *(f"{card}: {_verdict(plan, size)}" for card, size in cards.items())]
+    return [*lines, "", *(f"{card}: {plan.verdict(size)[1]}" for card, size in cards.items())]
 
 
 def _line(name: str, cells: Iterable[str | float]) -> str:
     shown = (cell if isinstance(cell, str) else f"{cell / GIB:.1f}" for cell in cells)
     return name.ljust(52) + "".join(f"{cell:>10}" for cell in shown)
-
-
-def _verdict(plan: Plan, card: int) -> str:
-    chosen = plan.choose(card)
-    phases = plan.phases(card, chosen)
-    if tight := [phase for phase in phases if not phase.fits(card)]:
-        return f"does not fit. {describe(tight[0], card, plan.workers)} {propose(plan, card)}"
-    said = ["fits", *(phase.note for phase in phases if phase.note)]
-    if chosen.get(plan.method.keys.offload):
-        said += [f"{plan.method.keys.offload}=auto: {_because(plan, card)}"]
-    return "; ".join(said)

@@ -87,6 +87,6 @@ def step_to_count(config: DictConfig, workers: int, examples: list[Example], pac
         examples: those of the run with the most trained tokens.
     """
     limit = config.data.max_tokens_per_gpu
-    share = examples[: config.data.train_batch_size // workers]
+    share = examples[: max(1, config.data.train_batch_size // workers)]
     batch = make_batch(fullest(share, limit, packed), collate, limit, packed=packed)
     return Step(SFTEngine, verl_settings(config), sft_loss, batch, workers)

@@ -21,6 +21,7 @@ KEYS = Keys(
     tokens="actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
     lora=f"{MODEL}.lora_rank",
     share="actor_rollout_ref.rollout.gpu_memory_utilization",
+    split="actor_rollout_ref.rollout.tensor_model_parallel_size",
 )
 SERVER = int(2.0 * GIB)  # assumed: vLLM's CUDA graphs and context, beside its share and while it sleeps
 HALF, FULL = 2, 4  # bytes of a number in bf16 and fp32
@@ -83,7 +84,7 @@ def _handing_over(counted, policy: DictConfig) -> Phase:
     parts["the largest weight, whole"] = counted.largest
     parts["bucket"] = policy.rollout.checkpoint_engine.update_weights_bucket_megabytes * 2**20
     parts["vLLM, beside its share"] = SERVER
-    return Phase("weights to vLLM", parts, ("offload", "gpus"))
+    return Phase("weights to vLLM", parts, ("split", "offload", "gpus"))
 
 
 def _answering_by_server(counted, config: DictConfig, model: PreTrainedConfig, card: int) -> Phase:
@@ -110,7 +111,7 @@ def _answering_by_server(counted, config: DictConfig, model: PreTrainedConfig, c
     return Phase(
         "vLLM answers",
         parts,
-        ("share", "offload", "lora", "gpus"),
+        ("share", "split", "offload", "lora", "gpus"),
         host=sum(moved.values()),
         fault=fault,
         note=f"vLLM holds {room / of_answer:.0f} answers of the greatest length at a time",

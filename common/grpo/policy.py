@@ -201,7 +201,7 @@ def step_to_count(config: DictConfig, workers: int, shortest: int, longest: int,
     precision = policy.actor.fsdp_config.mixed_precision
     policy.actor.fsdp_config.mixed_precision = precision or {"param_dtype": PRECISION["cuda"]}
     limit, group = policy.actor.ppo_max_token_len_per_gpu, policy.rollout.n
-    share = policy.actor.ppo_mini_batch_size * group // workers
+    share = max(group, policy.actor.ppo_mini_batch_size * group // workers)
     if not packed:
         shortest = longest
     if not packed or group * (longest + answer) > limit:

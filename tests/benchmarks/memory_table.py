@@ -63,14 +63,14 @@ def main() -> None:
 
 def cell(plan, card: int) -> str:
     """Say with which changes a run fits, and how many GiB its largest phase then takes."""
-    from common.plan import GIB
+    from common.plan import GIB, as_settings
 
     changes = plan.remedy(card)
     if changes is None:
         return "no"
     chosen = plan.choose(card) | changes
     most = max(phase.sum(card) for phase in plan.phases(card, chosen))
-    said = [f"{key.rpartition('.')[2]}={value}" for key, value in changes.items()]
+    said = [as_settings({key.rpartition(".")[2]: value}) for key, value in changes.items()]
     said += ["host memory"] * (chosen.get(plan.method.keys.offload, False) is True)
     return f"{most / GIB:.0f}" + "".join(f", {word}" for word in said)
 
