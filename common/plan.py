@@ -106,7 +106,7 @@ def training_phases(counted: "Counted", offload: bool, beside: dict[str, float] 
     loading = {"weights, fp32": counted.weights, "the largest weight, whole": counted.largest}
     return [
         Phase("loading", loading, ("gpus",)),
-        Phase("a step", step | (beside or {}), ("checkpointing", "offload", "tokens", "lora", "gpus"), host),
+        Phase("training", step | (beside or {}), ("checkpointing", "offload", "tokens", "lora", "gpus"), host),
     ]
 
 
@@ -301,7 +301,7 @@ def table(plan: Plan, cards: dict[str, int]) -> list[str]:
     """Return the lines of a table in GiB: each phase with its parts, and for each card whether the run fits."""
     phases_of = {card: plan.phases(size, plan.choose(size)) for card, size in cards.items()}
     tokens = OmegaConf.select(plan.config, plan.method.keys.tokens)
-    lines = [_line(f"GiB on each of {plan.workers} GPU, micro-batches of {tokens} tokens", cards)]
+    lines = [_line(f"GiB per GPU, of {plan.workers}; micro-batches up to {tokens} tokens", cards)]
     for of_cards in zip(*phases_of.values()):
         sums = [phase.sum(size) for phase, size in zip(of_cards, cards.values())]
         lines += [_line(of_cards[0].name, sums)]
@@ -313,5 +313,7 @@ def table(plan: Plan, cards: dict[str, int]) -> list[str]:
 
 
 def _line(name: str, cells: Iterable[str | float]) -> str:
-    shown = (cell if isinstance(cell, str) else f"{cell / GIB:.1f}" for cell in cells)
-    return name.ljust(52) + "".join(f"{cell:>10}" for cell in shown)
+    def show(cell: str | float) -> str:
+        return cell if isinstance(cell, str) else f"{cell / GIB:.{1 if cell >= GIB / 20 else 3}f}"
+
+    return name.ljust(52) + "".join(f"{show(cell):>10}" for cell in cells)

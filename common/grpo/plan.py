@@ -72,7 +72,7 @@ def _answering_itself(counted, config: DictConfig, model: PreTrainedConfig) -> P
         "keys and values": tokens * _keys_and_values(model),
         "activations, logits": _activations(model, tokens) + 3 * FULL * rows * model.vocab_size,
     }
-    return Phase("the policy answers", parts, ("offload", "gpus"))
+    return Phase("answering by the policy", parts, ("offload", "gpus"))
 
 
 def _handing_over(counted, policy: DictConfig) -> Phase:
@@ -84,7 +84,7 @@ def _handing_over(counted, policy: DictConfig) -> Phase:
     parts["the largest weight, whole"] = counted.largest
     parts["bucket"] = policy.rollout.checkpoint_engine.update_weights_bucket_megabytes * 2**20
     parts["vLLM, beside its share"] = SERVER
-    return Phase("weights to vLLM", parts, ("split", "offload", "gpus"))
+    return Phase("handing weights to vLLM", parts, ("split", "offload", "gpus"))
 
 
 def _answering_by_server(counted, config: DictConfig, model: PreTrainedConfig, card: int) -> Phase:
@@ -109,7 +109,7 @@ def _answering_by_server(counted, config: DictConfig, model: PreTrainedConfig, c
     parts |= {"vLLM's weights and work": share - room, "vLLM's keys and values": room, "vLLM, beside its share": SERVER}
     fitting = int(100 * min(free, 0.9)) / 100
     return Phase(
-        "vLLM answers",
+        "answering by vLLM",
         parts,
         ("share", "split", "offload", "lora", "gpus"),
         host=sum(moved.values()),

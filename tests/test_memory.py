@@ -1,0 +1,131 @@
+"""What is counted on tensors without data against the bytes of a real step of the real engine, on tiny shapes."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import HYBRID
+from test_judge_config import VERL_CONFIG
+from test_method_config import compose_config, script_overrides
+from transformers import LlamaConfig, Qwen3Config, Qwen3NextConfig
+
+from bradley_terry.dataset import Pair
+from common import memory
+from common.attention import SEGMENT_ATTENTION
+from common.memory import Counter, Step, count, counting
+from sft.dataset import Example
+
+SHAPE = {"vocab_size": 1500, "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 6}
+SHAPE |= {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}
+TIED, UNTIED = Qwen3Config(**SHAPE, tie_word_embeddings=True), Qwen3Config(**SHAPE, tie_word_embeddings=False)
+LLAMA = LlamaConfig(**SHAPE)
+DENSE = {"mlp_only_layers": list(range(4)), "vocab_size": 1500}
+MIXED = Qwen3NextConfig(**HYBRID | DENSE)  # recurrent layers, so it is padded
+TOKENS = 480  # of a micro-batch
+KEPT, AGAIN = False, True  # activations: kept, or computed once more
+
+
+@pytest.fixture
+def verl_config(monkeypatch):
+    monkeypatch.setenv("VERL_CONFIG", VERL_CONFIG)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def flash_without_a_gpu():
+    """The flash kernel on the CPU: results of the right shape, and of no right value."""
+    varlen = importlib.import_module("torch.nn.attention.varlen")
+
+    def forward(query, key, value, *arguments):
+        heads, total = query.shape[1], query.shape[0]
+        return torch.zeros_like(query), query.new_zeros((heads, total), dtype=torch.float32), query.new_zeros(2)
+
+    def backward(gradient, query, key, value, *arguments):
+        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+
+    varlen._varlen_attn.register_kernel("cpu")(forward)
+    varlen._varlen_attn_backward.register_kernel("cpu")(backward)
+
+
+def save(config, tiny_model, folder):
+    """A folder with a model of that shape, with weights, and a tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for path in tiny_model.glob("*token*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def make_step(method: str, folder, tmp_path, checkpointing: bool, packed: bool, lora: int = 0, workers: int = 1) -> Step:
+    """The step of a method with its run script's settings, and few tokens."""
+    attention = SEGMENT_ATTENTION if packed else "sdpa"
+    overrides = script_overrides(method, tmp_path, MODEL_PATH=str(folder), TRAIN_FILES="t")
+    model = "actor_rollout_ref.model" if method.startswith("generative") else "model"
+    overrides += [f"{model}.enable_gradient_checkpointing={checkpointing}", f"{model}.lora_rank={lora}"]
+    if method.startswith("generative"):
+        actor = "actor_rollout_ref.actor"
+        overrides += [f"{actor}.ppo_max_token_len_per_gpu={TOKENS}", "data.max_response_length=60"]
+        overrides += ["data.max_prompt_length=100", "actor_rollout_ref.rollout.n=2"]
+        overrides += [f"actor_rollout_ref.model.override_config.attn_implementation={attention}"]
+        config = compose_config(method, overrides)
+        return importlib.import_module("common.grpo.policy").step_to_count(config, workers, 30, 100, packed)
+    config = compose_config(method, [*overrides, f"data.max_tokens_per_gpu={TOKENS}"])
+    config.model.override_config = {"attn_implementation": attention}
+    config.engine.mixed_precision = {"param_dtype": "bf16"}
+    ids = np.arange(1, 61, dtype=np.int32)
+    if method == "sft":
+        rows = [Example(ids, ids > 20, "")] * 64
+    else:
+        rows = [Pair(ids[:20], ids[20:40], ids[40:], 0.0, "")] * 64
+    return importlib.import_module(f"{method}.engine").step_to_count(config, workers, rows, packed)
+
+
+def count_really(step: Step) -> int:
+    """Return the most bytes that are alive during the second step of two micro-batches, with real tensors."""
+    counter = Counter()
+    with memory._process_group(step.workers):
+        engine = step.engine_class(**step.settings)
+        engine.initialize()
+        counter.see([weight.to_local() for weight in engine.module.parameters()] + list(engine.module.buffers()))
+        with memory._kernels_of_a_gpu(step), counting(counter), engine.train_mode():
+            for moment in ("first", "second"):
+                engine.optimizer_zero_grad()
+                counter.enter(moment)
+                for _ in range(2):
+                    engine.forward_backward_batch(step.batch.clone(), step.loss)
+                engine.optimizer_step()
+    return counter.most["second"]
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "checkpointing", "lora", "workers"),
+    [
+        ("bradley_terry", UNTIED, KEPT, 0, 1),
+        ("bradley_terry", TIED, AGAIN, 0, 1),
+        ("bradley_terry", LLAMA, AGAIN, 8, 1),
+        ("bradley_terry", MIXED, KEPT, 0, 1),
+        ("sft", UNTIED, AGAIN, 0, 1),
+        ("sft", TIED, KEPT, 0, 1),
+        ("sft", TIED, KEPT, 8, 1),
+        ("sft", MIXED, AGAIN, 0, 1),
+        ("generative_pointwise", TIED, AGAIN, 0, 1),
+        ("generative_pointwise", LLAMA, KEPT, 0, 1),
+        ("generative_pointwise", UNTIED, AGAIN, 8, 1),
+        ("generative_pointwise", MIXED, KEPT, 0, 1),
+        ("bradley_terry", TIED, AGAIN, 0, 2),
+        ("sft", UNTIED, KEPT, 0, 2),
+    ],
+)
+def test_a_step_takes_what_was_counted(method, config, checkpointing, lora, workers, tiny_model, tmp_path, verl_config):
+    folder = save(config, tiny_model, tmp_path / "model")
+    step = make_step(method, folder, tmp_path, checkpointing, config is not MIXED, lora, workers)
+    counted = count(step)
+    predicted = counted.weights + 3 * counted.trained + max(counted.step, counted.update)
+    found = count_really(step)
+    print(f"{method} predicted {predicted} counted {found} {predicted / found - 1:+.2%}")
+    assert predicted == pytest.approx(found, rel=0.1)
