@@ -48,9 +48,7 @@ from common.checkpoint import unwrap
 from common.conversation import DataError
 
 FEW, MORE = 3, 4  # layers
-FORWARD = ("forward, first layer", "forward, layers", "head and loss")
-BACKWARD = ("backward, last layer", "backward, first layer")
-MIDDLE = "backward, layers between"
+BACKWARD = "backward of layer "
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
@@ -178,18 +176,23 @@ def count(step: Step) -> Counted:
             raise DataError(
                 f"{config.architectures[0]}: what its layers do depends on values, as in a router ({error})"
             ) from error
-    moments = [size for name, size in sizes.items() if name in (*FORWARD, *BACKWARD, MIDDLE)]
-    whole = {field.name: sizes[field.name] for field in fields(Counted) if field.name != "step"}
-    return Counted(step=max(moments), **whole)
+    named = {field.name: sizes[field.name] for field in fields(Counted) if field.name != "step"}
+    return Counted(step=max(size for name, size in sizes.items() if name not in named), **named)
 
 
 def _count_all(step: Step, layers: int) -> dict[str, int]:
     """Return what `_count_with` does, for all layers."""
     if layers <= MORE or not _alike(step, layers):
         return _count_with(step, layers)
-    few, more = _count_with(step, FEW), _count_with(step, MORE)
-    del few[MIDDLE], more[MIDDLE]  # between the first layer and the last in size too
+    few, more = (_first_and_last(_count_with(step, count), count) for count in (FEW, MORE))
     return {name: few[name] + (layers - FEW) * (more[name] - few[name]) for name in few}
+
+
+def _first_and_last(sizes: dict[str, int], layers: int) -> dict[str, int]:
+    """Leave out the layers between the first two and the last two: their sizes are between those, too."""
+    places = {"first": 0, "second": 1, "last but one": layers - 2, "last": layers - 1}
+    kept = {name: size for name, size in sizes.items() if not name.startswith(BACKWARD)}
+    return kept | {name: sizes[f"{BACKWARD}{index}"] for name, index in places.items()}
 
 
 def _count_with(step: Step, layers: int) -> dict[str, int]:
@@ -219,7 +222,7 @@ def _count_with(step: Step, layers: int) -> dict[str, int]:
             engine.forward_step(_micro_batch(step, step.measured), None, forward_only=True)
         _announce(parts, enter)
         with engine.train_mode():
-            enter(FORWARD[0])
+            enter("first layer")
             with fake:
                 loss, _ = engine.forward_step(_micro_batch(step, {}), loss_function, forward_only=False)
                 loss.backward()
@@ -263,23 +266,18 @@ def _announce(layers: list[nn.Module], enter: Callable[[str], None]) -> None:
     A gradient arrives at what a layer puts out when the backward of that layer begins.
     """
 
-    def after(layer, inputs, output, forward: str | None, backward: str) -> None:
+    names = {0: "layers", len(layers) - 1: "head and loss"}
+
+    def after(layer, inputs, output, index: int) -> None:
         if torch._C._current_graph_task_id() != -1:
             return  # computed once more, for its own backward
-        if forward:
-            enter(forward)
+        if index in names:
+            enter(names[index])
         hidden = output if isinstance(output, torch.Tensor) else output[0]
-        if hidden.requires_grad:
-            hidden.register_hook(lambda gradient: enter(backward))
+        hidden.register_hook(lambda gradient: enter(f"{BACKWARD}{index}"))
 
-    moments = {
-        0: (FORWARD[1], BACKWARD[-1]),
-        len(layers) - 2: (None, MIDDLE),
-        len(layers) - 1: (FORWARD[2], BACKWARD[0]),
-    }
-    for index, (forward, backward) in moments.items():
-        if index >= 0:
-            layers[index].register_forward_hook(functools.partial(after, forward=forward, backward=backward))
+    for index, layer in enumerate(layers):
+        layer.register_forward_hook(functools.partial(after, index=index))
 
 
 def _without_data(engine_class: type, fake: FakeTensorMode) -> type:

@@ -127,7 +127,7 @@ def of_loop(engine_module: str, rows: list, batch_size: int, packed: bool) -> Me
     least = max(row.tokens if packed else row.padded_tokens for row in rows)
 
     def phases(counted: "Counted", config: DictConfig, workers: int, card: int) -> list[Phase]:
-        return training_phases(counted, config.engine.offload_policy)
+        return training_phases(counted, config.engine.offload_policy is True)
 
     return Method(engine_module, (rows[:batch_size], packed), phases, keys, least)
 

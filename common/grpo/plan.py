@@ -43,7 +43,7 @@ def _phases_with(model: PreTrainedConfig) -> Callable:
     def phases(counted, config: DictConfig, workers: int, card: int) -> list[Phase]:
         policy = config.actor_rollout_ref
         by_server = policy.rollout.name != IN_PROCESS
-        offload = policy.actor.fsdp_config.offload_policy
+        offload = policy.actor.fsdp_config.offload_policy is True
         training = training_phases(counted, offload, {"vLLM, asleep": SERVER} if by_server else None)
         if not by_server:
             return [*training, _answering_itself(counted, config, model)]
@@ -56,7 +56,7 @@ def _waiting(counted, policy: DictConfig) -> tuple[dict[str, float], dict[str, f
     """Return the parts of the trainer that stay on the card while it does not train, and those in host memory."""
     settings = policy.actor.fsdp_config
     weights, averages = {"weights, fp32": counted.weights}, {"Adam's two averages, fp32": 2 * counted.trained}
-    if settings.offload_policy:
+    if settings.offload_policy is True:
         return {}, weights | averages
     moved = (weights if settings.param_offload else {}) | (averages if settings.optimizer_offload else {})
     return {name: size for name, size in (weights | averages).items() if name not in moved}, moved
@@ -78,7 +78,7 @@ def _answering_itself(counted, config: DictConfig, model: PreTrainedConfig) -> P
 def _handing_over(counted, policy: DictConfig) -> Phase:
     """The adapter is gathered from the whole model on the card; without one, each weight by itself."""
     parts, _ = _waiting(counted, policy)
-    if policy.model.lora_rank and not policy.actor.fsdp_config.offload_policy:
+    if policy.model.lora_rank and policy.actor.fsdp_config.offload_policy is not True:
         parts = {"weights, fp32": counted.weights} | parts
     parts["vLLM's weights"] = HALF * counted.parameters / policy.rollout.tensor_model_parallel_size
     parts["the largest weight, whole"] = counted.largest

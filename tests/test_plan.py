@@ -1,0 +1,308 @@
+"""The arithmetic of a plan: what is where in which phase, what is changed so that it fits, what is said and refused."""
+
+import os
+import subprocess
+import types
+
+import pytest
+from conftest import REPO
+from omegaconf import OmegaConf
+from test_judge_config import VERL_CONFIG
+from test_method_config import SCRIPTS, compose_config, script_overrides
+from transformers import Qwen3Config
+
+from common import plan
+from common.cluster import ClusterError
+from common.conversation import DataError
+from common.grpo.plan import SERVER, of_policy
+from common.memory import Counted
+from common.plan import CARDS, GIB, Plan, of_loop, settle, with_changes
+
+SMALL, MIDDLE, LARGE = CARDS.values()
+SHAPE = Qwen3Config(hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_key_value_heads=8)
+ROWS = [types.SimpleNamespace(tokens=1000, padded_tokens=2000)] * 100
+
+
+def count(engine_module, config, workers, arguments) -> Counted:
+    """As if a model of 4 billion weights had been counted; activations are half a GiB per 1,000 tokens, or a tenth."""
+    judge = "actor_rollout_ref" in config
+    model = config.actor_rollout_ref.model if judge else config.model
+    tokens = config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu if judge else config.data.max_tokens_per_gpu
+    kept = 0.05 if model.enable_gradient_checkpointing else 0.5
+    weights = 16 * GIB // workers
+    return Counted(
+        weights=weights,
+        trained=weights // 100 if model.lora_rank else weights,
+        layer=weights // 36,
+        gathered=GIB,
+        step=GIB + int(tokens / 1000 * kept * GIB),
+        forward=GIB,
+        update=GIB // 2,
+        largest=2 * GIB,
+        parameters=4 * GIB,
+    )
+
+
+def make_plan(tmp_path, *settings: str, workers: int = 1) -> Plan:
+    overrides = script_overrides("bradley_terry", tmp_path, MODEL_PATH="m", TRAIN_FILES="t")
+    config = compose_config("bradley_terry", [*overrides, *settings])
+    return Plan(of_loop("engine", ROWS, config.data.train_batch_size, True), config, workers, count)
+
+
+@pytest.fixture(scope="module")
+def judges_config(tmp_path_factory):
+    """The settings of a judge's run script with vLLM."""
+    folder = tmp_path_factory.mktemp("judge")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERL_CONFIG", VERL_CONFIG)
+        environment = {"MODEL_PATH": "m", "TRAIN_FILES": "t", "ROLLOUT": "vllm"}
+        yield compose_config("generative_pointwise", script_overrides("generative_pointwise", folder, **environment))
+
+
+def make_judges_plan(config, workers: int = 1, **changes) -> Plan:
+    """Changes by the setting's last name."""
+    policy = "actor_rollout_ref"
+    sections = ("rollout", "model", "actor.fsdp_config")
+    for name, value in changes.items():
+        (key,) = (f"{policy}.{part}.{name}" for part in sections if name in OmegaConf.select(config[policy], part))
+        config = with_changes(config, {key: value})
+    return Plan(of_policy(config, SHAPE, [100, 3000], packed=True), config, workers, count)
+
+
+def parts_of(phases, name: str) -> dict[str, float]:
+    """A phase's parts in GiB, those of nothing left out."""
+    (phase,) = (phase for phase in phases if phase.name == name)
+    return {part: round(size / GIB, 2) for part, size in phase.parts.items() if size}
+
+
+def test_sixteen_bytes_a_weight_are_on_the_card_or_in_host_memory(tmp_path):
+    made = make_plan(tmp_path)
+    on_card = made.phases(LARGE, {"engine.offload_policy": False})
+    assert parts_of(on_card, "training") == {
+        "weights, fp32": 16,
+        "gradients, fp32": 16,
+        "Adam's two averages, fp32": 32,
+        "weights gathered: outside the layers, two layers": 1,
+        "activations, logits, their gradients": 0.82,
+    }
+    in_host = made.phases(LARGE, {"engine.offload_policy": True})
+    assert parts_of(in_host, "training") == {
+        "weights gathered: outside the layers, two layers": 1,
+        "activations, logits, their gradients": 1.26,  # with a layer's weights on their way, in fp32
+    }
+    assert [phase.host / GIB for phase in on_card + in_host] == [0, 0, 0, 64]
+    assert parts_of(in_host, "loading") == {"weights, fp32": 16, "the largest weight, whole": 2}
+
+
+def test_host_memory_is_used_only_where_the_card_is_too_small(tmp_path):
+    made = make_plan(tmp_path)
+    assert made.choose(LARGE) == {"engine.offload_policy": False}
+    assert made.choose(MIDDLE) == {"engine.offload_policy": True}
+    assert make_plan(tmp_path, workers=8).choose(MIDDLE) == {"engine.offload_policy": False}
+    fits, said = made.verdict(MIDDLE)
+    assert fits and "engine.offload_policy=auto keeps them in host memory, 64 GiB for each GPU" in said
+    asked = make_plan(tmp_path, "engine.offload_policy=false")
+    assert asked.choose(MIDDLE) == {}
+    assert asked.remedy(MIDDLE) == {"engine.offload_policy": True}
+
+
+def test_the_mildest_settings_are_proposed(tmp_path):
+    keeps = "model.enable_gradient_checkpointing=False"
+    tight = int(10 * GIB)
+    assert make_plan(tmp_path, keeps).remedy(LARGE) == {}
+    long = "data.max_tokens_per_gpu=200000"
+    assert make_plan(tmp_path, keeps, long).remedy(LARGE) == {"model.enable_gradient_checkpointing": True}
+    longer = make_plan(tmp_path, "data.max_tokens_per_gpu=1600000").remedy(MIDDLE)
+    assert longer == {"data.max_tokens_per_gpu": 400000}
+    assert make_plan(tmp_path).remedy(tight) == {"GPUs": 4}  # 16 GiB of weights do not even load
+    assert make_plan(tmp_path).remedy(int(3 * GIB)) is None
+    assert "It fits on no 8 such GPUs" in make_plan(tmp_path).verdict(int(3 * GIB))[1]
+
+
+def test_a_micro_batch_holds_the_largest_row_whatever_is_proposed(tmp_path):
+    """A row of 1,000 tokens; two packed texts of a pair that cannot be packed are 2,000."""
+    made = make_plan(tmp_path, "data.max_tokens_per_gpu=1999")
+    assert made.method.least_tokens == 1000
+    assert of_loop("engine", ROWS, 64, packed=False).least_tokens == 2000
+    (phase,) = (phase for phase in made.phases(LARGE, {}) if phase.name == "training")
+    assert {"data.max_tokens_per_gpu": 999} not in list(made._milder(phase, {}))
+
+
+def test_what_a_server_leaves_of_the_card_and_needs_of_it(judges_config):
+    phases = make_judges_plan(judges_config).phases(LARGE, {})
+    assert [phase.name for phase in phases] == ["loading", "training", "handing weights to vLLM", "answering by vLLM"]
+    assert parts_of(phases, "training")["vLLM, asleep"] == SERVER / GIB
+    # the trainer waits in host memory: nothing of it is on the card
+    answering = parts_of(phases, "answering by vLLM")
+    assert set(answering) == {"vLLM's weights and work", "vLLM's keys and values", "vLLM, beside its share"}
+    share = answering["vLLM's weights and work"] + answering["vLLM's keys and values"]
+    assert share == pytest.approx(0.6 * LARGE / GIB, abs=0.02)
+    # 36 layers x 8 heads x 128 x keys and values x 2 bytes, for 4,096 tokens
+    of_answer = 36 * 8 * 128 * 2 * 2 * 4096 / GIB
+    answers = answering["vLLM's keys and values"] / of_answer
+    assert f"holds {answers:.0f} answers" in phases[-1].note
+    assert parts_of(phases, "handing weights to vLLM") == {
+        "vLLM's weights": 8,
+        "the largest weight, whole": 2,
+        "bucket": 2,
+        "vLLM, beside its share": SERVER / GIB,
+    }
+    assert phases[-1].host == 48 * GIB
+
+
+@pytest.mark.parametrize(
+    ("moved", "stays"),
+    [
+        ({}, set()),
+        ({"param_offload": False}, {"weights, fp32"}),
+        ({"optimizer_offload": False}, {"Adam's two averages, fp32"}),
+        ({"param_offload": False, "optimizer_offload": False}, {"weights, fp32", "Adam's two averages, fp32"}),
+        ({"param_offload": False, "optimizer_offload": False, "offload_policy": True}, set()),
+    ],
+)
+def test_what_of_the_trainer_stays_while_a_server_answers(judges_config, moved, stays):
+    phases = make_judges_plan(judges_config, **moved).phases(LARGE, {})
+    for name in ("answering by vLLM", "handing weights to vLLM"):
+        assert {part for part in parts_of(phases, name) if "fp32" in part} == stays
+
+
+def test_an_adapter_is_handed_over_from_the_whole_model_on_the_card(judges_config):
+    for offload in (False, True):
+        made = make_judges_plan(judges_config, lora_rank=16, offload_policy=offload)
+        assert ("weights, fp32" in parts_of(made.phases(LARGE, {}), "handing weights to vLLM")) is not offload
+
+
+def test_a_servers_share_must_hold_its_weights_and_one_answer(judges_config):
+    share, split = (
+        f"actor_rollout_ref.rollout.{name}" for name in ("gpu_memory_utilization", "tensor_model_parallel_size")
+    )
+    made = make_judges_plan(judges_config, gpu_memory_utilization=0.3)
+    fits, said = made.verdict(SMALL)
+    assert not fits and f"{share}=0.3: vLLM's share is 6.6 GiB. Its weights take 8.0" in said
+    assert made.remedy(SMALL) == {share: 0.8}
+    assert make_judges_plan(judges_config, gpu_memory_utilization=0.99).remedy(LARGE) == {share: 0.9}
+    tight = int(12 * GIB)
+    assert make_judges_plan(judges_config, workers=2).remedy(tight) == {split: 2}
+
+
+def test_a_policy_that_answers_itself_gathers_all_its_weights(judges_config):
+    made = make_judges_plan(judges_config, name="hf", max_num_batched_tokens=65536, param_offload=False)
+    phases = make_judges_plan(made.config, optimizer_offload=False).phases(LARGE, {})
+    assert [phase.name for phase in phases] == ["loading", "training", "answering by the policy"]
+    parts = parts_of(phases, "answering by the policy")
+    assert parts["weights, fp32"] == 16 and parts["Adam's two averages, fp32"] == 32
+    assert parts["all weights, gathered"] == 8
+    assert parts["keys and values"] == 65536 * 36 * 8 * 128 * 2 * 2 / GIB
+
+
+def test_what_cannot_fit_is_refused_with_the_number_and_the_setting(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "count_in_cluster", count)
+    made = make_plan(tmp_path, "data.max_tokens_per_gpu=800000", "engine.offload_policy=false")
+    with pytest.raises(ClusterError) as refused:
+        settle(made.method, made.config, 1, LARGE)
+    assert str(refused.value) == (
+        "GPU memory: does not fit. training takes 109.7 GiB on each of 1 GPU, and the card has 79.1. The largest "
+        "parts: activations, logits, their gradients 40.0, Adam's two averages, fp32 32.0, weights, fp32 16.0. It fits "
+        "with engine.offload_policy=True: 46.1 GiB."
+    )
+
+
+def test_what_is_left_open_is_decided_before_the_workers_start(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "count_in_cluster", count)
+    for card, offload in ((LARGE, False), (MIDDLE, True)):
+        made = make_plan(tmp_path)
+        settle(made.method, made.config, 1, card)
+        assert made.config.engine.offload_policy is offload
+        assert ("engine.offload_policy=auto" in capsys.readouterr().out) is offload
+
+
+def test_nothing_is_counted_or_refused_on_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "count_in_cluster", None)
+    made = make_plan(tmp_path, "data.max_tokens_per_gpu=100000000")
+    settle(made.method, made.config, 1, None)
+    assert made.config.engine.offload_policy is False
+
+
+def test_a_model_that_cannot_be_counted_is_not_refused(tmp_path, monkeypatch, capsys):
+    from ray.exceptions import RayTaskError
+
+    def fail(*arguments):
+        raise RayTaskError("count_run", "traceback", DataError("RouterModel: what its layers do depends on values"))
+
+    monkeypatch.setattr(plan, "count_in_cluster", fail)
+    made = make_plan(tmp_path)
+    settle(made.method, made.config, 1, LARGE)
+    assert made.config.engine.offload_policy is False
+    assert "nothing is refused: RouterModel: what its layers do depends on values" in capsys.readouterr().out
+
+
+def test_the_table_has_a_column_for_each_card_and_says_what_fits(tmp_path):
+    lines = plan.table(make_plan(tmp_path), CARDS)
+    assert lines[0].split()[-6:] == ["24", "GB", "48", "GB", "80", "GB"]
+    (training,) = (line for line in lines if line.startswith("training"))
+    assert [float(cell) for cell in training.split()[1:]] == [4.6, 5.5, 70.5]
+    assert [line.split(":")[0] for line in lines[-3:]] == list(CARDS)
+    assert {len(line) for line in lines[:-4]} == {52 + 3 * 10}
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    import ray
+
+    def refuse(*arguments, **settings):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    for name in (*plan.ENVIRONMENT, *plan.ON_CPU):  # taken back after the test
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
+def test_plan_true_counts_the_run_and_starts_nothing(small_run, tmp_path, no_ray, capsys):
+    from bradley_terry.train import train
+
+    config = compose_config("bradley_terry", script_overrides("bradley_terry", tmp_path, **small_run) + ["plan=true"])
+    config.trainer.output = str(tmp_path / "outputs")
+    train(config)
+    said = capsys.readouterr().out
+    for card in CARDS:
+        assert f"{card}: fits, training takes" in said
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_plan_true_of_a_judge_starts_nothing(small_judge_run, tmp_path, no_ray, monkeypatch, capsys):
+    monkeypatch.setenv("VERL_CONFIG", VERL_CONFIG)
+    monkeypatch.setattr(plan, "count_here", count)
+    from generative_pointwise.train import train
+
+    overrides = script_overrides("generative_pointwise", tmp_path, ROLLOUT="vllm", **small_judge_run)
+    overrides += ["data.train_batch_size=32", "actor_rollout_ref.actor.ppo_mini_batch_size=16", "plan=true"]
+    config = compose_config("generative_pointwise", overrides)
+    config.trainer.output = str(tmp_path / "outputs")
+    train(config)
+    said = capsys.readouterr().out
+    assert "answering by vLLM" in said and "80 GB: fits" in said
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("method", SCRIPTS)
+def test_a_plans_script_ends_with_it(method, tmp_path):
+    """Nothing is trained, so there is nothing to evaluate; and no judge is trained to start from."""
+    (tmp_path / "python").write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$2" >> "$NOTE"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTE": str(tmp_path / "note"), "ROLLOUT": "hf"}
+    command = ["bash", REPO / method / SCRIPTS[method], "plan=true"]
+    result = subprocess.run(command, env={**os.environ, **environment}, cwd=tmp_path, timeout=30)
+    assert result.returncode == 0
+    assert (tmp_path / "note").read_text().split() == ["prepare_data", "common.demo.tiny_model", "train"]
+
+
+def test_verls_settings_follow_for_a_server(judges_config, tmp_path):
+    from common.grpo.preflight import fill_in
+
+    config = make_judges_plan(judges_config, lora_rank=16).config
+    OmegaConf.update(config, "reward.custom_reward_function.name", "another")
+    filled = fill_in(config, "pkg", tmp_path, {"train": tmp_path, "val": tmp_path}, 128, "cuda", 8).actor_rollout_ref
+    assert filled.rollout.max_model_len == 3072 + 1024 and filled.rollout.load_format == "auto"
+    config.actor_rollout_ref.model.lora_rank = 0
+    filled = fill_in(config, "pkg", tmp_path, {"train": tmp_path, "val": tmp_path}, 128, "cuda", 8).actor_rollout_ref
+    assert filled.rollout.load_format == "dummy"
