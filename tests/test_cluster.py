@@ -92,8 +92,8 @@ def test_every_group_of_workers_gets_a_node_of_its_own(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU that torch can use")
 def test_torch_without_a_gpu():
-    count, said = cluster._count_by_torch()
-    assert count == 0 and said.startswith(f"torch {torch.__version__} says '")
+    sizes, said = cluster._ask_torch()
+    assert sizes == [] and said.startswith(f"torch {torch.__version__} says '")
 
 
 @pytest.mark.run
@@ -105,4 +105,4 @@ def test_a_local_run_leaves_no_token_for_a_later_ray_start(tmp_path):
     command = [sys.executable, "-c", code]
     shown = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=120)
     assert shown.returncode == 0, shown.stderr
-    assert "('cpu', 1)\nTrue\n" in shown.stdout and not (tmp_path / ".ray").exists()
+    assert "Devices(kind='cpu', per_node=1, card=None)\nTrue\n" in shown.stdout and not (tmp_path / ".ray").exists()

@@ -14,8 +14,10 @@ from transformers import Qwen3Config
 from common import plan
 from common.cluster import ClusterError
 from common.conversation import DataError
+from common.demo.world import pointwise_rows
 from common.grpo.plan import SERVER, of_policy
 from common.memory import Counted
+from common.parquet import write_rows
 from common.plan import CARDS, GIB, Plan, of_loop, settle, with_changes
 
 SMALL, MIDDLE, LARGE = CARDS.values()
@@ -269,12 +271,14 @@ def test_plan_true_counts_the_run_and_starts_nothing(small_run, tmp_path, no_ray
     assert not (tmp_path / "outputs").exists()
 
 
-def test_plan_true_of_a_judge_starts_nothing(small_judge_run, tmp_path, no_ray, monkeypatch, capsys):
+def test_plan_true_of_a_judge_starts_nothing(tiny_model, tmp_path, no_ray, monkeypatch, capsys):
     monkeypatch.setenv("VERL_CONFIG", VERL_CONFIG)
     monkeypatch.setattr(plan, "count_here", count)
     from generative_pointwise.train import train
 
-    overrides = script_overrides("generative_pointwise", tmp_path, ROLLOUT="vllm", **small_judge_run)
+    rows = write_rows(tmp_path / "train.parquet", pointwise_rows("train", 96, seed=0))
+    inputs = {"MODEL_PATH": str(tiny_model), "TRAIN_FILES": str(rows), "ROLLOUT": "vllm"}
+    overrides = script_overrides("generative_pointwise", tmp_path, **inputs)
     overrides += ["data.train_batch_size=32", "actor_rollout_ref.actor.ppo_mini_batch_size=16", "plan=true"]
     config = compose_config("generative_pointwise", overrides)
     config.trainer.output = str(tmp_path / "outputs")
