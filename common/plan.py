@@ -177,10 +177,10 @@ class Plan:
         """Return whether the run fits, and what there is to say about it."""
         chosen = self.choose(card)
         if tight := self._tight(card, chosen):
-            return False, f"does not fit. {self._describe(tight, card)} {self._propose(card)}"
+            return False, f"does not fit: {self._describe(tight, card)} {self._propose(card)}"
         phases = self.phases(card, chosen)
         largest = max(phases, key=lambda phase: phase.sum(card))
-        said = [f"fits, {largest.name} takes {largest.sum(card) / GIB:.1f} of {card / GIB:.1f} GiB"]
+        said = [f"fits, at most {largest.sum(card) / GIB:.1f} of {card / GIB:.1f} GiB ({largest.name})"]
         said += [phase.note for phase in phases if phase.note]
         if chosen.get(self.method.keys.offload):
             host = max(phase.host for phase in phases) / GIB
@@ -314,6 +314,6 @@ def table(plan: Plan, cards: dict[str, int]) -> list[str]:
 
 def _line(name: str, cells: Iterable[str | float]) -> str:
     def show(cell: str | float) -> str:
-        return cell if isinstance(cell, str) else f"{cell / GIB:.{1 if cell >= GIB / 20 else 3}f}"
+        return cell if isinstance(cell, str) else f"{cell / GIB:.{1 if cell >= GIB / 20 or not cell else 3}f}"
 
     return name.ljust(52) + "".join(f"{show(cell):>10}" for cell in cells)
