@@ -63,6 +63,7 @@ class Keys:
     offload: str
     tokens: str
     lora: str
+    batched: str = ""  # tokens of a batch of answers
     share: str = ""  # of the card that an inference server takes
     split: str = ""  # over how many GPUs a server divides its weights
 
@@ -219,7 +220,7 @@ class Plan:
             match name:
                 case "checkpointing" | "offload":
                     better = True
-                case "tokens":
+                case "tokens" | "batched":
                     better = now // 2 if now // 2 >= self.method.least_tokens else now
                 case "lora":
                     better = now or RANK

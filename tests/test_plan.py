@@ -195,6 +195,7 @@ def test_a_policy_that_answers_itself_gathers_all_its_weights(judges_config):
     assert parts["weights, fp32"] == 16 and parts["Adam's two averages, fp32"] == 32
     assert parts["all weights, gathered"] == 8
     assert parts["keys and values"] == 65536 * 36 * 8 * 128 * 2 * 2 / GIB
+    assert made.remedy(SMALL) == {"actor_rollout_ref.rollout.max_num_batched_tokens": 32768}
 
 
 def test_what_cannot_fit_is_refused_with_the_number_and_the_setting(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ KEYS = Keys(
     offload="actor_rollout_ref.actor.fsdp_config.offload_policy",
     tokens="actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
     lora=f"{MODEL}.lora_rank",
+    batched="actor_rollout_ref.rollout.max_num_batched_tokens",
     share="actor_rollout_ref.rollout.gpu_memory_utilization",
     split="actor_rollout_ref.rollout.tensor_model_parallel_size",
 )
@@ -72,7 +73,7 @@ def _answering_itself(counted, config: DictConfig, model: PreTrainedConfig) -> P
         "keys and values": tokens * _keys_and_values(model),
         "activations, logits": _activations(model, tokens) + 3 * FULL * rows * model.vocab_size,
     }
-    return Phase("answering by the policy", parts, ("offload", "gpus"))
+    return Phase("answering by the policy", parts, ("offload", "batched", "gpus"))
 
 
 def _handing_over(counted, policy: DictConfig) -> Phase:
@@ -111,7 +112,7 @@ def _answering_by_server(counted, config: DictConfig, model: PreTrainedConfig, c
     return Phase(
         "answering by vLLM",
         parts,
-        ("share", "split", "offload", "lora", "gpus"),
+        ("share", "split", "offload", "gpus"),
         host=sum(moved.values()),
         fault=fault,
         note=f"vLLM holds {room / of_answer:.0f} answers of the greatest length at a time",
