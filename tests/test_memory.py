@@ -20,12 +20,12 @@ from common.conversation import DataError
 from common.memory import Counter, Step, count, counting
 from sft.dataset import Example
 
-SHAPE = {"vocab_size": 1500, "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2}
+SHAPE = {"vocab_size": 700, "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2}
 SHAPE |= {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}
 TIED, UNTIED = Qwen3Config(**SHAPE, tie_word_embeddings=True), Qwen3Config(**SHAPE, tie_word_embeddings=False)
 LLAMA = LlamaConfig(**SHAPE)
 KINDS = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "mlp_only_layers": [0, 1]}
-MIXED = Qwen3NextConfig(**HYBRID | KINDS, vocab_size=1500)  # a recurrent layer, so it is padded
+MIXED = Qwen3NextConfig(**HYBRID | KINDS, vocab_size=700)  # a recurrent layer, so it is padded
 TOKENS = {"bradley_terry": 480, "sft": 1800, "generative_pointwise": 480}  # of a micro-batch; a third is not trained
 KEPT, AGAIN = False, True  # activations: kept, or computed once more
 
@@ -87,9 +87,13 @@ def make_step(
     return importlib.import_module(f"{method}.engine").step_to_count(config, workers, rows, packed)
 
 
-def count_really(step: Step) -> int:
-    """Return the most bytes that are alive during the second step of two micro-batches, with real tensors."""
+def count_really(step: Step, monkeypatch) -> int:
+    """Return the most bytes that are alive during the second step of two micro-batches, with real tensors.
+
+    Values that would come from another worker do not come, so a gradient's norm may be anything.
+    """
     counter = Counter()
+    monkeypatch.setattr(torch, "isfinite", lambda norm: True)
     with memory._process_group(step.workers):
         engine = step.engine_class(**step.settings)
         engine.initialize()
@@ -121,12 +125,12 @@ def count_really(step: Step) -> int:
         ("generative_pointwise", MIXED, KEPT, 0, 1),
     ],
 )
-def test_a_step_takes_what_was_counted(method, config, checkpointing, lora, workers, tiny_model, tmp_path):
+def test_a_step_takes_what_was_counted(method, config, checkpointing, lora, workers, tiny_model, tmp_path, monkeypatch):
     folder = save(config, tiny_model, tmp_path / "model")
     step = make_step(method, folder, tmp_path, checkpointing, config is not MIXED, lora, workers)
     counted = count(step)
     predicted = counted.weights + 3 * counted.trained + max(counted.step, counted.update)
-    found = count_really(step)
+    found = count_really(step, monkeypatch)
     print(f"\npredicted {predicted / 2**20:.2f} MiB, counted {found / 2**20:.2f}: {predicted / found - 1:+.1%}")
     assert predicted == pytest.approx(found, rel=0.05)
 
