@@ -26,7 +26,7 @@ TIED, UNTIED = Qwen3Config(**SHAPE, tie_word_embeddings=True), Qwen3Config(**SHA
 LLAMA = LlamaConfig(**SHAPE)
 KINDS = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "mlp_only_layers": [0, 1]}
 MIXED = Qwen3NextConfig(**HYBRID | KINDS, vocab_size=700)  # a recurrent layer, so it is padded
-TOKENS = {"bradley_terry": 480, "sft": 1800, "generative_pointwise": 480}  # of a micro-batch; a third is not trained
+FEW, MANY = 480, 1800  # tokens of a micro-batch
 KEPT, AGAIN = False, True  # activations: kept, or computed once more
 
 
@@ -62,7 +62,7 @@ def save(config, tiny_model, folder):
 
 
 def make_step(
-    method: str, folder, tmp_path, checkpointing: bool, packed: bool, lora: int = 0, workers: int = 1
+    method: str, folder, tmp_path, checkpointing: bool, packed: bool, lora=0, workers=1, tokens: int = FEW
 ) -> Step:
     """The step of a method with its run script's settings, and few tokens."""
     attention = SEGMENT_ATTENTION if packed else "sdpa"
@@ -71,12 +71,12 @@ def make_step(
     overrides += [f"{model}.enable_gradient_checkpointing={checkpointing}", f"{model}.lora_rank={lora}"]
     if method.startswith("generative"):
         actor = "actor_rollout_ref.actor"
-        overrides += [f"{actor}.ppo_max_token_len_per_gpu={TOKENS[method]}", "data.max_response_length=60"]
+        overrides += [f"{actor}.ppo_max_token_len_per_gpu={tokens}", "data.max_response_length=60"]
         overrides += ["data.max_prompt_length=100", "actor_rollout_ref.rollout.n=2"]
         overrides += [f"actor_rollout_ref.model.override_config.attn_implementation={attention}"]
         config = compose_config(method, overrides)
         return importlib.import_module("common.grpo.policy").step_to_count(config, workers, 30, 100, packed)
-    config = compose_config(method, [*overrides, f"data.max_tokens_per_gpu={TOKENS[method]}"])
+    config = compose_config(method, [*overrides, f"data.max_tokens_per_gpu={tokens}"])
     config.model.override_config = {"attn_implementation": attention}
     config.engine.mixed_precision = {"param_dtype": "bf16"}
     ids = np.arange(1, 61, dtype=np.int32)
@@ -127,7 +127,8 @@ def count_really(step: Step, monkeypatch) -> int:
 )
 def test_a_step_takes_what_was_counted(method, config, checkpointing, lora, workers, tiny_model, tmp_path, monkeypatch):
     folder = save(config, tiny_model, tmp_path / "model")
-    step = make_step(method, folder, tmp_path, checkpointing, config is not MIXED, lora, workers)
+    tokens = MANY if method == "sft" and lora else FEW  # also more than 1,024 whose logits are computed
+    step = make_step(method, folder, tmp_path, checkpointing, config is not MIXED, lora, workers, tokens)
     counted = count(step)
     predicted = counted.weights + 3 * counted.trained + max(counted.step, counted.update)
     found = count_really(step, monkeypatch)
