@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,7 +27,15 @@ from common.attention import Segments, self_test
 from common.base_model import cannot_load, readable_tokens
 from common.conversation import BadRow, Conversation, DataError
 from common.packing import is_packed, own_attention, pad
-from common.tokenizer import MessageCheck, check_end, check_tokens, encode_texts, ensure_pad_token, render
+from common.tokenizer import (
+    MessageCheck,
+    check_end,
+    check_tokens,
+    encode_texts,
+    ensure_pad_token,
+    load_tokenizer,
+    render,
+)
 
 NO_LIMIT = 2**20  # tokens that a model reads whose config sets no limit
 
@@ -58,7 +65,7 @@ def load_reading(path: str, trust_remote_code: bool = False) -> Reading:
 def _load_config(path: str, trust_remote_code: bool) -> tuple[PreTrainedConfig, Reading]:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(path, trust_remote_code)
     except (OSError, ValueError) as error:
         raise cannot_load(path, error, "Is it a checkpoint's folder?") from error
     if config.num_labels != 1:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from common.conversation import DataError
 from common.files import tails_digest
-from common.tokenizer import choose_template, ensure_pad_token, set_template_options
+from common.tokenizer import choose_template, ensure_pad_token, load_tokenizer, set_template_options
 
 # a text's rotary angles follow the longest text of the batch beyond the first length; up to it they are fixed
 DEPENDS_ON_LONGEST = ("longrope", "dynamic")
@@ -67,7 +67,7 @@ def load_base(
     check_files(path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+        tokenizer = load_tokenizer(path, model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         where = "" if os.path.isdir(path) else f" (there is no folder {os.path.abspath(path)}, so a hub id was assumed)"
         raise DataError(f"model.path={model.path}: cannot be loaded{where}: {error}") from error

@@ -13,7 +13,9 @@ from datetime import date
 
 import jinja2
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from common.conversation import BadRow, Conversation, DataError
 
@@ -25,8 +27,31 @@ NEVER_USED = re.compile(r"\W*(reserved|unused|extra)\w*\W*", re.IGNORECASE)  # <
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
 A_DAY = date(2024, 7, 26)  # what Llama 3's template writes where it cannot ask for the date
 CALL_OF_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+SAMPLE = "It's 12,345 o'clock:\n\n  def f(x):  # naïve\n\treturn x + 1\n"
 MARKER = "what-the-assistant-says-7f3a"  # in no template by chance
 THINK_TAGS = {"<think>", "</think>"}  # special in some vocabularies, and an answer's own
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model, as its tokenizer.json says.
+
+    transformers 5 rebuilds some tokenizers by the class that tokenizer_config.json names. If that class is wrong, as it
+    is for DeepSeek R1 and its Llama models, all blanks are lost, and nothing says so (transformers issue 45488).
+
+    Raises:
+        OSError, ValueError, KeyError: from transformers; it cannot be loaded.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    file = cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    if not tokenizer.is_fast or file is None:
+        return tokenizer
+    raw = Tokenizer.from_file(file)
+    raw.no_padding()
+    raw.no_truncation()
+    if tokenizer(SAMPLE, add_special_tokens=False)["input_ids"] == raw.encode(SAMPLE, add_special_tokens=False).ids:
+        return tokenizer
+    print(f"{path}: {type(tokenizer).__name__} does not do what tokenizer.json says; the latter is used")
+    return PreTrainedTokenizerFast.from_pretrained(path)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Conversation, column: str, **options) -> str:

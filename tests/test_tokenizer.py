@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from shapes import SHAPES, Shape, answers, assistant, make_tokenizer, user
+from transformers import AutoTokenizer
 
 from common.conversation import BadRow, DataError
 from common.tokenizer import (
@@ -19,12 +20,45 @@ from common.tokenizer import (
     end_at_turn,
     ensure_pad_token,
     fix_date,
+    load_tokenizer,
     render,
     set_template_options,
     special_tokens,
 )
 
 TALK = [user("Name two things."), assistant("A kettle, and a rake.")]
+
+
+# ---- loading
+
+
+def test_a_tokenizer_does_what_its_file_says_whatever_class_its_config_names(tmp_path, capsys):
+    """DeepSeek R1 and its Llama models name LlamaTokenizerFast, with which transformers 5 loses all blanks."""
+    original, text = make_tokenizer(SHAPES["llama3"]), "Two words,\n\n  and 12,345 more. <|eot_id|>"
+    original.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "LlamaTokenizerFast"}))
+    ids = AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
+    assert "Twowords" in original.decode(ids)  # else transformers has mended it, and load_tokenizer can go
+
+    loaded = load_tokenizer(str(tmp_path))
+    assert "LlamaTokenizer does not do what tokenizer.json says" in capsys.readouterr().out
+    loaded.save_pretrained(tmp_path / "checkpoint")
+    for tokenizer in (loaded, AutoTokenizer.from_pretrained(tmp_path / "checkpoint")):
+        assert tokenizer(text)["input_ids"] == original(text)["input_ids"]
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+        assert tokenizer.chat_template == original.chat_template
+        assert tokenizer.special_tokens_map == original.special_tokens_map
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_other_tokenizers_are_loaded_as_transformers_does(tmp_path, name, capsys):
+    make_tokenizer(SHAPES[name]).save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    raw |= {"truncation": {"max_length": 2, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    assert type(load_tokenizer(str(tmp_path))) is type(AutoTokenizer.from_pretrained(tmp_path))
+    assert capsys.readouterr().out == ""
 
 
 # ---- the pad token
