@@ -1,11 +1,13 @@
 """What several test files share: a tiny model, small runs' data, and real data if it is at hand."""
 
+import json
 import socket
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # The same cases on every run, no time limit per case (a busy machine is no bug), no folder of past cases.
@@ -189,8 +191,14 @@ def score_judge_inputs(tiny_model: Path, folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
-    return score_judge_inputs(tiny_model, tmp_path_factory.mktemp("small_judge_run"))
+def small_judge_run(tiny_model, tmp_path_factory, testrun_uid) -> dict[str, str]:
+    """Made once for all processes of the tests: it takes a minute."""
+    shared = tmp_path_factory.getbasetemp().parent / f"small_judge_run_{testrun_uid}"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            made = score_judge_inputs(tiny_model, tmp_path_factory.mktemp("small_judge_run"))
+            shared.write_text(json.dumps(made))
+    return json.loads(shared.read_text())
 
 
 def pair_judge_inputs(tiny_model: Path, folder: Path) -> dict[str, str]:
@@ -208,11 +216,6 @@ def pair_judge_inputs(tiny_model: Path, folder: Path) -> dict[str, str]:
         files[split] = str(write_rows(folder / f"{split}.parquet", rows))
     judge = warm_start(tiny_model, [transcripts(row, PREFERENCE_RUBRIC)[0] for row in biased], folder / "judge")
     return {"TRAIN_FILES": files["train"], "VAL_FILES": files["val"], "MODEL_PATH": judge}
-
-
-@pytest.fixture(scope="session")
-def small_pair_run(tiny_model, tmp_path_factory) -> dict[str, str]:
-    return pair_judge_inputs(tiny_model, tmp_path_factory.mktemp("small_pair_run"))
 
 
 class AtOnce:
