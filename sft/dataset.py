@@ -266,7 +266,7 @@ def _report_too_long(total: int, too_long: list[Example], max_length: int) -> st
     longest = sorted(too_long, key=lambda example: -example.tokens)
     shown = [f"  {example.source}: {example.tokens} tokens" for example in longest[:5]]
     head = f"{len(too_long)} of {total} conversations are longer than data.max_length={max_length} tokens. The longest:"
-    raised = "Raise data.max_length (--max-length), or set data.truncation (--truncation):"
+    raised = "Raise data.max_length (--max-length) if the model reads more, or set data.truncation (--truncation):"
     return "\n".join([head, *shown, raised, "drop leaves them out, left cuts their start."])
 
 
