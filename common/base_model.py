@@ -72,6 +72,7 @@ def load_base(
         where = "" if os.path.isdir(path) else f" (there is no folder {os.path.abspath(path)}, so a hub id was assumed)"
         raise DataError(f"model.path={model.path}: cannot be loaded{where}: {error}") from error
     check_config(path, config, auto_class)
+    check_weights(path)
     choose_template(tokenizer, data.chat_template)
     set_template_options(tokenizer, OmegaConf.to_container(OmegaConf.create(options or {})), setting)
     ensure_pad_token(tokenizer, config.get_text_config().vocab_size, data.pad_token)
@@ -81,7 +82,7 @@ def load_base(
 
 
 def check_files(path: str) -> None:
-    """Raise `DataError` if a folder holds an adapter alone, no weights, or not all files of its weights."""
+    """Raise `DataError` if a folder holds an adapter alone."""
     folder = Path(path)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise DataError(
@@ -89,6 +90,11 @@ def check_files(path: str) -> None:
             "peft.AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(FOLDER), and the "
             "tokenizer beside it. A run with LoRA here leaves the merged model in `checkpoint`."
         )
+
+
+def check_weights(path: str) -> None:
+    """Raise `DataError` if a folder holds no weights, or not all files of them."""
+    folder = Path(path)
     if not folder.is_dir():
         return
     stored = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
