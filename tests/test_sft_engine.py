@@ -12,8 +12,10 @@ from transformers import (
     AutoTokenizer,
     BloomConfig,
     GenerationConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
     Qwen3Config,
     Qwen3NextConfig,
 )
@@ -112,8 +114,9 @@ def test_packed_conversations_learn_like_single_ones(process_group, tiny_model, 
         LlamaConfig(**SMALL),
         MistralConfig(**SMALL, sliding_window=64),
         Qwen3Config(**SMALL, head_dim=16, use_sliding_window=True, sliding_window=32, max_window_layers=1),
+        GraniteConfig(**SMALL, logits_scaling=8.0),
     ],
-    ids=["llama", "mistral, sliding window", "qwen3, full and sliding layers"],
+    ids=["llama", "mistral, sliding window", "qwen3, full and sliding layers", "granite, scaled logits"],
 )
 def test_other_architectures_learn_alike(process_group, tmp_path, tokenizer, examples, config):
     torch.manual_seed(0)
@@ -121,6 +124,16 @@ def test_other_architectures_learn_alike(process_group, tmp_path, tokenizer, exa
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert_same(packed(tmp_path, examples, 4096), one_at_a_time(tmp_path, examples))
+
+
+def test_a_model_that_cannot_be_split_learns_alike_and_it_is_said(process_group, tmp_path, tokenizer, examples, capsys):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 128, "num_hidden_layers": 2, "pad_token_id": 0}
+    config = OPTConfig(**sizes, num_attention_heads=4, enable_bias=False, vocab_size=len(tokenizer))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert_same(packed(tmp_path, examples, 4096), one_at_a_time(tmp_path, examples))
+    assert "OPTForCausalLM computes the logits of a micro-batch all at once" in capsys.readouterr().out
 
 
 RECURRENT = Qwen3NextConfig(**HYBRID, pad_token_id=0)
