@@ -108,7 +108,7 @@ def process_group():
 
 def note_gradients(built, gradients: dict) -> None:
     """Keep the gradients that the optimizer's next step of a verl engine sees."""
-    weights = list(built.module.named_parameters())
+    weights = [(name, weight) for name, weight in built.module.named_parameters() if weight.requires_grad]
     built.optimizer.register_step_pre_hook(
         lambda *_: gradients.update({name: weight.grad.full_tensor().clone() for name, weight in weights})
     )
