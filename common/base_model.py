@@ -99,13 +99,17 @@ def check_weights(path: str) -> None:
         return
     stored = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if stored is None:
-        raise DataError(f"model.path={path}: the folder holds no weights ({' or '.join(WEIGHTS)}). Load them again.")
+        names = " or ".join(WEIGHTS)
+        raise DataError(f"model.path={path}: the folder holds no weights ({names}). Download the model again.")
     if stored.suffix == ".json":
-        files = set(json.loads(stored.read_text())["weight_map"].values())
+        try:
+            files = set(json.loads(stored.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"model.path={path}: {stored.name} cannot be read. Download the model again.") from error
         if missing := sorted(name for name in files if not (folder / name).is_file()):
             raise DataError(
                 f"model.path={path}: {len(missing)} of the {len(files)} files that {stored.name} names are missing, "
-                f"the first is {missing[0]}. Load them again."
+                f"the first is {missing[0]}. Download the model again."
             )
 
 

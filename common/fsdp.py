@@ -139,8 +139,9 @@ class LanguageEngine(PackedEngine):
         torch.distributed.broadcast_object_list(split)  # the other workers' modules have no weights yet
         if self.rank == 0 and not split[0]:
             print(
-                f"{type(module).__name__} computes the logits of a micro-batch all at once: exact, and more memory. If "
-                "that runs out, set fewer tokens per micro-batch."
+                f"{type(module).__name__} computes the logits of a micro-batch all at once. This is exact, and needs "
+                "more memory. If it is not enough, lower the tokens per micro-batch (data.max_tokens_per_gpu, "
+                "of a judge actor_rollout_ref.actor.ppo_max_token_len_per_gpu)."
             )
         let_forward_read(module, split[0])
         return module

@@ -66,11 +66,14 @@ def split_model(model: PreTrainedModel, where: tuple, **inputs) -> tuple[Head, t
 
     def head(hidden: torch.Tensor) -> torch.Tensor:
         backbone = model.base_model
+        before = vars(backbone).get("forward")
         backbone.forward = lambda *_, **__: output_like_it(last_hidden_state=hidden[None])
         try:
             return own_forward(model, use_cache=False).logits[0]
         finally:
             del backbone.forward  # now it is that of its class again
+            if before:
+                backbone.forward = before
 
     return head, output.last_hidden_state[where]
 

@@ -197,9 +197,9 @@ def find_all_turns(
         if turns == "last":
             wanted = [False] * (len(answers) - 1) + wanted[-1:]
         thoughts = [answer.rpartition("</think>")[0].removeprefix("<think>").strip() for answer in answers]
-        if wanted[-1] and thoughts[-1] not in text:
+        if wanted[-1] and thoughts[-1] not in text[spans[-1][0] :]:
             kind = "the model's chat template leaves out the thinking of the last turn, so it cannot be learned"
-            remedy = "Put another chat_template.jinja beside the model, or take the thinking out of the data"
+            remedy = "Put a template that keeps it into a copy of the model, or take the thinking out of the data"
             raise BadRow("messages", f"{kind}. {remedy}", answers[-1])
         spans = [span for span, is_wanted in zip(spans, wanted) if is_wanted]
         thoughts = [thought for thought, is_wanted in zip(thoughts, wanted) if is_wanted]

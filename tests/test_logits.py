@@ -68,7 +68,8 @@ def assert_alike(values: list[dict], gradients: list[dict]) -> None:
         torch.testing.assert_close(chunked[name], expected, rtol=1e-5, atol=1e-6)
     assert of_whole.keys() == of_chunked.keys()
     for name, expected in of_whole.items():
-        assert (of_chunked[name] - expected).norm() <= 1e-5 * expected.norm(), name
+        # fp32 rounding; most of a recurrent layer's, whose order of additions follows the number of threads
+        assert (of_chunked[name] - expected).norm() <= 5e-5 * expected.norm(), name
 
 
 @pytest.mark.parametrize("chunk", [4, 29, 1024])
