@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,7 +27,16 @@ from common.attention import Segments, self_test
 from common.base_model import cannot_load, readable_tokens
 from common.conversation import BadRow, Conversation, DataError
 from common.packing import is_packed, own_attention, pad
-from common.tokenizer import MessageCheck, check_end, check_tokens, encode_texts, ensure_pad_token, render
+from common.tokenizer import (
+    MARKER,
+    MessageCheck,
+    check_end,
+    check_tokens,
+    encode_texts,
+    ensure_pad_token,
+    load_tokenizer,
+    render,
+)
 
 NO_LIMIT = 2**20  # tokens that a model reads whose config sets no limit
 
@@ -45,6 +53,12 @@ class Reading:
     def check_messages(self) -> MessageCheck:
         return MessageCheck(self.tokenizer)
 
+    @cached_property
+    def end(self) -> str:
+        """What the chat template writes behind an answer, such as `<|im_end|>`."""
+        answered = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARKER}]
+        return render(self.tokenizer, answered, "messages").rpartition(MARKER)[2].strip()
+
 
 def load_reading(path: str, trust_remote_code: bool = False) -> Reading:
     """Return how a reward model reads.
@@ -58,7 +72,7 @@ def load_reading(path: str, trust_remote_code: bool = False) -> Reading:
 def _load_config(path: str, trust_remote_code: bool) -> tuple[PreTrainedConfig, Reading]:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(path, trust_remote_code)
     except (OSError, ValueError) as error:
         raise cannot_load(path, error, "Is it a checkpoint's folder?") from error
     if config.num_labels != 1:
@@ -119,9 +133,9 @@ def encode(conversation: Conversation | str, reading: Reading, column: str, max_
     plain, tokenizer = isinstance(conversation, str), reading.tokenizer
     if not plain and not tokenizer.chat_template:
         raise BadRow(column, "a conversation, but the tokenizer has no chat template; give plain text")
-    if plain and tokenizer.chat_template and not reading.check_messages.find(conversation):
+    if plain and tokenizer.chat_template and not conversation.rstrip().endswith(reading.end):
         kind = "plain text, but the model's tokenizer has a chat template, so it scores conversations. Give messages"
-        raise BadRow(column, f"{kind}, or the text as the template writes it", conversation)
+        raise BadRow(column, f"{kind}, or the text as the template writes it, up to {reading.end!r}", conversation)
     if not plain:
         reading.check_messages(column, conversation)
     text = conversation if plain else render(tokenizer, conversation, column)

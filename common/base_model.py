@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from common.conversation import DataError
 from common.files import tails_digest
-from common.tokenizer import choose_template, ensure_pad_token, set_template_options
+from common.tokenizer import choose_template, ensure_pad_token, load_tokenizer, set_template_options
 
 # a text's rotary angles follow the longest text of the batch beyond the first length; up to it they are fixed
 DEPENDS_ON_LONGEST = ("longrope", "dynamic")
@@ -67,11 +67,12 @@ def load_base(
     check_files(path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+        tokenizer = load_tokenizer(path, model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         where = "" if os.path.isdir(path) else f" (there is no folder {os.path.abspath(path)}, so a hub id was assumed)"
         raise DataError(f"model.path={model.path}: cannot be loaded{where}: {error}") from error
     check_config(path, config, auto_class)
+    check_weights(path)
     choose_template(tokenizer, data.chat_template)
     set_template_options(tokenizer, OmegaConf.to_container(OmegaConf.create(options or {})), setting)
     ensure_pad_token(tokenizer, config.get_text_config().vocab_size, data.pad_token)
@@ -81,7 +82,7 @@ def load_base(
 
 
 def check_files(path: str) -> None:
-    """Raise `DataError` if a folder holds an adapter alone, no weights, or not all files of its weights."""
+    """Raise `DataError` if a folder holds an adapter alone."""
     folder = Path(path)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise DataError(
@@ -89,17 +90,26 @@ def check_files(path: str) -> None:
             "peft.AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(FOLDER), and the "
             "tokenizer beside it. A run with LoRA here leaves the merged model in `checkpoint`."
         )
+
+
+def check_weights(path: str) -> None:
+    """Raise `DataError` if a folder holds no weights, or not all files of them."""
+    folder = Path(path)
     if not folder.is_dir():
         return
     stored = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if stored is None:
-        raise DataError(f"model.path={path}: the folder holds no weights ({' or '.join(WEIGHTS)}). Load them again.")
+        names = " or ".join(WEIGHTS)
+        raise DataError(f"model.path={path}: the folder holds no weights ({names}). Download the model again.")
     if stored.suffix == ".json":
-        files = set(json.loads(stored.read_text())["weight_map"].values())
+        try:
+            files = set(json.loads(stored.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"model.path={path}: {stored.name} cannot be read. Download the model again.") from error
         if missing := sorted(name for name in files if not (folder / name).is_file()):
             raise DataError(
                 f"model.path={path}: {len(missing)} of the {len(files)} files that {stored.name} names are missing, "
-                f"the first is {missing[0]}. Load them again."
+                f"the first is {missing[0]}. Download the model again."
             )
 
 

@@ -37,7 +37,6 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.distributed.tensor import DTensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
@@ -46,6 +45,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from common import attention
 from common.checkpoint import unwrap
 from common.conversation import DataError
+from common.logits import can_be_split
+from common.packing import small_copy
 
 FEW, MORE = 3, 4  # layers
 BACKWARD = "backward of layer "
@@ -292,6 +293,10 @@ def _without_data(engine_class: type, fake: FakeTensorMode) -> type:
             with fake:
                 module.to_empty(device="cpu")
 
+        def _can_be_split(self, module: PreTrainedModel) -> bool:
+            copied = small_copy(module.config, engine_class.auto_class)  # it takes values to find this out
+            return copied is None or can_be_split(copied)
+
         def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
             with unset_fake_temporarily():
                 inputs, rest = super().prepare_model_inputs(micro_batch)
@@ -343,10 +348,9 @@ def _process_group(workers: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kernels_of_a_gpu(step: Step) -> Iterator[None]:
-    """Attend as on a GPU: in half precision by the flash kernel, in fp32 by the one that writes out all scores."""
+    """Attend as on a GPU: in half precision by the flash kernel."""
     if step.settings["engine_config"].mixed_precision["param_dtype"] in ("fp32", "float32"):
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
         return
     per_segment, attention._attend_per_segment = attention._attend_per_segment, attention._attend_with_flash
     try:

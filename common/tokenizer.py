@@ -13,7 +13,9 @@ from datetime import date
 
 import jinja2
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from common.conversation import BadRow, Conversation, DataError
 
@@ -25,8 +27,35 @@ NEVER_USED = re.compile(r"\W*(reserved|unused|extra)\w*\W*", re.IGNORECASE)  # <
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
 A_DAY = date(2024, 7, 26)  # what Llama 3's template writes where it cannot ask for the date
 CALL_OF_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+SAMPLE = "It's 12,345 o'clock:\n\n  def f(x):  # naïve\n\treturn x + 1\n"
 MARKER = "what-the-assistant-says-7f3a"  # in no template by chance
 THINK_TAGS = {"<think>", "</think>"}  # special in some vocabularies, and an answer's own
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model, as its tokenizer.json says.
+
+    transformers 5 rebuilds some tokenizers by the class that tokenizer_config.json names. If that class is wrong, as it
+    is for DeepSeek R1 and its Llama models, all blanks are lost, and nothing says so (transformers issue 45488).
+
+    Raises:
+        OSError, ValueError: it cannot be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except KeyError as error:
+        raise ValueError(f"transformers does not know its tokenizer: {error}") from error
+    file = cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    own_code = not type(tokenizer).__module__.startswith("transformers.")
+    if not tokenizer.is_fast or file is None or own_code:
+        return tokenizer
+    raw = Tokenizer.from_file(file)
+    raw.no_padding()
+    raw.no_truncation()
+    if tokenizer(SAMPLE, add_special_tokens=False)["input_ids"] == raw.encode(SAMPLE, add_special_tokens=False).ids:
+        return tokenizer
+    print(f"{path}: {type(tokenizer).__name__} does not do what tokenizer.json says; the latter is used")
+    return PreTrainedTokenizerFast.from_pretrained(path)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Conversation, column: str, **options) -> str:
@@ -75,11 +104,13 @@ def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict, sett
         DataError: a switch that the template does not have: it would change nothing.
     """
     template = tokenizer.chat_template
-    unknown = [name for name in options if not re.search(rf"\b{re.escape(str(name))}\b", template or "")]
+    if not template:
+        if options:
+            raise DataError(f"{setting}: the model has no chat template, so there is nothing to set; leave it out")
+        return
+    unknown = [name for name in options if not re.search(rf"\b{re.escape(str(name))}\b", template)]
     if unknown:
         raise DataError(f"{setting}: the model's chat template has no switch {', '.join(unknown)}; leave it out")
-    if not template:
-        return
     if "strftime_now" in template:
         template = fix_date(template)
         if "date_string" not in options:
@@ -180,7 +211,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 class MessageCheck:
     """Refuses messages that hold a special token. The model would read it as structure, such as a turn's end.
 
-    An answer could so write the next turns itself, and a reward or a loss would be about these.
+    Such an answer could end its turn and write the next ones itself, and would be rewarded for those.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -195,7 +226,9 @@ class MessageCheck:
         for message in messages:
             text = message["content"]
             if found := self.find(text):
-                raise BadRow(column, f"a message holds the model's special token {found!r}", text)
+                raise BadRow(
+                    column, f"a message of the {message['role']} holds the model's special token {found!r}", text
+                )
 
     def find(self, text: str) -> str | None:
         """Return the first special token in a text."""

@@ -30,7 +30,7 @@ from common.files import write_text
 from common.generation import answer_prompts, batches_of, begun_answer
 from common.parquet import write_rows
 from common.report import Table, draw, extend_model_card, format_value
-from common.tokenizer import ensure_pad_token
+from common.tokenizer import ensure_pad_token, load_tokenizer
 
 from .dataset import Example, encode_conversations, load_conversations
 from .loss import token_losses
@@ -214,12 +214,12 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     options = read_options()
     rows, bad = load_conversations(options.data, options.on_bad_row)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     # 1. How well it continues the conversations
     trust = {"trust_remote_code": options.trust_remote_code}
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(options.model, **trust)
+    tokenizer = load_tokenizer(options.model, **trust)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, **trust).to(device).eval()
     embeddings = model.config.get_text_config().vocab_size
     ensure_pad_token(tokenizer, embeddings)

@@ -1,11 +1,13 @@
 """What several test files share: a tiny model, small runs' data, and real data if it is at hand."""
 
+import json
 import socket
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # The same cases on every run, no time limit per case (a busy machine is no bug), no folder of past cases.
@@ -13,6 +15,17 @@ settings.register_profile("tests", derandomize=True, deadline=None, database=Non
 settings.load_profile("tests")
 
 REPO = Path(__file__).parents[1]
+# These take minutes each. They start first, or one process would be at work on the last of them alone.
+LONGEST = (
+    "pairwise_run",
+    "pointwise_run",
+    "copies",
+    "bt_runs_alike",
+    "sft_run",
+    "two_machines",
+    "bt_run",
+    "sft_runs_alike",
+)
 REAL_DATA = REPO.parent / "shared" / "data"
 # the shape of a model of recurrent and attention layers (Qwen3-Next), which cannot be packed
 HYBRID = {
@@ -42,6 +55,11 @@ SMALL = {
     "num_labels": 1,
     "pad_token_id": 0,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +108,7 @@ def process_group():
 
 def note_gradients(built, gradients: dict) -> None:
     """Keep the gradients that the optimizer's next step of a verl engine sees."""
-    weights = list(built.module.named_parameters())
+    weights = [(name, weight) for name, weight in built.module.named_parameters() if weight.requires_grad]
     built.optimizer.register_step_pre_hook(
         lambda *_: gradients.update({name: weight.grad.full_tensor().clone() for name, weight in weights})
     )
@@ -189,8 +207,14 @@ def score_judge_inputs(tiny_model: Path, folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def small_judge_run(tiny_model, tmp_path_factory) -> dict[str, str]:
-    return score_judge_inputs(tiny_model, tmp_path_factory.mktemp("small_judge_run"))
+def small_judge_run(tiny_model, tmp_path_factory, testrun_uid) -> dict[str, str]:
+    """Made once for all processes of the tests: it takes a minute."""
+    shared = tmp_path_factory.getbasetemp().parent / f"small_judge_run_{testrun_uid}"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            made = score_judge_inputs(tiny_model, tmp_path_factory.mktemp("small_judge_run"))
+            shared.write_text(json.dumps(made))
+    return json.loads(shared.read_text())
 
 
 def pair_judge_inputs(tiny_model: Path, folder: Path) -> dict[str, str]:
@@ -208,11 +232,6 @@ def pair_judge_inputs(tiny_model: Path, folder: Path) -> dict[str, str]:
         files[split] = str(write_rows(folder / f"{split}.parquet", rows))
     judge = warm_start(tiny_model, [transcripts(row, PREFERENCE_RUBRIC)[0] for row in biased], folder / "judge")
     return {"TRAIN_FILES": files["train"], "VAL_FILES": files["val"], "MODEL_PATH": judge}
-
-
-@pytest.fixture(scope="session")
-def small_pair_run(tiny_model, tmp_path_factory) -> dict[str, str]:
-    return pair_judge_inputs(tiny_model, tmp_path_factory.mktemp("small_pair_run"))
 
 
 class AtOnce:

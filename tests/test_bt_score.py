@@ -27,7 +27,7 @@ from common.demo.world import preference_pairs
 
 pytestmark = pytest.mark.run
 
-ROWS = 20_000
+ROWS = 8_000
 NO_CLUSTER = {"RAY_ADDRESS": "127.0.0.1:1"}  # whoever starts Ray fails
 
 
@@ -166,7 +166,7 @@ def test_every_row_comes_back_in_its_place_with_its_rewards_or_the_reason(tmp_pa
 
 @pytest.fixture(scope="module")
 def many_rows(tmp_path_factory) -> Path:
-    """20,000 short rows with ids."""
+    """Short rows with ids."""
     path = tmp_path_factory.mktemp("many") / "rows.parquet"
     columns = {
         "id": list(range(ROWS)),

@@ -1,4 +1,4 @@
-"""A pairwise judge's training run as a user starts it: the demo with nothing set, and rows that cannot be used."""
+"""A pairwise judge's training run as a user starts it: the demo with nothing set."""
 
 import asyncio
 import json
@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from runs import PAIRWISE_SCRIPT, finish, log_of, metrics_of, run, start
+from runs import PAIRWISE_SCRIPT, log_of, metrics_of, run
 from transformers import AutoTokenizer
 
 from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
-from common.parquet import write_rows
 from common.report import format_value
 from generative_pairwise import evaluate, prompt
 from generative_pairwise.grader import PairwiseGrader
@@ -129,24 +128,3 @@ def test_the_grader_gives_the_verdicts_of_evaluate(demo, place, judge):
         as_given, swapped = (said[question[0]["content"]] for question in asked)
         expected.append([as_given, prompt.SWAPPED.get(swapped)])
     assert [result.metadata["verdicts"] for result in asyncio.run(grade_all())] == expected
-
-
-def test_bad_rows_are_listed_by_the_script_before_anything_starts(tmp_path, tiny_model):
-    rows = [{name: row[name] for name in ("input", "output", "metadata")} for row in pairwise_rows("train", 30, seed=0)]
-    rows[3]["metadata"] = {"preferred": "C"}
-    rows[11]["metadata"] = {"preferred": None}
-    rows[12]["output"] = rows[12]["output"][:1]
-    rows = [{name: json.dumps(value) for name, value in row.items()} for row in rows]
-    rows[20]["output"] = rows[20]["output"][:-2]
-    bad = str(write_rows(tmp_path / "bad.parquet", rows))
-    process = start(tmp_path / "outputs", script=PAIRWISE_SCRIPT, TRAIN_FILES=bad, MODEL_PATH=str(tiny_model))
-    assert finish(process, timeout=120) != 0  # 10 seconds, most of them for torch, unless the machine is busy
-    message = log_of(tmp_path / "outputs")
-    assert "train.py: 4 of 30 rows cannot be used:" in message
-    for number, fault in ((3, "'preferred': 'C'"), (11, "'preferred': None")):
-        kind = "column 'metadata': `preferred` is not one of A, B, tie"
-        assert f"bad.parquet row {number}, {kind} (found {{{fault}}})" in message
-    assert "bad.parquet row 12, column 'output': expected a list of 2 responses" in message
-    assert "bad.parquet row 20, column 'output': JSON that cannot be parsed" in message
-    assert "data.on_bad_row=drop" in message
-    assert "Traceback" not in message and not (tmp_path / "outputs").exists()

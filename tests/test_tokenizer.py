@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from shapes import SHAPES, Shape, answers, assistant, make_tokenizer, user
+from transformers import AutoTokenizer
 
 from common.conversation import BadRow, DataError
 from common.tokenizer import (
@@ -19,12 +20,45 @@ from common.tokenizer import (
     end_at_turn,
     ensure_pad_token,
     fix_date,
+    load_tokenizer,
     render,
     set_template_options,
     special_tokens,
 )
 
 TALK = [user("Name two things."), assistant("A kettle, and a rake.")]
+
+
+# ---- loading
+
+
+def test_a_tokenizer_does_what_its_file_says_whatever_class_its_config_names(tmp_path, capsys):
+    """DeepSeek R1 and its Llama models name LlamaTokenizerFast, with which transformers 5 loses all blanks."""
+    original, text = make_tokenizer(SHAPES["llama3"]), "Two words,\n\n  and 12,345 more. <|eot_id|>"
+    original.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "LlamaTokenizerFast"}))
+    ids = AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
+    assert "Twowords" in original.decode(ids)  # else transformers has mended it, and load_tokenizer can go
+
+    loaded = load_tokenizer(str(tmp_path))
+    assert "LlamaTokenizer does not do what tokenizer.json says" in capsys.readouterr().out
+    loaded.save_pretrained(tmp_path / "checkpoint")
+    for tokenizer in (loaded, AutoTokenizer.from_pretrained(tmp_path / "checkpoint")):
+        assert tokenizer(text)["input_ids"] == original(text)["input_ids"]
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+        assert tokenizer.chat_template == original.chat_template
+        assert tokenizer.special_tokens_map == original.special_tokens_map
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_other_tokenizers_are_loaded_as_transformers_does(tmp_path, name, capsys):
+    make_tokenizer(SHAPES[name]).save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    raw |= {"truncation": {"max_length": 2, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    assert type(load_tokenizer(str(tmp_path))) is type(AutoTokenizer.from_pretrained(tmp_path))
+    assert capsys.readouterr().out == ""
 
 
 # ---- the pad token
@@ -154,12 +188,14 @@ def test_a_template_without_a_date_is_left_as_it_is_but_for_its_switches(tiny_to
     assert tiny_tokenizer.chat_template == head + before
 
 
-@pytest.mark.parametrize("template", [None, "{{ messages }}{{ enable_thinking_now }}"])
-def test_a_switch_that_the_template_does_not_have_is_refused(tiny_tokenizer, template):
-    tiny_tokenizer.chat_template = template
+def test_a_switch_that_the_template_does_not_have_is_refused(tiny_tokenizer):
+    tiny_tokenizer.chat_template = "{{ messages }}{{ enable_thinking_now }}"
     fault = "data.template_options: the model's chat template has no switch enable_thinking, other; leave it out"
     with pytest.raises(DataError, match=fault):
         set_template_options(tiny_tokenizer, {"enable_thinking": False, "other": 1}, "data.template_options")
+    tiny_tokenizer.chat_template = None
+    with pytest.raises(DataError, match="data.template_options: the model has no chat template"):
+        set_template_options(tiny_tokenizer, {"enable_thinking": False}, "data.template_options")
 
 
 # ---- messages that would be read as structure
@@ -171,7 +207,7 @@ def test_every_special_token_is_found_in_a_message_wherever_it_stands(name):
     check = MessageCheck(tokenizer)
     for token in special_tokens(tokenizer).keys() - THINK_TAGS:
         for text in (token, f"a{token}", f"<{token}b", f"a < b, {token} {token}"):
-            with pytest.raises(BadRow, match="a message holds the model's special token") as caught:
+            with pytest.raises(BadRow, match="a message of the assistant holds the model's special token") as caught:
                 check("chosen", [user("a < b"), assistant(text)])
             assert (caught.value.column, repr(token) in caught.value.kind) == ("chosen", True)
         check("chosen", [user(token[:-1]), assistant(f"{token[:1]} {token[1:]}")])

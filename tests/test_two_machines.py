@@ -6,7 +6,7 @@ All four methods, compared step by step: tests/benchmarks/two_machines.py.
 import pyarrow.parquet as pq
 import pytest
 from machines import ADDRESS, BIN, Machine, Machines, readme_commands, start_ray, why_not
-from runs import POINTWISE_SCRIPT, REPO, finish, log_of, metrics_of, run, start, wait_for
+from runs import REPO, finish, log_of, metrics_of, run, start, wait_for
 
 pytestmark = pytest.mark.run
 
@@ -16,14 +16,6 @@ SETTINGS = (
     f"trainer.total_training_steps={STEPS}",
     "optim.lr=1e-3",
     "trainer.save_freq=3",
-)
-JUDGES_SETTINGS = (
-    "data.train_batch_size=16",
-    "data.max_response_length=48",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=16",
-    "actor_rollout_ref.rollout.n=2",
-    "trainer.total_epochs=1",
-    "trainer.save_freq=1",
 )
 GONE = (
     "train.py: 10.0.0.2 does not answer any more; 1 of the run's 2 workers were there. Start Ray there again, or on "
@@ -85,15 +77,3 @@ def test_two_machines_train_as_one_and_go_on_after_a_crash(machines, shared, tmp
     )
     for row, expected_row in zip(rewards, expected, strict=True):
         assert row == pytest.approx(expected_row, abs=1e-3)
-
-
-def test_a_judge_on_two_machines_says_which_one_died(machines, shared, small_judge_run):
-    first, _ = machines
-    output = shared / "judge"
-    token = f"RAY_AUTH_TOKEN_PATH={shared}/ray_token"
-    settings = small_judge_run | {"RAY_ADDRESS": ADDRESS, "NNODES": "2"}
-    process = start(output, *JUDGES_SETTINGS, script=POINTWISE_SCRIPT, on=[*first.on, "env", token], **settings)
-    wait_for(lambda: process.poll() is not None or max(metrics_of(output, "train/reward"), default=0) >= 2)
-    machines[1].crash()
-    assert finish(process, 120) == 1
-    assert f"\n{GONE}\n" in log_of(output)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from common.base_model import cannot_load, readable_tokens
 from common.conversation import DataError
@@ -24,7 +24,7 @@ from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.votes import confusion, fault_of, vote_metrics, vote_table
 from common.parquet import write_rows
 from common.report import draw, extend_model_card, format_value
-from common.tokenizer import ensure_pad_token
+from common.tokenizer import ensure_pad_token, load_tokenizer
 
 # options that a run's settings set, unless the command does; else these values
 USUAL = {
@@ -162,7 +162,7 @@ def _measure(options: argparse.Namespace, rows: list[dict], frame: str):
         return None, rows, Counter()
     limit = options.max_prompt_length or sys.maxsize
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=options.trust_remote_code)
+        tokenizer = load_tokenizer(name, options.trust_remote_code)
         if not options.endpoint:
             config = AutoConfig.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
             limit = min(limit, (readable_tokens(config) or sys.maxsize) - options.max_new_tokens)

@@ -9,7 +9,7 @@
 import re
 import sys
 
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from common.base_model import cannot_load, readable_tokens
 from common.conversation import BadRow, Conversation, DataError
@@ -27,7 +27,7 @@ from common.grading.endpoint import one
 from common.judging.prompts import read_stored_rubric
 from common.judging.tokens import TokenBreaker
 from common.judging.votes import fault_of
-from common.tokenizer import ensure_pad_token, render
+from common.tokenizer import ensure_pad_token, load_tokenizer, render
 
 
 class JudgeGrader(Grader):
@@ -80,7 +80,7 @@ class JudgeGrader(Grader):
         self.model, self.max_new_tokens, self.hidden_reasoning = model, max_new_tokens, hidden_reasoning
         self.endpoint = Endpoint(endpoint, concurrency, timeout=timeout, retries=retries) if endpoint else None
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(place, **trust) if place else None
+            self.tokenizer = load_tokenizer(place, **trust) if place else None
         except (OSError, ValueError) as error:
             raise cannot_load(place, error, "Correct model or tokenizer.") from error
         if self.tokenizer and not self.tokenizer.chat_template:
@@ -90,7 +90,7 @@ class JudgeGrader(Grader):
             try:
                 check_begun(self._render([{"role": "user", "content": "Why?"}]), self.frame)
             except BadRow as fault:
-                raise DataError(f"{place}: a user's turn: {fault.kind}") from fault
+                raise DataError(f"{place}: {fault.kind}") from fault
         if not endpoint:
             loaded = load_answering(model, **trust)
             ensure_pad_token(self.tokenizer, loaded.config.get_text_config().vocab_size)
