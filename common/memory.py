@@ -49,7 +49,7 @@ from common.logits import can_be_split
 from common.packing import small_copy
 
 FEW, MORE = 3, 4  # layers
-BACKWARD = "backward of layer "
+BACKWARD, GATHERED = "backward of layer ", ", gathered"
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
@@ -72,8 +72,8 @@ class Counted:
     weights: int  # this worker's share of the weights, in fp32
     trained: int  # of it, what is trained: gradients take as much, Adam's two averages twice as much
     layer: int  # this worker's share of one layer
-    gathered: int  # whole weights that are gathered at a time, in the precision of the computation
     step: int  # at the worst moment of forward and backward, beside weights, gradients and optimizer
+    gathered: int  # of it, whole weights that FSDP2 has gathered, in the precision of the computation
     forward: int  # the same without gradients: measuring, log-probabilities
     update: int  # of the optimizer itself, while it updates the weights
     largest: int  # the largest weight, whole, in fp32
@@ -90,8 +90,9 @@ class Counter(TorchDispatchMode):
     def __init__(self, fake: FakeTensorMode | None = None):
         super().__init__()
         self.modes = (None, fake)
-        self.live, self.moment, self.most = 0, "", {}
-        self._size_of = weakref.WeakKeyDictionary()  # of every storage alive, in a list of one, shared with its end
+        self.live = self.gathered = 0  # bytes, and of them FSDP2's whole weights
+        self.moment, self.most = "", {}
+        self._known = weakref.WeakKeyDictionary()  # what is counted of every storage alive
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         if any(issubclass(kind, DTensor) for kind in types):
@@ -108,26 +109,28 @@ class Counter(TorchDispatchMode):
         """Count the tensors of a tree from now until they are gone."""
         for tensor in tree_iter(tensors):
             if isinstance(tensor, torch.Tensor):
-                self.resized(tensor.untyped_storage())
+                self.look_at(tensor.untyped_storage())
 
-    def resized(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self._size_of:
-            self._size_of[storage] = size = [0]
-            weakref.finalize(storage, self._gone, size)
-        size = self._size_of[storage]
-        self.live += storage.nbytes() - size[0]
-        size[0] = storage.nbytes()
-        self._note(self.live)
+    def look_at(self, storage: torch.UntypedStorage, resized: bool = False) -> None:
+        """Count a storage as large as it is now; only FSDP2's storages for whole weights are ever resized."""
+        if storage not in self._known:
+            self._known[storage] = known = {"live": 0, "gathered": 0}
+            weakref.finalize(storage, self._change, known)
+        known = self._known[storage]
+        self._change(known, storage.nbytes(), storage.nbytes() if resized or known["gathered"] else 0)
 
     def enter(self, moment: str) -> None:
         self.moment = moment
         self._note(self.live)
 
-    def _gone(self, size: list[int]) -> None:
-        self.live -= size[0]
+    def _change(self, known: dict[str, int], live: int = 0, gathered: int = 0) -> None:
+        self.live += live - known["live"]
+        self.gathered += gathered - known["gathered"]
+        known.update(live=live, gathered=gathered)
+        self._note(self.live)
 
     def _note(self, size: int) -> None:
-        self.most[self.moment] = max(size, self.most.get(self.moment, 0))
+        self.most[self.moment] = max((size, self.gathered), self.most.get(self.moment, (0, 0)))
 
 
 def _workspace(operation, args: tuple) -> int:
@@ -146,7 +149,7 @@ def counting(counter: Counter) -> Iterator[None]:
 
     def resize_and_count(storage: torch.UntypedStorage, size: int):
         resize(storage, size)
-        counter.resized(storage)
+        counter.look_at(storage, resized=True)
 
     torch.UntypedStorage.resize_ = resize_and_count
     try:
@@ -177,8 +180,9 @@ def count(step: Step) -> Counted:
             raise DataError(
                 f"{config.architectures[0]}: what its layers do depends on values, as in a router ({error})"
             ) from error
-    named = {field.name: sizes[field.name] for field in fields(Counted) if field.name != "step"}
-    return Counted(step=max(size for name, size in sizes.items() if name not in named), **named)
+    worst = max((name for name in sizes if name + GATHERED in sizes), key=sizes.get)
+    named = {field.name: sizes.get(field.name) for field in fields(Counted)}
+    return Counted(**named | {"step": sizes[worst], "gathered": sizes[worst + GATHERED]})
 
 
 def _count_all(step: Step, layers: int) -> dict[str, int]:
@@ -193,11 +197,13 @@ def _first_and_last(sizes: dict[str, int], layers: int) -> dict[str, int]:
     """Leave out the layers between the first two and the last two: their sizes are between those, too."""
     places = {"first": 0, "second": 1, "last but one": layers - 2, "last": layers - 1}
     kept = {name: size for name, size in sizes.items() if not name.startswith(BACKWARD)}
-    return kept | {name: sizes[f"{BACKWARD}{index}"] for name, index in places.items()}
+    for name, index in places.items():
+        kept |= {name + part: sizes[f"{BACKWARD}{index}{part}"] for part in ("", GATHERED)}
+    return kept
 
 
 def _count_with(step: Step, layers: int) -> dict[str, int]:
-    """Return the fields of `Counted`, and instead of `step` the size of each moment, with so many layers."""
+    """Return the fields of `Counted` for so many layers; `step` and `gathered` of each moment, by the moment's name."""
     model_config = copy.copy(step.settings["model_config"])
     model_config.hf_config = _shallow(model_config.hf_config, layers)
     fake, kept = FakeTensorMode(allow_non_fake_inputs=True), {}
@@ -221,6 +227,7 @@ def _count_with(step: Step, layers: int) -> dict[str, int]:
         enter("forward")
         with fake, torch.no_grad(), engine.eval_mode():
             engine.forward_step(_micro_batch(step, step.measured), None, forward_only=True)
+            engine.module.reshard()  # the weights outside the layers, as they are freed after a step
         _announce(parts, enter)
         with engine.train_mode():
             enter("first layer")
@@ -230,17 +237,18 @@ def _count_with(step: Step, layers: int) -> dict[str, int]:
                 del loss
             enter("update")
             engine.optimizer_step()
-    sizes = {moment: counter.most[moment] - held - kept[moment] for moment in kept}
+    forward, update = (counter.most[moment][0] - held - kept.pop(moment) for moment in ("forward", "update"))
+    moments = {moment: counter.most[moment][0] - held - kept[moment] for moment in kept}
+    moments |= {moment + GATHERED: counter.most[moment][1] for moment in kept}
     trained = _size(weight for weight in weights if weight.requires_grad)
-    whole, whole_layer = (sum(weight.numel() for weight in of.parameters()) for of in (engine.module, layer))
-    return sizes | {
-        "update": sizes["update"] - 2 * trained,  # Adam's averages, which the first update makes
+    return moments | {
+        "forward": forward,
+        "update": update - 2 * trained,  # without Adam's averages, which the first update makes
         "weights": _size(weights),
         "trained": trained,
         "layer": _size(layer.parameters()),
-        "gathered": engine._autocast_dtype.itemsize * (whole - (layers - 2) * whole_layer),
         "largest": 4 * max(weight.numel() for weight in weights),
-        "parameters": whole,
+        "parameters": sum(weight.numel() for weight in weights),
     }
 
 

@@ -101,7 +101,7 @@ def training_phases(counted: "Counted", offload: bool, beside: dict[str, float] 
     from_host = offload * counted.layer  # a layer comes in fp32
     working = max(counted.step + from_host, on_card * counted.update)
     step = {name: on_card * size for name, size in kept.items()}
-    step["weights gathered: outside the layers, two layers"] = gathered = min(counted.gathered, working)
+    step["whole weights, gathered by FSDP2"] = gathered = min(counted.gathered, working)
     step["activations, logits, their gradients"] = working - gathered
     host = (1 - on_card) * sum(kept.values())
     loading = {"weights, fp32": counted.weights, "the largest weight, whole": counted.largest}

@@ -84,12 +84,12 @@ def test_sixteen_bytes_a_weight_are_on_the_card_or_in_host_memory(tmp_path):
         "weights, fp32": 16,
         "gradients, fp32": 16,
         "Adam's two averages, fp32": 32,
-        "weights gathered: outside the layers, two layers": 1,
+        "whole weights, gathered by FSDP2": 1,
         "activations, logits, their gradients": 0.82,
     }
     in_host = made.phases(LARGE, {"engine.offload_policy": True})
     assert parts_of(in_host, "training") == {
-        "weights gathered: outside the layers, two layers": 1,
+        "whole weights, gathered by FSDP2": 1,
         "activations, logits, their gradients": 1.26,  # with a layer's weights on their way, in fp32
     }
     assert [phase.host / GIB for phase in on_card + in_host] == [0, 0, 0, 64]
