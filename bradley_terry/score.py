@@ -184,7 +184,7 @@ def score_parts(
 def start_ray(workers: int | None) -> tuple[str, int]:
     """Return the device, and how many models there will be: by default one per GPU, or per core if there is no GPU."""
     if os.environ.get("RAY_ADDRESS"):
-        device, _ = connect(__package__, 1, 1, cores_beside=1)
+        device, *_ = connect(__package__, 1, 1, cores_beside=1)
         room = workers_of_cluster(device)
     else:
         room = torch.cuda.device_count() or os.cpu_count()
@@ -194,7 +194,8 @@ def start_ray(workers: int | None) -> tuple[str, int]:
     if os.environ.get("RAY_ADDRESS"):
         return device, workers or room
     cores = None if torch.cuda.is_available() else torch.get_num_threads()
-    return connect(__package__, 1, workers or cores, cores_beside=1)
+    device, workers, _ = connect(__package__, 1, workers or cores, cores_beside=1)
+    return device, workers
 
 
 def workers_of_cluster(device: str) -> int:

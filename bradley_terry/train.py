@@ -49,7 +49,6 @@ from .dataset import Pair, as_item, collate, describe, digest_pairs, encode_pair
 from .evaluate import pair_metrics, save_rewards
 from .loss import batch_metrics
 
-PRECISION = {"cuda": "bf16", "cpu": "fp32"}
 SHOWN = ("loss", "accuracy", "margin_mean", "grad_norm", "lr", "tokens_per_second")
 USAGE = """
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -100,13 +99,13 @@ def train(config: DictConfig) -> None:
     check_pair_sizes(config, rows_of, packing == PACKED)
 
     # 2. Start the cluster and the workers
-    device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
+    device, per_node, precision = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
     workers = per_node * trainer.nnodes
     if data.train_batch_size % workers:
         raise DataError(f"data.train_batch_size={data.train_batch_size} cannot be shared equally by {workers} workers")
     steps = len(train_rows) // data.train_batch_size * trainer.total_epochs
     last_step = min(steps, trainer.total_training_steps or steps)
-    config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION[device]}
+    config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": precision}
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
     check_resume(output, identity(config, base.name, train_rows, workers), trainer.resume_mode)

@@ -15,7 +15,7 @@ OUTPUT=${OUTPUT:-outputs}               # everything the run leaves; a second ru
 NNODES=${NNODES:-1}
 N_GPUS_PER_NODE=${N_GPUS_PER_NODE:-null} # null: all GPUs of a node; without GPUs, how many processes (null: one)
 SEED=${SEED:-0}
-ROLLOUT=${ROLLOUT:-}                    # vllm, or hf: the policy answers by itself; empty: vllm if it is installed
+ROLLOUT=${ROLLOUT:-}                    # vllm, or hf: the policy answers by itself; empty: vllm where there is a GPU
 # RAY_ADDRESS=auto or head:6379         # join a running Ray cluster instead of starting one on this machine
 # -------------------------------------------------------------------------------------------------------------------
 
@@ -24,6 +24,7 @@ if [[ -z "$MODEL_PATH" && ! -f "$HERE/../sft/run_sft.sh" ]]; then
     echo "Set MODEL_PATH to a chat model or to a judge that ../sft has trained elsewhere." >&2
     exit 1
 fi
+ROLLOUT=$("${RUN[@]}" common.grpo.answering "$ROLLOUT") # vllm or hf; stops here if what is set cannot run
 if [[ -z "$TRAIN_FILES" && -n "$VAL_FILES$TEST_FILES" ]]; then
     echo "VAL_FILES or TEST_FILES without TRAIN_FILES: set all, or none for the demo's data." >&2
     exit 1
@@ -57,13 +58,6 @@ if [[ -z "$MODEL_PATH" ]]; then
     PROMPTS=32 PROMPTS_PER_UPDATE=16 LR=1.5e-4 EPOCHS=1 ANSWER=48 CHECKPOINTING=False TEST_FREQ=5 SAVE_FREQ=5
 else
     PROMPTS=128 PROMPTS_PER_UPDATE=64 LR=1e-6 EPOCHS=2 ANSWER=1024 CHECKPOINTING=True TEST_FREQ=20 SAVE_FREQ=20
-fi
-if [[ -z "$ROLLOUT" ]]; then
-    ROLLOUT=hf
-    if python -c 'import importlib.util; raise SystemExit(importlib.util.find_spec("vllm") is None)' &&
-        { [[ -n "${RAY_ADDRESS:-}" ]] || nvidia-smi -L > /dev/null 2>&1; }; then
-        ROLLOUT=vllm
-    fi
 fi
 
 # One step: PROMPTS x 8 answers are sampled and rewarded, then trained on in PROMPTS / PROMPTS_PER_UPDATE updates. With

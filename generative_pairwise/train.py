@@ -24,7 +24,7 @@ from common.checkpoint import CheckpointError, check_resume, claim_folder
 from common.conversation import DataError
 from common.data_report import data_report
 from common.files import content_digest
-from common.grpo import preflight
+from common.grpo import answering, preflight
 from common.judging.prompts import digest_prompts, measure_rows, store_rubric
 from common.packing import PACKED, attention_of, choose_packing
 from common.parquet import Faults, left_out_figures, split_by_prompt
@@ -72,30 +72,32 @@ def train(config: DictConfig) -> None:
     train_rows = rows_of["train"]
     show_first(train_rows[0], tokenizer)
     preflight.check_settings(config, len(train_rows), base.longest)
+    answering.prepare(config, base.config)
     check_strength(config, train_rows)
 
     packing = choose_packing(base.config, AutoModelForCausalLM, config.data.packing, model.path)
     model.override_config.attn_implementation = attention_of(packing, base.config, AutoModelForCausalLM)
 
     # 2. Join or start Ray
-    trainer, cores = config.trainer, preflight.cores_of(config)
-    device, per_node = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node, **cores)
-    workers = per_node * trainer.nnodes
+    trainer, room = config.trainer, preflight.room_for(config)
+    machines = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node, **room)
+    workers = machines.workers_per_node * trainer.nnodes
     preflight.check_workers(config, workers)
+    answering.check_nodes(config, machines.device)
     output = Path(trainer.output).absolute()
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
-    check_resume(output, identity(config, base.name, tokenizer, rows_of, device, workers), trainer.resume_mode)
+    check_resume(output, identity(config, base.name, tokenizer, rows_of, machines, workers), trainer.resume_mode)
     OmegaConf.save(config, output / "settings.yaml")
 
     # 3. Hand over to verl
     tokenizer.save_pretrained(output / "tokenizer")
     files = {name: write_for_verl(rows, output / "rows" / f"{name}.parquet") for name, rows in rows_of.items()}
-    config = preflight.fill_in(config, __package__, output, files, len(train_rows), device, per_node)
+    config = preflight.fill_in(config, __package__, output, files, len(train_rows), machines)
     keep_groups = packing == PACKED and preflight.keeps_groups(config, max(row["tokens"] for row in train_rows))
     if packing != PACKED:
         preflight.pad_rows(config, workers)
-    cluster.check_platform(device)
+    cluster.check_platform(machines.device)
     from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
 
@@ -169,7 +171,12 @@ def check_strength(config: DictConfig, rows: list[dict]) -> None:
 
 
 def identity(
-    config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, list[dict]], device: str, workers: int
+    config: DictConfig,
+    model_name: str,
+    tokenizer,
+    rows_of: dict[str, list[dict]],
+    machines: cluster.Machines,
+    workers: int,
 ) -> dict:
     """What must be equal for a resumed run to be the same run."""
     policy, data = config.actor_rollout_ref, config.data
@@ -190,7 +197,7 @@ def identity(
         "algorithm.use_kl_in_reward": config.algorithm.use_kl_in_reward,
         "lora": {key: str(policy.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
         "optim": OmegaConf.to_container(policy.actor.optim),
-        "precision": f"{policy.actor.fsdp_config.mixed_precision or 'the default'}, on {device}",
+        "precision": f"{policy.actor.fsdp_config.mixed_precision or machines.precision}, on {machines.device}",
         "trainer.total_epochs": config.trainer.total_epochs,
         "trainer.seed": config.trainer.seed,
     }

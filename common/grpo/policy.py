@@ -165,6 +165,14 @@ class PolicyWorker(ActorRolloutRefWorker):
         use_interface_of(ray.util.get_node_ip_address())
         super().__init__(*arguments, **settings)
 
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        """Build the engines, and have room for the largest weight on the way to a server."""
+        super().init_model()
+        if hasattr(self, "rollout"):
+            weights = self.actor.engine.module.parameters()
+            self.rollout.make_room(max(weight.numel() * weight.element_size() for weight in weights))
+
     @register(dispatch_mode=Dispatch.DP_COMPUTE)
     def generate(self, prompts: list, seeds: list, options: dict) -> list[tuple[list[int], list[float]]]:
         """Answer this worker's share of the prompts."""
