@@ -92,8 +92,43 @@ def test_every_group_of_workers_gets_a_node_of_its_own(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU that torch can use")
 def test_torch_without_a_gpu():
-    count, said = cluster._count_by_torch()
-    assert count == 0 and said.startswith(f"torch {torch.__version__} says '")
+    found, said = cluster._find_by_torch()
+    assert found == [] and said.startswith(f"torch {torch.__version__} says '")
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine with GPUs of these compute capabilities, as far as torch says."""
+    capabilities = [(9, 0), (7, 5)]
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: capabilities[device])
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    return capabilities
+
+
+def test_gpus_before_ampere_compute_in_fp32_and_it_is_said_in_one_line(gpus, capsys):
+    assert cluster._find_by_torch() == (gpus, f"torch {torch.__version__} finds 2")
+    assert cluster._precision(min(gpus)) == "fp32"
+    said = capsys.readouterr().out
+    assert said.startswith("GPUs before Ampere have no bf16: computing in fp32") and said.count("\n") == 1
+    for capability, precision in (((8, 0), "bf16"), ((9, 0), "bf16"), (None, "fp32")):
+        assert cluster._precision(capability) == precision
+    assert capsys.readouterr().out == ""
+
+
+def test_a_local_ray_has_gpus_of_no_hardware_for_vllms_servers_on_the_cpu():
+    """verl asks Ray for one GPU for each worker that has a server."""
+    assert "num_gpus" not in cluster._local_ray(2, 3, 4)
+    settings = cluster._local_ray(2, 3, 4, servers_on_cpu=True)
+    assert settings["num_gpus"] == 2 and settings["num_cpus"] >= 2 * 3 + 4
+    assert cluster._local_ray(None, 3, 4, servers_on_cpu=True)["num_gpus"] == 1
+    assert settings["_node_ip_address"] == "127.0.0.1"  # and verl's servers listen where Ray says that they are
+
+
+def test_no_client_can_load_adapters_into_a_server():
+    """verl loads its own by another way; over HTTP anybody on the machine could."""
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in cluster.ENVIRONMENT
 
 
 @pytest.mark.run
@@ -105,4 +140,7 @@ def test_a_local_run_leaves_no_token_for_a_later_ray_start(tmp_path):
     command = [sys.executable, "-c", code]
     shown = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=120)
     assert shown.returncode == 0, shown.stderr
-    assert "('cpu', 1)\nTrue\n" in shown.stdout and not (tmp_path / ".ray").exists()
+    assert (
+        "Machines(device='cpu', workers_per_node=1, precision='fp32')\nTrue\n" in shown.stdout
+        and not (tmp_path / ".ray").exists()
+    )

@@ -32,12 +32,10 @@ class RenamedVllm(Distribution):
 class VllmFinder(DistributionFinder):
     """Finds no module, and one distribution."""
 
-    @staticmethod
-    def find_spec(*arguments) -> None:
+    def find_spec(self, *arguments) -> None:
         return None
 
-    @staticmethod
-    def find_distributions(context: DistributionFinder.Context) -> Iterator[Distribution]:
+    def find_distributions(self, context: DistributionFinder.Context) -> Iterator[Distribution]:
         if context.name == ASKED:
             try:
                 yield RenamedVllm(importlib.metadata.distribution(INSTALLED))
@@ -45,4 +43,4 @@ class VllmFinder(DistributionFinder):
                 return
 
 
-sys.meta_path.append(VllmFinder)
+sys.meta_path.append(VllmFinder())

@@ -169,7 +169,7 @@ class PolicyWorker(ActorRolloutRefWorker):
     def init_model(self) -> None:
         """Build the engines, and have room for the largest weight on the way to a server."""
         super().init_model()
-        if hasattr(self, "rollout"):
+        if self.rollout:
             weights = self.actor.engine.module.parameters()
             self.rollout.make_room(max(weight.numel() * weight.element_size() for weight in weights))
 

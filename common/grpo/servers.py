@@ -36,11 +36,12 @@ from common.grpo.rollout import end_tokens, first_seed, seed_of
 SEEDED = "seeded"  # name of the agent loop below, in the methods' config.yaml
 SECONDS_OF_SILENCE = 40  # without a word from vLLM while it takes weights; a bucket takes less than one
 SECONDS_BETWEEN_LOOKS = 5
-ENGINE_DIED = (
-    "vLLM's engine died; what it printed above says why. If memory ran out, lower "
-    "actor_rollout_ref.rollout.gpu_memory_utilization, or on a CPU "
-    f"actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes. Then {GO_ON}."
+SAID_ABOVE = (
+    "What it printed above says why. If memory is short, lower actor_rollout_ref.rollout.gpu_memory_utilization, or on "
+    "a CPU actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes."
 )
+ENGINE_DIED = f"vLLM's engine died. {SAID_ABOVE} Then {GO_ON}."
+STARTING = "vLLMHttpServer.launch_server()"  # in the text of an error while a server starts
 base._ROLLOUT_REGISTRY["vllm", "async"] = "common.grpo.weight_sync.WatchedAdapter"
 
 
@@ -59,6 +60,14 @@ class SeededAgentLoops(AgentLoopManagerTQ):
         tu.assign_non_tensor_stack(prompts, "first_seed", [first + row * answers for row in range(len(prompts))])
         self.place_of = {uid: place for place, uid in enumerate(prompts["uid"])}
         super().generate_sequences(prompts)
+
+    def as_asked(self, keys: list[str]) -> list[int]:
+        """Return the order in which the last batch's answers were asked for; in the queue they stand as they came.
+
+        An update then takes the same prompts in every run.
+        """
+        names = [key.split("_") for key in keys]  # prompt, number of the answer, number of its part
+        return sorted(range(len(keys)), key=lambda index: (self.place_of[names[index][0]], int(names[index][1])))
 
 
 @register(SEEDED)
@@ -92,6 +101,13 @@ class WholeText:
 # ---- the end of a server
 
 
+def weights_refused(error: BaseException | None) -> TrainingError:
+    """Return what the user should read if vLLM fails while it takes weights; in one line, without Ray's traceback."""
+    cause = getattr(error, "cause", None) or error
+    said = str(cause).strip().splitlines()[-1:] or [type(cause).__name__]
+    return TrainingError(f"vLLM did not take the new weights: {said[0]}. What it printed above says why; then {GO_ON}.")
+
+
 class WatchedSocket:
     """verl's socket to a server that takes weights; it does not wait for one that has failed.
 
@@ -122,9 +138,9 @@ class WatchedSocket:
         end = time.monotonic() + SECONDS_OF_SILENCE
         while not self.socket.poll(1000, event):
             if self.loading and self.loading.done():
-                raise TrainingError(f"vLLM did not take the new weights: {self.loading.exception()}")
+                raise weights_refused(self.loading.exception())
             if time.monotonic() > end:
-                raise TrainingError(f"vLLM did not take the new weights within {SECONDS_OF_SILENCE} s")
+                raise TrainingError(f"vLLM did not take the new weights within {SECONDS_OF_SILENCE} s; {GO_ON}")
 
 
 class ServerWatch:
@@ -156,11 +172,12 @@ class ServerWatch:
         self.thread.join()
         if error is None or (isinstance(error, KeyboardInterrupt) and not self.found):
             return
-        cause = getattr(error, "cause", None)
+        if isinstance(error, RayTaskError) and STARTING in str(error):
+            raise TrainingError(f"vLLM could not start ({error.cause}). {SAID_ABOVE}") from error
         if text := self.found or self._what_is_down(tries=TRIES):
             raise TrainingError(text) from error
-        if isinstance(error, RayTaskError) and isinstance(cause, TrainingError):
-            raise TrainingError(str(cause)) from error
+        if isinstance(error, RayTaskError) and isinstance(error.cause, TrainingError):
+            raise TrainingError(str(error.cause)) from error
 
     def _servers(self) -> list[ActorHandle]:
         manager = getattr(self.trainer, "llm_server_manager", None)

@@ -127,11 +127,8 @@ class JudgeTrainer(PPOTrainerSync):
 
     def _balance_batch(self, batch, metrics: dict, **settings):
         """Give each worker about the same number of tokens, and whole groups if they fit."""
-        if not self.in_process:  # answers come as they are done
-            place_of = self.agent_loop_manager.place_of
-            names = [key.split("_") for key in batch.keys]  # prompt, number of the answer, number of its part
-            asked = sorted(range(len(names)), key=lambda index: (place_of[names[index][0]], int(names[index][1])))
-            batch.reorder(asked)
+        if not self.in_process:
+            batch.reorder(self.agent_loop_manager.as_asked(batch.keys))
         batch = super()._balance_batch(batch, metrics, **settings)
         if self.keep_groups:
             groups = defaultdict(list)  # in the order of the batch, not of their random ids: a run can be repeated

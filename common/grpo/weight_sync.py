@@ -16,7 +16,7 @@ from verl.workers.rollout.vllm_rollout import ServerAdapter
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 
 from common.cluster import TrainingError
-from common.grpo.servers import SECONDS_OF_SILENCE, WatchedSocket
+from common.grpo.servers import SECONDS_OF_SILENCE, WatchedSocket, weights_refused
 
 SHARED_MEMORY = "/dev/shm"
 
@@ -74,4 +74,4 @@ class WatchedAdapter(ServerAdapter):
                 await self.server_handle.clear_kv_cache.remote()
                 await self.server_handle.set_global_steps.remote(global_steps)
             except (RayError, TimeoutError) as error:
-                raise TrainingError(f"vLLM did not take the new weights: {error}") from error
+                raise weights_refused(error) from error
