@@ -205,6 +205,19 @@ def test_a_wait_for_a_dead_server_is_ended(watched):
     assert time.monotonic() - started < 5
 
 
+def test_a_wait_within_asyncio_is_ended_too(watched):
+    """As verl waits for a weight sync: in a coroutine that never gives the loop a turn."""
+
+    async def wait() -> None:
+        time.sleep(60)
+
+    started = time.monotonic()
+    watched.engine = True
+    with pytest.raises(TrainingError, match="vLLM's engine died"), servers.ServerWatch(watched.trainer):
+        asyncio.run(wait())
+    assert time.monotonic() - started < 5
+
+
 def test_an_error_that_a_dead_engine_causes_says_so(watched):
     watched.engine = True
     match = "vLLM's engine died. What it printed above"

@@ -187,7 +187,10 @@ class ServerWatch:
         while not self.left.wait(SECONDS_BETWEEN_LOOKS):
             if (text := self._what_is_down()) and not self.left.wait(SECONDS_BETWEEN_LOOKS):
                 self.found = text
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                for _ in range(2):  # within asyncio.run, the first one cancels a task that does not get to run
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                    if self.left.wait(1):
+                        return
                 return
 
     def _what_is_down(self, tries: int = 1) -> str:
