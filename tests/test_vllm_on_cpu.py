@@ -115,13 +115,11 @@ def served(inputs, tmp_path_factory) -> SimpleNamespace:
     for step, victim in ((4, "ray::vLLMHttpServer"), (7, "VLLM::Worker")):
         process = start(output, *settings, script=POINTWISE_SCRIPT, **inputs, N_GPUS_PER_NODE="2")
         wait_for_step(process, output, step)
-        everyone = psutil.Process(process.pid).children(recursive=True)
-        for part in everyone:
-            if part.is_running():
-                found = part.net_connections("tcp")
-                seen.listening |= {(part.name(), c.laddr.ip) for c in found if c.status == psutil.CONN_LISTEN}
+        for part in processes_of(process, ""):
+            listening = [found for found in part.net_connections("tcp") if found.status == psutil.CONN_LISTEN]
+            seen.listening |= {(part.name(), found.laddr.ip) for found in listening}
         servers = processes_of(process, victim)
-        assert len(servers) == 2, [part.cmdline() for part in everyone]
+        assert len(servers) == 2
         shutil.copytree(output / "answers", output.parent / f"answers_before_{step}")
         servers[0].send_signal(signal.SIGKILL)
         seen.killed[victim] = last_words(output, process, time.monotonic()) + (servers[0].pid,)
@@ -133,7 +131,7 @@ def test_after_every_update_the_servers_probabilities_are_the_trainers(served, i
     """Up to rounding, while the weights have moved by much more than that."""
     differences = metrics_of(served.output, "training/rollout_probs_diff_mean")
     print("\ndifferences:", {step: f"{value:.1e}" for step, value in differences.items()})
-    assert list(differences) == list(range(1, STEPS + 1)) and max(differences.values()) < 1e-5
+    assert list(differences) == list(range(1, STEPS + 1)) and max(differences.values()) < 1e-6
     before, after = (
         AutoModelForCausalLM.from_pretrained(folder)
         for folder in (inputs["MODEL_PATH"], served.output / "checkpoint_last")
@@ -144,7 +142,7 @@ def test_after_every_update_the_servers_probabilities_are_the_trainers(served, i
     with torch.no_grad():
         moved = (before(ids).logits.softmax(-1) - after(ids).logits.softmax(-1)).gather(2, ids[..., None]).abs().mean()
     print(f"moved by {moved:.1e}")
-    assert moved > 5e-3
+    assert moved > 1e-4
 
 
 def test_greedy_answers_are_those_of_transformers(served):
@@ -190,14 +188,18 @@ def test_a_server_that_is_killed_ends_the_run_with_one_message(served, victim):
     assert "\n" not in message
 
 
-def test_killed_and_resumed_it_improves_as_with_transformers(served):
-    assert sorted(metrics_of(served.output, "train/reward")) == list(range(1, STEPS + 1))
-    rewards = metrics_of(served.output, "val/reward")
-    assert rewards[STEPS] > rewards[0]
+def test_killed_and_resumed_it_leaves_the_judge_that_was_validated(served):
+    """Validation by vLLM after the last update that was best, against the exported checkpoint by transformers."""
+    best = json.loads((served.output / "best.json").read_text())
+    found = json.loads((served.output / "evaluation_val.json").read_text())
+    accuracy = metrics_of(served.output, "val/acc")
+    assert sorted(accuracy) == [0, 5, STEPS] and best["val/acc"] == accuracy[best["step"]]
+    assert found["accuracy"] == pytest.approx(best["val/acc"], abs=0.01)
 
 
-def test_nothing_listens_beyond_this_machine(served):
-    assert served.listening and all(is_local(address) for _, address in served.listening), served.listening
+def test_servers_listen_on_this_machine_alone(served):
+    found = {name: address for name, address in served.listening if "vllm" in name.lower()}
+    assert "ray::vLLMHttpServer" in found and all(map(is_local, found.values())), found
 
 
 def test_a_pairwise_judge_with_adapters(tiny_model, tmp_path):
@@ -209,7 +211,7 @@ def test_a_pairwise_judge_with_adapters(tiny_model, tmp_path):
     text = run(tmp_path / "outputs", *SETTINGS, *adapters, script=PAIRWISE_SCRIPT, timeout=900, **environment)
     differences = metrics_of(tmp_path / "outputs", "training/rollout_probs_diff_mean")
     print("\ndifferences:", {step: f"{value:.1e}" for step, value in differences.items()})
-    assert list(differences) == [1, 2, 3, 4] and max(differences.values()) < 1e-5
+    assert list(differences) == [1, 2, 3, 4] and max(differences.values()) < 1e-6
     assert "Traceback" not in text and (tmp_path / "outputs" / "checkpoint_last_adapter").is_dir()
 
 

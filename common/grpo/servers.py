@@ -34,7 +34,7 @@ from common.generation import decode
 from common.grpo.rollout import end_tokens, first_seed, seed_of
 
 SEEDED = "seeded"  # name of the agent loop below, in the methods' config.yaml
-SECONDS_OF_SILENCE = 40  # without a word from vLLM while it takes weights; a bucket takes less than one
+SECONDS_OF_SILENCE = 30  # without a word from vLLM while it takes weights; a bucket takes less than one
 SECONDS_BETWEEN_LOOKS = 5
 SAID_ABOVE = (
     "What it printed above says why. If memory is short, lower actor_rollout_ref.rollout.gpu_memory_utilization, or on "
