@@ -227,7 +227,7 @@ def _report_too_long(total: int, too_long: list[Pair], max_length: int) -> str:
     longest = sorted(too_long, key=lambda pair: -pair.longest)
     shown = [f"  {pair.source}: {pair.longest} tokens" for pair in longest[:5]]
     head = f"{len(too_long)} of {total} pairs are longer than data.max_length={max_length} tokens. The longest:"
-    raised = "Raise data.max_length (--max-length), or set data.truncation (--truncation):"
+    raised = "Raise data.max_length (--max-length) if the model reads more, or set data.truncation (--truncation):"
     return "\n".join([head, *shown, raised, "drop leaves them out, left cuts the start of the prompt."])
 
 

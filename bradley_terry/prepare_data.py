@@ -134,7 +134,8 @@ def convert_pairs(
 
     rows = list(rows)
     if convert is from_pairs and rows:
-        report_unread(rows, ("chosen", "rejected", *optional_columns(list(rows[0]))))
+        names = list({name: None for row in rows for name in row})
+        report_unread(rows, ("chosen", "rejected", *optional_columns(names)))
     numbered = [{"row": row, "source": f"row {number}"} for number, row in enumerate(rows)]
     checked, left_out = check_rows(tqdm(numbered, desc="convert", unit="row", delay=1), check, on_bad_row)
     pairs = [row["pair"] for row in checked if row["pair"]]

@@ -28,6 +28,7 @@ from common.base_model import cannot_load, readable_tokens
 from common.conversation import BadRow, Conversation, DataError
 from common.packing import is_packed, own_attention, pad
 from common.tokenizer import (
+    MARKER,
     MessageCheck,
     check_end,
     check_tokens,
@@ -51,6 +52,12 @@ class Reading:
     @cached_property
     def check_messages(self) -> MessageCheck:
         return MessageCheck(self.tokenizer)
+
+    @cached_property
+    def end(self) -> str:
+        """What the chat template writes behind an answer, such as `<|im_end|>`."""
+        answered = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARKER}]
+        return render(self.tokenizer, answered, "messages").rpartition(MARKER)[2].strip()
 
 
 def load_reading(path: str, trust_remote_code: bool = False) -> Reading:
@@ -126,9 +133,9 @@ def encode(conversation: Conversation | str, reading: Reading, column: str, max_
     plain, tokenizer = isinstance(conversation, str), reading.tokenizer
     if not plain and not tokenizer.chat_template:
         raise BadRow(column, "a conversation, but the tokenizer has no chat template; give plain text")
-    if plain and tokenizer.chat_template and not reading.check_messages.find(conversation):
+    if plain and tokenizer.chat_template and not conversation.rstrip().endswith(reading.end):
         kind = "plain text, but the model's tokenizer has a chat template, so it scores conversations. Give messages"
-        raise BadRow(column, f"{kind}, or the text as the template writes it", conversation)
+        raise BadRow(column, f"{kind}, or the text as the template writes it, up to {reading.end!r}", conversation)
     if not plain:
         reading.check_messages(column, conversation)
     text = conversation if plain else render(tokenizer, conversation, column)

@@ -9,11 +9,11 @@ with a sibling. That one idea serves three layouts:
 - plain packing (SFT): one segment per sequence, no prefix;
 - any mix of these in one micro-batch.
 
-On CPU, in fp32, and on GPUs before Ampere, each segment is one call of torch's scaled-dot-product attention. In half
-precision on newer GPUs all segments go through torch's own variable-length flash kernel in one call, keys and values
-gathered so that each segment finds its prefix in front of itself; no flash-attn build is needed. Use it with
-`attn_implementation=SEGMENT_ATTENTION`, `attention_mask=None` and `segments=Segments(...)` in the model's forward:
-transformers hands keywords to every layer.
+On CPU, in fp32, and on GPUs before Ampere, each segment is one call of torch's scaled-dot-product attention, by a
+kernel that never holds the scores of all tokens at once. In half precision on newer GPUs all segments go through
+torch's own variable-length flash kernel in one call, keys and values gathered so that each segment finds its prefix in
+front of itself; no flash-attn build is needed. Use it with `attn_implementation=SEGMENT_ATTENTION`,
+`attention_mask=None` and `segments=Segments(...)` in the model's forward: transformers hands keywords to every layer.
 """
 
 from functools import cached_property
@@ -123,10 +123,7 @@ def _attend_per_row(query, key, value, scaling, sliding_window):
     length, mask = query.shape[2], None
     if sliding_window is not None and sliding_window < length:
         mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - sliding_window)
-    out = F.scaled_dot_product_attention(
-        query, key, value, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
-    )
-    return out.transpose(1, 2).contiguous()
+    return _attend(query, key, value, mask, scaling).transpose(1, 2).contiguous()
 
 
 def _attend_per_segment(query, key, value, segments, scaling, sliding_window):
@@ -144,12 +141,20 @@ def _attend_per_segment(query, key, value, segments, scaling, sliding_window):
             mask = torch.ones(length, prefix + length, dtype=torch.bool, device=query.device).tril(prefix)
             if windowed:
                 mask = mask.triu(prefix - sliding_window + 1)
-        out.append(
-            F.scaled_dot_product_attention(
-                segment, seen_keys, seen_values, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
-            )
-        )
+        out.append(_attend(segment, seen_keys, seen_values, mask, scaling))
     return torch.cat(out, dim=2).transpose(1, 2).contiguous()
+
+
+def _attend(query, key, value, mask, scaling):
+    """Call torch's attention, causal if there is no mask, on (rows, heads, length, head_dim)."""
+    # On CUDA only flash attention shares key heads between query heads, and it takes neither fp32 nor a mask. Without
+    # this, what is left is the kernel that builds the scores of all heads at once; so they fit torch's
+    # memory-efficient kernel (`can_use_mem_efficient_attention` in its sdp_utils.cpp). The CPU's takes all of it
+    if query.is_cuda and (query.dtype == torch.float32 or mask is not None):
+        key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1) for tensor in (key, value))
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+    )
 
 
 def _join(pieces: list[torch.Tensor]) -> torch.Tensor:

@@ -72,6 +72,7 @@ def load_base(
         where = "" if os.path.isdir(path) else f" (there is no folder {os.path.abspath(path)}, so a hub id was assumed)"
         raise DataError(f"model.path={model.path}: cannot be loaded{where}: {error}") from error
     check_config(path, config, auto_class)
+    check_weights(path)
     choose_template(tokenizer, data.chat_template)
     set_template_options(tokenizer, OmegaConf.to_container(OmegaConf.create(options or {})), setting)
     ensure_pad_token(tokenizer, config.get_text_config().vocab_size, data.pad_token)
@@ -81,7 +82,7 @@ def load_base(
 
 
 def check_files(path: str) -> None:
-    """Raise `DataError` if a folder holds an adapter alone, no weights, or not all files of its weights."""
+    """Raise `DataError` if a folder holds an adapter alone."""
     folder = Path(path)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise DataError(
@@ -89,17 +90,26 @@ def check_files(path: str) -> None:
             "peft.AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(FOLDER), and the "
             "tokenizer beside it. A run with LoRA here leaves the merged model in `checkpoint`."
         )
+
+
+def check_weights(path: str) -> None:
+    """Raise `DataError` if a folder holds no weights, or not all files of them."""
+    folder = Path(path)
     if not folder.is_dir():
         return
     stored = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if stored is None:
-        raise DataError(f"model.path={path}: the folder holds no weights ({' or '.join(WEIGHTS)}). Load them again.")
+        names = " or ".join(WEIGHTS)
+        raise DataError(f"model.path={path}: the folder holds no weights ({names}). Download the model again.")
     if stored.suffix == ".json":
-        files = set(json.loads(stored.read_text())["weight_map"].values())
+        try:
+            files = set(json.loads(stored.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"model.path={path}: {stored.name} cannot be read. Download the model again.") from error
         if missing := sorted(name for name in files if not (folder / name).is_file()):
             raise DataError(
                 f"model.path={path}: {len(missing)} of the {len(files)} files that {stored.name} names are missing, "
-                f"the first is {missing[0]}. Load them again."
+                f"the first is {missing[0]}. Download the model again."
             )
 
 

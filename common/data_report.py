@@ -400,7 +400,7 @@ def describe_lengths(items: list[Item]) -> list[str]:
     """Say how far the length alone tells the label: of pairs, or of responses with a number as label."""
     if pairs := longer_is_better(items):
         share = fmean(is_better for _, is_better in pairs)
-        line = f"length: the longer response is better in {share:.1%} of {len(pairs)} pairs"
+        line = f"length: the longer response is better in {share:.1%} of {len(pairs)} pairs whose lengths differ"
         if len(pairs) >= ROWS_FOR_QUARTERS:
             shares = [f"{value:.0%} (up to {length})" for length, value in quarters(pairs)]
             line += f"; by quarter of the difference in characters: {', '.join(shares)}"

@@ -8,13 +8,12 @@ step already trains: verl's warm-up starts at a rate of 0.
 """
 
 import importlib
-from inspect import signature
 
 import ray
 import torch
 import torch.nn as nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils.fsdp_utils import apply_fsdp2, fsdp2_load_full_state_dict
 from verl.utils.torch_dtypes import PrecisionType
@@ -24,8 +23,9 @@ from verl.workers.engine_workers import TrainingWorker
 
 from common.attention import SEGMENT_ATTENTION, self_test
 from common.checkpoint import unwrap
+from common.logits import can_be_split, let_forward_read
 from common.network import use_interface_of
-from common.packing import own_attention, pad, without_randomness
+from common.packing import own_attention, without_randomness
 
 
 class PackedEngine(FSDPEngineWithLMHead):
@@ -76,25 +76,6 @@ class PackedEngine(FSDPEngineWithLMHead):
         if lost := sorted(missing - new):
             raise ValueError(f"weights are missing, among them {', '.join(lost[:5])}: is the model's folder complete?")
 
-    def lay_out(self, sequences: list[torch.Tensor], places: list[torch.Tensor]) -> tuple[dict, tuple]:
-        """Return padded sequences as a language model takes them, and where in its logits the wanted places are.
-
-        Args:
-            sequences: token ids.
-            places: of each sequence, after which of its tokens the logits are wanted.
-
-        Returns:
-            The model's inputs; the index of (sequences' places, vocabulary) in its logits, the sequences' in order.
-        """
-        rows = torch.repeat_interleave(torch.tensor([len(of_row) for of_row in places]))
-        wanted = torch.cat(places)
-        inputs = pad(sequences)
-        if "logits_to_keep" in signature(unwrap(self.module).forward).parameters:
-            kept = wanted.unique()
-            inputs["logits_to_keep"] = kept
-            wanted = torch.searchsorted(kept, wanted)
-        return inputs, (rows.to(wanted.device), wanted)
-
     def _build_lora_module(self, module: PreTrainedModel) -> nn.Module:
         from peft import LoraConfig, get_peft_model
 
@@ -120,12 +101,17 @@ class PackedEngine(FSDPEngineWithLMHead):
             MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) for dtype in (torch.float32, compute)
         )
         full_state = module.state_dict()
+        model = unwrap(module)
         if self.head:
-            model = unwrap(module)
             fully_shard(getattr(model, self.head), **shard, mp_policy=fp32)
-            if model.config.tie_word_embeddings:  # verl keeps a tied embedding gathered; this head is tied to nothing
-                fully_shard(model.get_input_embeddings(), **shard, mp_policy=mixed)
+        tied = model.config.tie_word_embeddings
+        if self.head or not tied:  # a small head is tied to nothing
+            fully_shard(model.get_input_embeddings(), **shard, mp_policy=mixed)
+        # of models whose weights are tied, verl shards no lm_head by itself. Nor should it here: it would be gathered
+        # for each chunk of tokens (common/logits.py). With the root's weights it is gathered once for all of them
+        model.config.tie_word_embeddings = True
         apply_fsdp2(module, {**shard, "mp_policy": mixed}, self.engine_config)
+        model.config.tie_word_embeddings = tied
         fsdp2_load_full_state_dict(module, full_state, self.device_mesh, offload)
         return module
 
@@ -139,6 +125,26 @@ class PackedEngine(FSDPEngineWithLMHead):
         used = self.lr_scheduler.get_last_lr()[0]
         super().lr_scheduler_step()
         return used
+
+
+class LanguageEngine(PackedEngine):
+    """A packed engine for language models. Its module's forward can read logits some tokens at a time."""
+
+    auto_class = AutoModelForCausalLM
+    task_type = "CAUSAL_LM"
+
+    def _build_module(self) -> PreTrainedModel:
+        module = super()._build_module()
+        split = [self.rank == 0 and can_be_split(module)]
+        torch.distributed.broadcast_object_list(split)  # the other workers' modules have no weights yet
+        if self.rank == 0 and not split[0]:
+            print(
+                f"{type(module).__name__} computes the logits of a micro-batch all at once. This is exact, and needs "
+                "more memory. If it is not enough, lower the tokens per micro-batch (data.max_tokens_per_gpu, "
+                "of a judge actor_rollout_ref.actor.ppo_max_token_len_per_gpu)."
+            )
+        let_forward_read(module, split[0])
+        return module
 
 
 class PackedWorker(TrainingWorker):

@@ -211,6 +211,13 @@ def pad(sequences: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask.long()}
 
 
+def find_in_rows(places: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the index (rows, places) of each row's places, one row's after another's."""
+    rows = torch.arange(len(places), device=places[0].device)
+    counts = torch.tensor([len(of_row) for of_row in places], device=rows.device)
+    return rows.repeat_interleave(counts), torch.cat(places)
+
+
 def is_packed(model: PreTrainedModel) -> bool:
     """Return whether the model attends by segments."""
     return model.config._attn_implementation == SEGMENT_ATTENTION

@@ -187,7 +187,7 @@ def check_held(column: str, value: object, side: Side) -> None:
         if not isinstance(text, str) or text.strip() not in seen:
             kind = (
                 "looks like a part of the prompt, and the conversations do not hold it. If it belongs there, put it "
-                "into them (of pairs also into `prompt` or `system`); else give it another name, or take it out"
+                "into them (or into `system`, of pairs also into `prompt`); else give it another name, or take it out"
             )
             raise BadRow(column, kind, text)
 

@@ -39,11 +39,15 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
     is for DeepSeek R1 and its Llama models, all blanks are lost, and nothing says so (transformers issue 45488).
 
     Raises:
-        OSError, ValueError, KeyError: from transformers; it cannot be loaded.
+        OSError, ValueError: it cannot be loaded.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except KeyError as error:
+        raise ValueError(f"transformers does not know its tokenizer: {error}") from error
     file = cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
-    if not tokenizer.is_fast or file is None:
+    own_code = not type(tokenizer).__module__.startswith("transformers.")
+    if not tokenizer.is_fast or file is None or own_code:
         return tokenizer
     raw = Tokenizer.from_file(file)
     raw.no_padding()
@@ -100,11 +104,13 @@ def set_template_options(tokenizer: PreTrainedTokenizerBase, options: dict, sett
         DataError: a switch that the template does not have: it would change nothing.
     """
     template = tokenizer.chat_template
-    unknown = [name for name in options if not re.search(rf"\b{re.escape(str(name))}\b", template or "")]
+    if not template:
+        if options:
+            raise DataError(f"{setting}: the model has no chat template, so there is nothing to set; leave it out")
+        return
+    unknown = [name for name in options if not re.search(rf"\b{re.escape(str(name))}\b", template)]
     if unknown:
         raise DataError(f"{setting}: the model's chat template has no switch {', '.join(unknown)}; leave it out")
-    if not template:
-        return
     if "strftime_now" in template:
         template = fix_date(template)
         if "date_string" not in options:
@@ -205,7 +211,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 class MessageCheck:
     """Refuses messages that hold a special token. The model would read it as structure, such as a turn's end.
 
-    An answer could so write the next turns itself, and a reward or a loss would be about these.
+    Such an answer could end its turn and write the next ones itself, and would be rewarded for those.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -220,7 +226,9 @@ class MessageCheck:
         for message in messages:
             text = message["content"]
             if found := self.find(text):
-                raise BadRow(column, f"a message holds the model's special token {found!r}", text)
+                raise BadRow(
+                    column, f"a message of the {message['role']} holds the model's special token {found!r}", text
+                )
 
     def find(self, text: str) -> str | None:
         """Return the first special token in a text."""

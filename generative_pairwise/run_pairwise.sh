@@ -76,7 +76,7 @@ MODEL=(
 )
 ACTOR=(
     actor_rollout_ref.actor.ppo_mini_batch_size=$PROMPTS_PER_UPDATE # prompts per update, each with all its answers
-    # tokens of a micro-batch: memory and speed only, never the result. If it holds all 8 answers to the longest prompt,
+    # tokens of a micro-batch: memory and speed only, the result only by rounding. If it holds all 8 answers to the longest prompt,
     # each counted with its prompt, then the prompt is computed once for them
     actor_rollout_ref.actor.ppo_max_token_len_per_gpu=32768
     actor_rollout_ref.actor.optim.lr=$LR

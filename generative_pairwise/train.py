@@ -197,7 +197,7 @@ def identity(
         "algorithm.use_kl_in_reward": config.algorithm.use_kl_in_reward,
         "lora": {key: str(policy.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
         "optim": OmegaConf.to_container(policy.actor.optim),
-        "precision": f"{policy.actor.fsdp_config.mixed_precision or machines.precision}, on {machines.device}",
+        "precision": str(policy.actor.fsdp_config.mixed_precision or {"param_dtype": machines.precision}),
         "trainer.total_epochs": config.trainer.total_epochs,
         "trainer.seed": config.trainer.seed,
     }

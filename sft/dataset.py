@@ -197,9 +197,9 @@ def find_all_turns(
         if turns == "last":
             wanted = [False] * (len(answers) - 1) + wanted[-1:]
         thoughts = [answer.rpartition("</think>")[0].removeprefix("<think>").strip() for answer in answers]
-        if wanted[-1] and thoughts[-1] not in text:
+        if wanted[-1] and thoughts[-1] not in text[spans[-1][0] :]:
             kind = "the model's chat template leaves out the thinking of the last turn, so it cannot be learned"
-            remedy = "Put another chat_template.jinja beside the model, or take the thinking out of the data"
+            remedy = "Put a template that keeps it into a copy of the model, or take the thinking out of the data"
             raise BadRow("messages", f"{kind}. {remedy}", answers[-1])
         spans = [span for span, is_wanted in zip(spans, wanted) if is_wanted]
         thoughts = [thought for thought, is_wanted in zip(thoughts, wanted) if is_wanted]
@@ -266,7 +266,7 @@ def _report_too_long(total: int, too_long: list[Example], max_length: int) -> st
     longest = sorted(too_long, key=lambda example: -example.tokens)
     shown = [f"  {example.source}: {example.tokens} tokens" for example in longest[:5]]
     head = f"{len(too_long)} of {total} conversations are longer than data.max_length={max_length} tokens. The longest:"
-    raised = "Raise data.max_length (--max-length), or set data.truncation (--truncation):"
+    raised = "Raise data.max_length (--max-length) if the model reads more, or set data.truncation (--truncation):"
     return "\n".join([head, *shown, raised, "drop leaves them out, left cuts their start."])
 
 

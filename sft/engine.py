@@ -1,19 +1,19 @@
 """verl's FSDP2 engine for language models, over packed conversations; on CPU and CUDA alike.
 
 Two things differ from verl's own. A micro-batch stays one packed row, without the flash-attn build that verl's needs
-for that. And logits are computed only where the next token is trained on: of a judge's conversation that is a fifth,
-and over a vocabulary of 150,000 the logits of the rest would be most of the memory.
+for that. And logits are computed only where the next token is trained on, of a judge's conversation a fifth, and for
+some tokens at a time (`common/logits.py`): over a vocabulary of 150,000 they would be most of the memory.
 """
 
 import torch
 from tensordict import TensorDict
-from transformers import AutoModelForCausalLM
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine import EngineRegistry
 
 from common.attention import Segments
 from common.checkpoint import export_language_model
-from common.fsdp import PackedEngine
+from common.fsdp import LanguageEngine
+from common.packing import find_in_rows, pad
 
 from .loss import token_losses
 
@@ -28,6 +28,18 @@ def cut_conversations(offsets: torch.Tensor) -> Segments:
     return Segments([(start, end, start, start) for start, end in zip(cuts, cuts[1:])], offsets.device)
 
 
+def read_tokens(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return of each token its loss, and whether the target is the most probable one (1 or 0): both (tokens,) fp32.
+
+    Args:
+        logits: (tokens, vocabulary), at the position before each target.
+        targets: (tokens,) ids.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        losses = token_losses(logits, targets)
+    return {"losses": losses, "correct": (logits.detach().argmax(dim=1) == targets).float()}
+
+
 def sft_loss(model_output: dict, data: TensorDict, dp_group):
     """Sum one micro-batch's token losses, scaled so that the sum over all is the mean over the global batch."""
     losses, correct = (model_output[name].values() for name in ("losses", "correct"))
@@ -38,35 +50,28 @@ def sft_loss(model_output: dict, data: TensorDict, dp_group):
 
 
 @EngineRegistry.register(model_type="packed_language_model", backend="fsdp2", device=["cpu", "cuda"])
-class SFTEngine(PackedEngine):
+class SFTEngine(LanguageEngine):
     """Builds, shards and runs a language model over packed conversations."""
 
-    auto_class = AutoModelForCausalLM
-    task_type = "CAUSAL_LM"
-
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
-        if not self.packed:
+        if self.packed:
+            ids, positions = (micro_batch[name].values() for name in ("input_ids", "position_ids"))
+            trained = micro_batch["loss_mask"].values().nonzero()[:, 0]
+            segments = cut_conversations(micro_batch["input_ids"].offsets())
+            inputs = {"input_ids": ids[None], "position_ids": positions[None], "segments": segments}
+            inputs["where"], targets = (0, trained - 1), ids[trained]
+        else:
             sequences, masks = (micro_batch[name].unbind() for name in ("input_ids", "loss_mask"))
             trained = [mask.nonzero()[:, 0] for mask in masks]
-            inputs, where = self.lay_out(sequences, [places - 1 for places in trained])
+            inputs = pad(sequences) | {"where": find_in_rows([places - 1 for places in trained])}
             targets = torch.cat([ids[places] for ids, places in zip(sequences, trained)])
-            return inputs, {"targets": targets, "where": where}
-        ids, positions = (micro_batch[name].values() for name in ("input_ids", "position_ids"))
-        targets = micro_batch["loss_mask"].values().nonzero()[:, 0]
-        row = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": None}
-        packed = {"segments": cut_conversations(micro_batch["input_ids"].offsets()), "logits_to_keep": targets - 1}
-        return row | packed, {"targets": ids[targets], "where": 0}
+        return inputs | {"read": lambda logits, part: read_tokens(logits, targets[part])}, {}
 
-    def prepare_model_outputs(self, output, output_args: dict, micro_batch: TensorDict, logits_processor_func) -> dict:
+    def prepare_model_outputs(self, output: dict, output_args, micro_batch: TensorDict, logits_processor_func) -> dict:
         """Return losses and correct, jagged (conversations, trained tokens)."""
-        logits, targets = output.logits[output_args["where"]], output_args["targets"]
         trained = torch.stack([mask.sum() for mask in micro_batch["loss_mask"].unbind()])
         offsets = torch.cat([trained.new_zeros(1), trained.cumsum(0)])
-        with torch.autocast(logits.device.type, enabled=False):
-            losses = token_losses(logits, targets)
-        correct = (logits.detach().argmax(dim=1) == targets).float()
-        jagged = torch.nested.nested_tensor_from_jagged
-        return {"losses": jagged(losses, offsets), "correct": jagged(correct, offsets)}
+        return {name: torch.nested.nested_tensor_from_jagged(value, offsets) for name, value in output.items()}
 
     def export(self, folder: str, end_of_turn: list[int]) -> None:
         """Write a checkpoint that generates, and stops at the tokens that ended the turns it was trained on.

@@ -15,6 +15,9 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
         loss = -1/N Σ_t log p(x_t | x_<t),    t over all N trained tokens of the global batch
 
+    The engine calls it with some tokens of a batch at a time, and a second time in the backward pass, so that the
+    logits of a long batch are never all in memory. So a token's loss may look at its own logits and target alone.
+
     Args:
         logits: (tokens, vocabulary), any float type, at the position before each target.
         targets: (tokens,) ids.

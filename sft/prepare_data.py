@@ -30,7 +30,7 @@ from .evaluate import are_numbers, find_judgements
 def convert_conversations(rows: Iterable[dict], on_bad_row: str) -> tuple[list[dict], Counter]:
     """Return the rows' conversations, checked, and a count of what is left out: bad rows, repeated conversations."""
     numbered, rows = [], list(tqdm(rows, desc="read", unit="row", delay=1))
-    columns = ("messages", *prompt_columns(list(rows[0]) if rows else []))
+    columns = ("messages", *prompt_columns(list({name: None for row in rows for name in row})))
     report_unread(rows, columns, WEIGHTS)
     for number, row in enumerate(rows):
         if "messages" not in row:

@@ -39,8 +39,7 @@ DATA=(
     data.test_files="${TEST_FILES:+'$TEST_FILES'}"
     data.train_batch_size=$BATCH        # conversations per step
     data.max_length=4096                # tokens of a conversation
-    data.max_tokens_per_gpu=16384       # per micro-batch, at least max_length; the logits of a trained token take about
-                                        # 10 bytes per word of the vocabulary, so chat data may need less than judges'
+    data.max_tokens_per_gpu=16384       # per micro-batch, at least max_length: memory and speed only, the result only by rounding
 )
 MODEL=(
     model.path="'$MODEL_PATH'"

@@ -191,7 +191,9 @@ def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Examp
     faults.raise_all()
     for name, rows in rows_of.items():
         report_examples(name, rows, set_aside_of[name])
-    print("\n".join(data_report({name: [as_item(row) for row in rows] for name, rows in read_of.items()})))
+    kept = {name: {row.source for row in rows} for name, rows in rows_of.items()}
+    items_of = {name: [as_item(row) for row in rows if row["source"] in kept[name]] for name, rows in read_of.items()}
+    print("\n".join(data_report(items_of)))
     return rows_of, set_aside_of
 
 

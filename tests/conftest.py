@@ -15,6 +15,17 @@ settings.register_profile("tests", derandomize=True, deadline=None, database=Non
 settings.load_profile("tests")
 
 REPO = Path(__file__).parents[1]
+# These take minutes each. They start first, or one process would be at work on the last of them alone.
+LONGEST = (
+    "pairwise_run",
+    "pointwise_run",
+    "copies",
+    "bt_runs_alike",
+    "sft_run",
+    "two_machines",
+    "bt_run",
+    "sft_runs_alike",
+)
 REAL_DATA = REPO.parent / "shared" / "data"
 # the shape of a model of recurrent and attention layers (Qwen3-Next), which cannot be packed
 HYBRID = {
@@ -44,6 +55,11 @@ SMALL = {
     "num_labels": 1,
     "pad_token_id": 0,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +108,7 @@ def process_group():
 
 def note_gradients(built, gradients: dict) -> None:
     """Keep the gradients that the optimizer's next step of a verl engine sees."""
-    weights = list(built.module.named_parameters())
+    weights = [(name, weight) for name, weight in built.module.named_parameters() if weight.requires_grad]
     built.optimizer.register_step_pre_hook(
         lambda *_: gradients.update({name: weight.grad.full_tensor().clone() for name, weight in weights})
     )

@@ -1,14 +1,19 @@
-"""The flash path of packed attention on a CPU, torch's kernel replaced by a reference of its documented meaning."""
+"""Packed attention as a GPU computes it, on a CPU: torch's kernels replaced by references of their documented meaning.
+
+The choice between torch's kernels is tried with fake tensors, which have a device, a shape and a size, and no values.
+"""
 
 import inspect
 from types import SimpleNamespace
 
 import pytest
 import torch
+from live_bytes import LiveBytes
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.attention import varlen
 
-from common.attention import Segments, _attend_per_segment, _attend_with_flash, has_flash
+from common.attention import Segments, _attend, _attend_per_row, _attend_per_segment, _attend_with_flash, has_flash
 
 SPANS = [(0, 9, 0, 0), (9, 14, 0, 4), (14, 15, 14, 14), (15, 22, 14, 14), (22, 30, 0, 0), (30, 33, 22, 23)]
 
@@ -74,3 +79,103 @@ def test_flash_on_cuda_agrees_with_per_segment():
         attend(*inputs, segments, 0.125, None) for attend in (_attend_with_flash, _attend_per_segment)
     )
     torch.testing.assert_close(flash, per_segment, atol=2e-2, rtol=2e-2)
+
+
+# ---- fp32, and masks: the memory-efficient kernel
+
+real_attention = F.scaled_dot_product_attention
+
+
+def cuda_attention(query, key, value, mask=None, is_causal=False, scale=None, enable_gqa=False):
+    """torch 2.13 on CUDA, by the rules of sdp_utils.cpp: flash, else the memory-efficient kernel, else plain maths."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    same_heads = query.shape[1] == key.shape[1] == value.shape[1]
+    assert query.is_cuda and all(tensor.stride(-1) == 1 for tensor in (query, key, value))
+    if half and mask is None:
+        return torch.empty_like(query)
+    if same_heads and query.shape[3] % (8 if half else 4) == 0:
+        bias = None
+        if mask is not None:  # one matrix for all heads, its rows padded to a multiple of eight
+            bias = torch.where(mask, 0.0, torch.tensor(-torch.inf, dtype=query.dtype, device=mask.device))
+            bias = F.pad(bias, (0, 8)).narrow(1, 0, mask.shape[1]).expand(*query.shape[:2], *mask.shape)
+        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+        return efficient(query, key, value, bias, False, 0.0, is_causal, scale=scale)[0]
+    return real_attention(query, key, value, mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+
+
+ROWS, LENGTH = 4, 4096
+SCORES = 4 * 16 * ROWS * LENGTH**2  # bytes, in fp32
+
+
+def peak_on_cuda(monkeypatch, attend, masked: bool, dtype: torch.dtype) -> int:
+    """Bytes alive at most within attention of 16 query heads and 8 key heads, of width 128."""
+    monkeypatch.setattr(F, "scaled_dot_product_attention", cuda_attention)
+    with FakeTensorMode(), torch.no_grad():
+        on_cuda = {"device": "cuda", "dtype": dtype}
+        query, key, value = (torch.empty(ROWS, heads, LENGTH, 128, **on_cuda) for heads in (16, 8, 8))
+        mask = torch.empty(LENGTH, LENGTH, device="cuda", dtype=torch.bool) if masked else None
+        with LiveBytes() as memory:
+            out = attend(query, key, value, mask, 0.3)
+    assert out.shape == query.shape and out.dtype == dtype
+    return memory.peak
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "with a mask"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_texts_on_cuda_need_no_matrix_of_scores(monkeypatch, masked, dtype):
+    assert peak_on_cuda(monkeypatch, _attend, masked, dtype) < 0.15 * SCORES
+
+
+@pytest.mark.parametrize(("masked", "dtype"), [(False, torch.float32), (True, torch.float32), (True, torch.bfloat16)])
+def test_the_counter_sees_the_scores_where_heads_are_not_repeated(monkeypatch, masked, dtype):
+    """A check of the check: torch's own grouped heads."""
+
+    def grouped(query, key, value, mask, scaling):
+        options = {"is_causal": mask is None, "scale": scaling, "enable_gqa": True}
+        return F.scaled_dot_product_attention(query, key, value, mask, **options)
+
+    assert peak_on_cuda(monkeypatch, grouped, masked, dtype) > SCORES
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_repeated_heads_give_the_values_and_gradients_of_grouped_ones(monkeypatch, window):
+    """On a CPU tensors are never on CUDA, so a tensor that says it is."""
+
+    class OnCuda(torch.Tensor):
+        is_cuda = True
+
+    seen, results = [], []
+
+    def attention(query, key, value, *arguments, **options):
+        seen.append((query.shape[1], key.shape[1], value.shape[1]))
+        return real_attention(query, key, value, *arguments, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, heads, 33, 8, generator=generator) for heads in (4, 2, 2)]
+    for kind in (torch.Tensor, OnCuda):
+        tensors = [tensor.clone().requires_grad_() for tensor in inputs]
+        row = _attend_per_row(tensors[0].as_subclass(kind), *tensors[1:], 0.3, window)
+        segments = Segments(SPANS, torch.device("cpu"))
+        packed = _attend_per_segment(tensors[0].as_subclass(kind), *tensors[1:], segments, 0.3, window)
+        ((row - packed) * torch.arange(row.numel()).view(row.shape).cos()).sum().backward()
+        results.append([part.as_subclass(torch.Tensor) for part in (row, packed, *(tensor.grad for tensor in tensors))])
+    calls = 1 + len(SPANS)
+    assert seen == [(4, 2, 2)] * calls + [(4, 4, 4)] * calls
+    for grouped, repeated in zip(*results):
+        torch.testing.assert_close(repeated, grouped, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("window", [None, 3])
+def test_fp32_on_cuda_runs_without_the_kernel_that_builds_all_scores(window):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, heads, 33, 64, generator=generator) for heads in (4, 2, 2)]
+    expected = _attend_per_segment(*inputs, Segments(SPANS, torch.device("cpu")), 0.125, window)
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # torch raises if it cannot be used
+        on_cuda = [tensor.cuda() for tensor in inputs]
+        found = _attend_per_segment(*on_cuda, Segments(SPANS, torch.device("cuda")), 0.125, window)
+        _attend_per_row(*on_cuda, 0.125, window)
+    torch.testing.assert_close(found.cpu(), expected, atol=5e-3, rtol=5e-3)  # it may multiply in TF32

@@ -65,7 +65,6 @@ def test_a_path_that_is_neither_a_folder_nor_a_hub_id_is_refused_without_asking_
 
 
 def test_a_folder_without_a_model_is_refused_by_its_path(tmp_path):
-    (tmp_path / "model.safetensors").touch()
     assert refusal(tmp_path).startswith(f"model.path={tmp_path}: cannot be loaded")
 
 

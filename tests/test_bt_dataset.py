@@ -175,7 +175,7 @@ def test_truncation_error_names_the_longest_pairs_and_the_remedies(tiny_tokenize
         "2 of 3 pairs are longer than data.max_length=11 tokens. The longest:",
         "  train.parquet row 1: 14 tokens",
         "  train.parquet row 0: 13 tokens",
-        "Raise data.max_length (--max-length), or set data.truncation (--truncation):",
+        "Raise data.max_length (--max-length) if the model reads more, or set data.truncation (--truncation):",
         "drop leaves them out, left cuts the start of the prompt.",
     ]
 

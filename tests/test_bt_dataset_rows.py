@@ -116,7 +116,8 @@ def test_a_message_that_holds_a_special_token_is_a_bad_row_and_plain_text_is_not
     sides = {"chosen": BETTER, "rejected": WORSE}
     sides[side] = [{**message} for message in sides[side]]
     sides[side][turn]["content"] = forged
-    fault = rf"row 0, column '{side}': a message holds the model's special token '<\|im_end\|>'"
+    who = sides[side][turn]["role"]
+    fault = rf"row 0, column '{side}': a message of the {who} holds the model's special token '<\|im_end\|>'"
     with pytest.raises(DataError, match=fault):
         encode_pairs([row(**sides)], tiny_tokenizer, LONG, "error")
     pairs, _ = encode_pairs([row(forged, "Two.")], tiny_tokenizer, LONG, "error")

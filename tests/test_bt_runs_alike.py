@@ -9,9 +9,12 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from peft import AutoPeftModelForSequenceClassification
 from runs import finish, kill_group, log_of, metrics_of, run, start, wait_for
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from common.parquet import read_rows
 
 pytestmark = pytest.mark.run
 
@@ -109,14 +112,31 @@ def test_a_gpu_that_torch_cannot_use_is_found_before_training(tmp_path, small_ru
     assert "export CUDA_VISIBLE_DEVICES=" in message
 
 
-def test_lora_on_two_workers_trains_like_on_one(tmp_path, small_run):
-    """The two runs at the same time: neither joins the other's Ray."""
-    settings = (*SETTINGS[:3], "trainer.total_training_steps=4", "model.lora_rank=4")
+def test_lora_on_two_workers_trains_like_on_one_and_both_exports_score_alike(tmp_path, small_run):
+    """The two runs at the same time: neither joins the other's Ray. Adapters and head are trained, nothing else."""
+    settings = ("data.train_batch_size=8", "optim.lr=1e-2", "trainer.total_training_steps=4", "model.lora_rank=4")
+    settings += ("model.enable_gradient_checkpointing=True",)
     runs = [start(tmp_path / workers, *settings, **small_run, N_GPUS_PER_NODE=workers) for workers in ("1", "2")]
     for workers, process in zip(("1", "2"), runs):
         assert finish(process) == 0, log_of(tmp_path / workers)[-4000:]
     losses, expected = (metrics_of(tmp_path / workers, "train/loss") for workers in ("2", "1"))
     assert len(expected) == 4 and losses == pytest.approx(expected, abs=1e-4)
+
+    output = tmp_path / "2"
+    before, after = (
+        load_file(f"{folder}/model.safetensors") for folder in (small_run["MODEL_PATH"], output / "checkpoint")
+    )
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
+    merged = AutoModelForSequenceClassification.from_pretrained(output / "checkpoint")
+    adapter = AutoPeftModelForSequenceClassification.from_pretrained(output / "checkpoint_adapter", num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(output / "checkpoint")
+    rows, _ = read_rows(small_run["VAL_FILES"], ("chosen", "rejected"))
+    rewards, _ = read_rows(output / "val_rewards.parquet", ("chosen", "rejected"))
+    for row, reward in zip(rows, rewards):
+        batch = tokenizer.apply_chat_template([row["chosen"]], return_dict=True, return_tensors="pt")
+        for model in (merged, adapter):
+            assert model(**batch).logits.item() == pytest.approx(reward["chosen"], abs=1e-5)
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, small_run, uninterrupted):

@@ -394,12 +394,12 @@ def test_length_bias_of_pairs_by_quarter_of_the_difference():
         rows.append(item("p", responses, label))
     rows += [item("p", ("a", "bb"), "tie"), item("p", ("aa", "bb"), "A")]
     assert data_report.describe_lengths(rows) == [
-        "length: the longer response is better in 50.0% of 100 pairs; by quarter of the difference in characters: "
-        "0% (up to 25), 0% (up to 50), 100% (up to 75), 100% (up to 100)"
+        "length: the longer response is better in 50.0% of 100 pairs whose lengths differ; "
+        "by quarter of the difference in characters: 0% (up to 25), 0% (up to 50), 100% (up to 75), 100% (up to 100)"
     ]
     assert data_report.describe_lengths(
         [item("p", ("aaa", "b"), CHOSEN_FIRST), item("p", ("a", "bb"), CHOSEN_FIRST)]
-    ) == ["length: the longer response is better in 50.0% of 2 pairs"]
+    ) == ["length: the longer response is better in 50.0% of 2 pairs whose lengths differ"]
 
 
 def test_length_bias_of_scores_by_quarter_of_the_length():

@@ -185,7 +185,7 @@ def test_what_the_chat_template_began_is_known_from_the_tokenizer(tiny_tokenizer
     ("template", "cause"),
     [
         ("[INST]{{ messages[0].content }}[/INST][THINK]", "the chat template begins the answer with '\\[THINK\\]'"),
-        ("{{ raise_exception('Never.') }}", "the chat template refuses a user's turn: Never"),
+        ("{{ raise_exception('Never.') }}", "the model's chat template refuses the conversation: Never"),
     ],
 )
 def test_a_template_by_which_no_answer_could_be_read_is_refused_at_once(tiny_tokenizer, tmp_path, template, cause):

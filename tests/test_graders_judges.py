@@ -151,7 +151,7 @@ def test_a_prompt_that_the_chat_template_refuses_is_an_error(tiny_model, tmp_pat
     template.write_text(refusal + template.read_text())
     scripted(lambda _: score(2, "so"))
     bad, good = grade(PointwiseGrader(str(folder)), {"response": "bad"}, {"response": "good"})
-    assert type(bad) is GraderError and "chat template refuses them: no such words" in bad.error
+    assert type(bad) is GraderError and "chat template refuses the conversation: no such words" in bad.error
     assert good.score == 2
 
 

@@ -6,11 +6,18 @@ from conftest import HYBRID, note_gradients
 from tensordict import TensorDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3NextConfig
 
+from common import logits
 from common.demo.transcripts import scoring
 from common.demo.world import pointwise_rows
 from common.generation import generate_batch
 
 ANSWERS = 3  # to each prompt
+
+
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch):
+    """The logits of the answers' tokens are computed in several chunks, as in large batches."""
+    monkeypatch.setattr(logits, "CHUNK", 20)
 
 
 @pytest.fixture(scope="module")

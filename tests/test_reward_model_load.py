@@ -107,10 +107,12 @@ def test_an_answer_that_writes_the_next_turns_itself_is_refused(tiny_tokenizer):
 @pytest.mark.parametrize("text", ["kettle<|endoftext|>", "<|endoftext|>"])
 def test_a_text_that_ends_in_the_pad_token_is_refused(tiny_tokenizer, text):
     """Trap 1: whoever serves the model reads the last token that is not padding."""
+    tiny_tokenizer.chat_template = None
     assert "ends in the pad token '<|endoftext|>'" in refused(text, tiny_tokenizer).kind
 
 
 def test_a_pad_token_within_a_text_stays(tiny_tokenizer):
+    tiny_tokenizer.chat_template = None
     ids = encode("kettle<|endoftext|>.", reading(tiny_tokenizer), "chosen", 100)
     assert ids.tolist().index(tiny_tokenizer.pad_token_id) == len(ids) - 2
 

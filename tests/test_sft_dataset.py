@@ -91,7 +91,7 @@ def test_truncation_error_names_the_longest_conversations_and_the_remedies(chatm
         "2 of 3 conversations are longer than data.max_length=27 tokens. The longest:",
         "  train.parquet row 1: 41 tokens",
         "  train.parquet row 0: 28 tokens",
-        "Raise data.max_length (--max-length), or set data.truncation (--truncation):",
+        "Raise data.max_length (--max-length) if the model reads more, or set data.truncation (--truncation):",
         "drop leaves them out, left cuts their start.",
     ]
 

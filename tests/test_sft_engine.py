@@ -6,24 +6,34 @@ import shutil
 import pytest
 import torch
 from conftest import HYBRID, note_gradients
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BloomConfig,
     GenerationConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
     Qwen3Config,
     Qwen3NextConfig,
 )
 
-from common import training
+from common import logits, training
+from common.checkpoint import unwrap
 from common.demo.transcripts import comparing, scoring
 from common.demo.world import pairwise_rows, pointwise_rows
 from sft import dataset, engine
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "pad_token_id": 0}
 SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch):
+    """The logits of the examples' 1,000 trained tokens are computed in several chunks, as in large batches."""
+    monkeypatch.setattr(logits, "CHUNK", 100)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +114,9 @@ def test_packed_conversations_learn_like_single_ones(process_group, tiny_model, 
         LlamaConfig(**SMALL),
         MistralConfig(**SMALL, sliding_window=64),
         Qwen3Config(**SMALL, head_dim=16, use_sliding_window=True, sliding_window=32, max_window_layers=1),
+        GraniteConfig(**SMALL, logits_scaling=8.0),
     ],
-    ids=["llama", "mistral, sliding window", "qwen3, full and sliding layers"],
+    ids=["llama", "mistral, sliding window", "qwen3, full and sliding layers", "granite, scaled logits"],
 )
 def test_other_architectures_learn_alike(process_group, tmp_path, tokenizer, examples, config):
     torch.manual_seed(0)
@@ -113,6 +124,16 @@ def test_other_architectures_learn_alike(process_group, tmp_path, tokenizer, exa
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert_same(packed(tmp_path, examples, 4096), one_at_a_time(tmp_path, examples))
+
+
+def test_a_model_that_cannot_be_split_learns_alike_and_it_is_said(process_group, tmp_path, tokenizer, examples, capsys):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 128, "num_hidden_layers": 2, "pad_token_id": 0}
+    config = OPTConfig(**sizes, num_attention_heads=4, enable_bias=False, vocab_size=len(tokenizer))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert_same(packed(tmp_path, examples, 4096), one_at_a_time(tmp_path, examples))
+    assert "OPTForCausalLM computes the logits of a micro-batch all at once" in capsys.readouterr().out
 
 
 RECURRENT = Qwen3NextConfig(**HYBRID, pad_token_id=0)
@@ -143,6 +164,42 @@ def test_a_real_batch_learns_alike(process_group, tiny_model, tokenizer, shared_
     assert_same(packed(tiny_model, examples[:8], 4096), one_at_a_time(tiny_model, examples[:8]))
 
 
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        ({"lora_rank": 4, "enable_gradient_checkpointing": True}, 1e-5),
+        ({"compute": "bf16", "enable_gradient_checkpointing": True}, 1e-2),  # each chunk's gradient is rounded
+    ],
+    ids=["lora", "bf16"],
+)
+def test_one_chunk_and_many_learn_alike(process_group, monkeypatch, tmp_path, tokenizer, examples, settings, tolerance):
+    torch.manual_seed(0)
+    config = LlamaConfig(**SMALL, vocab_size=len(tokenizer))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    results = []
+    for chunk in (10**6, 100):
+        monkeypatch.setattr(logits, "CHUNK", chunk)
+        results.append(packed(tmp_path, examples, 65536, **settings))
+    (_, whole_loss, whole), (batches, loss, gradients) = results
+    assert batches == 1 and loss == pytest.approx(whole_loss, abs=1e-5)
+    for name, expected in whole.items():
+        assert (gradients[name] - expected).norm() <= tolerance * expected.norm(), name
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_the_head_is_gathered_once_for_all_chunks_and_the_embedding_alone(
+    process_group, tmp_path, tokenizer, lora_rank
+):
+    """An untied head that FSDP shards by itself would be gathered for each chunk, and its gradient reduced for each."""
+    AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, vocab_size=len(tokenizer))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = unwrap(make_engine(tmp_path, lora_rank=lora_rank).module)
+    sharded = {name for name, part in model.named_modules() if isinstance(part, FSDPModule)}
+    assert sharded - {""} == {"model.embed_tokens", *(f"model.layers.{number}" for number in range(3))}
+    assert not model.config.tie_word_embeddings
+
+
 def test_gradient_checkpointing_changes_nothing(process_group, tiny_model, examples):
     plain = packed(tiny_model, examples, 2048)
     assert_same(packed(tiny_model, examples, 2048, enable_gradient_checkpointing=True), plain[-2:])
@@ -153,8 +210,9 @@ def test_logits_are_computed_only_where_a_token_is_trained_on(process_group, tin
     built.module.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     with built.eval_mode():
         built.infer_batch(training.make_batch(examples, dataset.collate, 65536), loss_function=None)
-    assert seen == [sum(int(example.mask.sum()) for example in examples)]
-    assert seen[0] < 0.3 * sum(example.tokens for example in examples)
+    assert sum(seen) == sum(int(example.mask.sum()) for example in examples)
+    assert sum(seen) < 0.3 * sum(example.tokens for example in examples)
+    assert len(seen) > 5 and max(seen) == 100
 
 
 def test_a_conversation_is_measured_alike_in_any_company_and_order(process_group, tiny_model, examples):

@@ -122,7 +122,8 @@ def test_a_message_that_holds_a_special_token_is_refused_whoever_says_it(name, t
     talk[number]["content"] += f" a{token}b"
     with pytest.raises(DataError) as caught:
         encode_conversations([row(*talk)], make_tokenizer(SHAPES[name]), LONG, "error")
-    fault = f"a message holds the model's special token {token!r} (found {talk[number]['content']!r})"
+    who = talk[number]["role"]
+    fault = f"a message of the {who} holds the model's special token {token!r} (found {talk[number]['content']!r})"
     assert str(caught.value).splitlines()[1] == f"  train.parquet row 0, column 'messages': {fault}"
 
 
@@ -143,7 +144,7 @@ def test_dropped_rows_are_counted_by_fault_and_the_others_encoded():
     refusal = "refuses the conversation: user and assistant take turns, there is no place for: system"
     assert counts == {
         f"column 'messages': the model's chat template {refusal}": 2,
-        "column 'messages': a message holds the model's special token '<eos>'": 1,
+        "column 'messages': a message of the user holds the model's special token '<eos>'": 1,
     }
     with pytest.raises(DataError, match="no usable conversation: 1 x column 'messages': the model's chat"):
         encode_conversations([asides], tokenizer, LONG, "error", "drop")

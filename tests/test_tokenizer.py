@@ -188,12 +188,14 @@ def test_a_template_without_a_date_is_left_as_it_is_but_for_its_switches(tiny_to
     assert tiny_tokenizer.chat_template == head + before
 
 
-@pytest.mark.parametrize("template", [None, "{{ messages }}{{ enable_thinking_now }}"])
-def test_a_switch_that_the_template_does_not_have_is_refused(tiny_tokenizer, template):
-    tiny_tokenizer.chat_template = template
+def test_a_switch_that_the_template_does_not_have_is_refused(tiny_tokenizer):
+    tiny_tokenizer.chat_template = "{{ messages }}{{ enable_thinking_now }}"
     fault = "data.template_options: the model's chat template has no switch enable_thinking, other; leave it out"
     with pytest.raises(DataError, match=fault):
         set_template_options(tiny_tokenizer, {"enable_thinking": False, "other": 1}, "data.template_options")
+    tiny_tokenizer.chat_template = None
+    with pytest.raises(DataError, match="data.template_options: the model has no chat template"):
+        set_template_options(tiny_tokenizer, {"enable_thinking": False}, "data.template_options")
 
 
 # ---- messages that would be read as structure
@@ -205,7 +207,7 @@ def test_every_special_token_is_found_in_a_message_wherever_it_stands(name):
     check = MessageCheck(tokenizer)
     for token in special_tokens(tokenizer).keys() - THINK_TAGS:
         for text in (token, f"a{token}", f"<{token}b", f"a < b, {token} {token}"):
-            with pytest.raises(BadRow, match="a message holds the model's special token") as caught:
+            with pytest.raises(BadRow, match="a message of the assistant holds the model's special token") as caught:
                 check("chosen", [user("a < b"), assistant(text)])
             assert (caught.value.column, repr(token) in caught.value.kind) == ("chosen", True)
         check("chosen", [user(token[:-1]), assistant(f"{token[:1]} {token[1:]}")])

@@ -2,9 +2,9 @@
 
 Differs from verl's own in four things. Sequences are packed, without the flash-attn build that verl needs for that.
 The prompt that a group of answers shares is computed once, not once per answer. Logits are computed for the answers
-alone: a judge's prompt is several times as long as its answer, and over a vocabulary of 150,000 the prompt's logits
-would be most of the memory. And if no inference server runs, the trained module itself generates: no second copy of the
-weights, nothing to synchronise, one process fewer.
+alone, and for some tokens at a time (`common/logits.py`): over a vocabulary of 150,000 they would be most of the
+memory. And if no inference server runs, the trained module itself generates: no second copy of the weights, nothing to
+synchronise, one process fewer.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from tensordict import TensorDict
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine import EngineRegistry
@@ -22,9 +22,10 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from common.attention import SEGMENT_ATTENTION, Segments
 from common.checkpoint import export_language_model, unwrap
-from common.fsdp import PackedEngine
+from common.fsdp import LanguageEngine
 from common.generation import batches_of, generate_batch, make_plain
 from common.network import use_interface_of
+from common.packing import find_in_rows, pad
 
 MODEL_TYPE = "packed_policy"
 
@@ -65,12 +66,27 @@ def share_prompts(
     return torch.cat(kept), torch.cat(before), spans
 
 
-@EngineRegistry.register(model_type=MODEL_TYPE, backend="fsdp2", device=["cpu", "cuda"])
-class PolicyEngine(PackedEngine):
-    """Builds, shards and runs a language model over packed prompts and answers."""
+def read_answers(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor, entropy: bool
+) -> dict[str, torch.Tensor]:
+    """Return of each token its log_probs and, if wanted, the entropy of its distribution: (tokens,) fp32, in nats.
 
-    auto_class = AutoModelForCausalLM
-    task_type = "CAUSAL_LM"
+    Args:
+        logits: (tokens, vocabulary), any float type, at the position before each target.
+        targets: (tokens,) ids.
+        temperature: (tokens,).
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        log_probs = (logits.float() / temperature[:, None]).log_softmax(dim=-1)
+    values = {"log_probs": log_probs.gather(1, targets[:, None])[:, 0]}
+    if entropy:
+        values["entropy"] = -(log_probs.exp() * log_probs).sum(dim=-1)
+    return values
+
+
+@EngineRegistry.register(model_type=MODEL_TYPE, backend="fsdp2", device=["cpu", "cuda"])
+class PolicyEngine(LanguageEngine):
+    """Builds, shards and runs a language model over packed prompts and answers."""
 
     def _build_module(self) -> PreTrainedModel:
         module = super()._build_module()
@@ -86,42 +102,46 @@ class PolicyEngine(PackedEngine):
         return module
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
-        sequences, prompts = micro_batch["input_ids"].unbind(), micro_batch["prompts"].offsets().diff()
-        answers = micro_batch["responses"].offsets().diff()
+        sequences, ids = micro_batch["input_ids"].unbind(), micro_batch["input_ids"].values()
+        prompts, answers = (micro_batch[name].offsets().diff() for name in ("prompts", "responses"))
+        if self.packed:
+            kept, before, spans = share_prompts(sequences, prompts.tolist())
+            kept, before, positions = kept.to(ids.device), before.to(ids.device), micro_batch["position_ids"].values()
+            row = {"input_ids": ids[kept][None], "position_ids": positions[kept][None]}
+            inputs = row | {"segments": Segments(spans, ids.device), "where": (0, before)}
+        else:
+            ends = zip(prompts.tolist(), map(len, sequences))
+            places = [torch.arange(prompt - 1, end - 1, device=prompts.device) for prompt, end in ends]
+            inputs = pad(sequences) | {"where": find_in_rows(places)}
         temperature = micro_batch["temperature"]
         if isinstance(temperature, torch.Tensor):  # one for each sequence
-            temperature = torch.repeat_interleave(temperature, answers)[:, None]
-        if not self.packed:
-            places = [
-                torch.arange(n - 1, len(ids) - 1, device=ids.device) for ids, n in zip(sequences, prompts.tolist())
-            ]
-            inputs, where = self.lay_out(sequences, places)
-            return inputs, {"temperature": temperature, "where": where}
-        kept, before, spans = share_prompts(sequences, prompts.tolist())
-        ids, positions = (micro_batch[name].values() for name in ("input_ids", "position_ids"))
-        kept, before = kept.to(ids.device), before.to(ids.device)
-        row = {"input_ids": ids[kept][None], "position_ids": positions[kept][None], "attention_mask": None}
-        packed = {"segments": Segments(spans, ids.device), "logits_to_keep": before}
-        return row | packed, {"temperature": temperature, "where": 0}
+            temperature = temperature.repeat_interleave(answers)
+        else:
+            temperature = torch.full((int(answers.sum()),), temperature, device=answers.device)
+        cuts, place = micro_batch["input_ids"].offsets(), torch.arange(len(ids), device=ids.device)
+        answered = place[place >= (cuts[:-1] + prompts).repeat_interleave(cuts.diff())]
+        targets = ids[answered]
+        entropy = tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False)
 
-    def prepare_model_outputs(self, output, output_args: dict, micro_batch: TensorDict, logits_processor_func) -> dict:
+        def read(logits: torch.Tensor, part: slice) -> dict[str, torch.Tensor]:
+            return read_answers(logits, targets[part], temperature[part], entropy)
+
+        return inputs | {"read": read}, {"before": answered - 1}
+
+    def prepare_model_outputs(
+        self, output: dict, output_args: dict, micro_batch: TensorDict, logits_processor_func
+    ) -> dict:
         """Return log_probs and, where asked for, entropy, in nats, jagged (sequences, tokens).
 
         As verl reads them: at each token the value of the next one; 0 if that is not the answer's.
         """
-        ids, cuts = micro_batch["input_ids"].values(), micro_batch["input_ids"].offsets()
-        place, lengths = torch.arange(len(ids), device=ids.device), cuts.diff()
-        answers_start = cuts[:-1] + micro_batch["prompts"].offsets().diff()
-        targets = place[place >= torch.repeat_interleave(answers_start, lengths)]
-        with torch.autocast(ids.device.type, enabled=False):
-            log_probs = (output.logits[output_args["where"]].float() / output_args["temperature"]).log_softmax(dim=-1)
-        values = {"log_probs": log_probs.gather(1, ids[targets, None])[:, 0]}
-        if tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False):
-            values["entropy"] = -(log_probs.exp() * log_probs).sum(dim=-1)
-        zeros = torch.zeros(len(ids), device=ids.device)
+        ids = micro_batch["input_ids"]
+        zeros = torch.zeros(len(ids.values()), device=ids.device)
         return {
-            name: torch.nested.nested_tensor_from_jagged(zeros.index_put((targets - 1,), value), cuts)
-            for name, value in values.items()
+            name: torch.nested.nested_tensor_from_jagged(
+                zeros.index_put((output_args["before"],), value), ids.offsets()
+            )
+            for name, value in output.items()
         }
 
     def generate(

@@ -26,6 +26,7 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.device import get_device_name
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
+from verl.workers.rollout.llm_server import LLMServerManager
 
 from common.checkpoint import export_checkpoint, save_checkpoint
 from common.cluster import TrainingError
@@ -51,6 +52,11 @@ class OnePerWorker(ResourcePoolManager):
             self.resource_pool_dict[name] = OneNodeEach(processes, use_gpu=gpu, max_colocate_count=1)
 
 
+async def _start_no_router(manager: LLMServerManager) -> None:
+    """In place of verl's method, which starts a process to divide requests between servers. Here are none."""
+    manager.global_load_balancer = None
+
+
 class JudgeTrainer(PPOTrainerSync):
     """verl's synchronous trainer; `config` is verl's, `trainer.default_local_dir` is where everything goes.
 
@@ -65,6 +71,7 @@ class JudgeTrainer(PPOTrainerSync):
         self._enable_hybrid_replicas = not self.in_process  # verl's switch for inference servers beside the policy
         if self.in_process:
             config.actor_rollout_ref.rollout.nnodes = 1  # else verl asks where its servers are
+            LLMServerManager._init_global_load_balancer = _start_no_router
         super().__init__(config)
 
     def train(self) -> dict[str, float]:

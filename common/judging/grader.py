@@ -90,7 +90,7 @@ class JudgeGrader(Grader):
             try:
                 check_begun(self._render([{"role": "user", "content": "Why?"}]), self.frame)
             except BadRow as fault:
-                raise DataError(f"{place}: a user's turn: {fault.kind}") from fault
+                raise DataError(f"{place}: {fault.kind}") from fault
         if not endpoint:
             loaded = load_answering(model, **trust)
             ensure_pad_token(self.tokenizer, loaded.config.get_text_config().vocab_size)
