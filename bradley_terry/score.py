@@ -194,7 +194,8 @@ def start_ray(workers: int | None) -> tuple[str, int]:
     if os.environ.get("RAY_ADDRESS"):
         return device, workers or room
     cores = None if torch.cuda.is_available() else torch.get_num_threads()
-    return connect(__package__, 1, workers or cores, cores_beside=1)[:2]
+    machines = connect(__package__, 1, workers or cores, cores_beside=1)
+    return machines.device, machines.workers_per_node
 
 
 def workers_of_cluster(device: str) -> int:

@@ -49,7 +49,6 @@ from .dataset import Pair, as_item, collate, describe, digest_pairs, encode_pair
 from .evaluate import pair_metrics, save_rewards
 from .loss import batch_metrics
 
-PRECISION = {"cuda": "bf16", "cpu": "fp32"}
 SHOWN = ("loss", "accuracy", "margin_mean", "grad_norm", "lr", "tokens_per_second")
 USAGE = """
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -101,19 +100,19 @@ def train(config: DictConfig) -> None:
     heaviest = sorted(train_rows, key=lambda pair: -pair.tokens)
     method = plan.of_loop(f"{__package__}.engine", heaviest, data.train_batch_size, packing == PACKED)
     if config.plan:
-        config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION["cuda"]}
+        config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": plan.PRECISION}
         plan.show(method, config, trainer.nnodes, trainer.n_gpus_per_node)
         return
 
     # 2. Start the cluster and the workers
-    device, per_node, card = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
-    workers = per_node * trainer.nnodes
+    machines = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node)
+    workers = machines.workers_per_node * trainer.nnodes
     if data.train_batch_size % workers:
         raise DataError(f"data.train_batch_size={data.train_batch_size} cannot be shared equally by {workers} workers")
     steps = len(train_rows) // data.train_batch_size * trainer.total_epochs
     last_step = min(steps, trainer.total_training_steps or steps)
-    config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": PRECISION[device]}
-    plan.settle(method, config, workers, card)
+    config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": machines.precision}
+    plan.settle(method, config, workers, machines.card)
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
     check_resume(output, identity(config, base.name, train_rows, workers), trainer.resume_mode)
@@ -126,7 +125,7 @@ def train(config: DictConfig) -> None:
     from .engine import pair_loss
 
     loss = partial(pair_loss, **config.loss)
-    worker_group = training.start_workers("reward_model", f"{__package__}.engine", loss, config, device, per_node)
+    worker_group = training.start_workers("reward_model", f"{__package__}.engine", loss, config, machines)
 
     # 3. Start, or resume where an interrupted run of the same settings stopped
     order = EpochShuffle(len(train_rows), data.train_batch_size, trainer.total_epochs, trainer.seed)

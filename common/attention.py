@@ -9,10 +9,10 @@ with a sibling. That one idea serves three layouts:
 - plain packing (SFT): one segment per sequence, no prefix;
 - any mix of these in one micro-batch.
 
-On CPU, and in fp32, each segment is one call of torch's scaled-dot-product attention, by a kernel that never holds the
-scores of all tokens at once. In half precision on CUDA all
-segments go through torch's own variable-length flash kernel in one call, keys and values gathered so that each segment
-finds its prefix in front of itself; no flash-attn build is needed. Use it with `attn_implementation=SEGMENT_ATTENTION`,
+On CPU, in fp32, and on GPUs before Ampere, each segment is one call of torch's scaled-dot-product attention, by a
+kernel that never holds the scores of all tokens at once. In half precision on newer GPUs all segments go through
+torch's own variable-length flash kernel in one call, keys and values gathered so that each segment finds its prefix in
+front of itself; no flash-attn build is needed. Use it with `attn_implementation=SEGMENT_ATTENTION`,
 `attention_mask=None` and `segments=Segments(...)` in the model's forward: transformers hands keywords to every layer.
 """
 
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 SEGMENT_ATTENTION = "segment_attention"
+AMPERE = (8, 0)  # compute capability of the first GPUs with bf16 and with the flash kernel
 SELF_TEST_TOLERANCE = 1e-3  # of the values' spread; fp32 rounding is far below, a leak between sequences far above
 
 
@@ -108,9 +109,14 @@ def segment_attention(
         )
     if segments is None:
         return _attend_per_row(query, key, value, scaling, sliding_window), None
-    flash = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)  # the kernel takes no fp32
-    attend = _attend_with_flash if flash else _attend_per_segment
+    attend = _attend_with_flash if has_flash(query) else _attend_per_segment
     return attend(query, key, value, segments, scaling, sliding_window), None
+
+
+def has_flash(query: torch.Tensor) -> bool:
+    """Return whether the flash kernel computes attention for queries of this type where they are."""
+    half = query.dtype in (torch.bfloat16, torch.float16)  # it takes no fp32
+    return query.is_cuda and half and torch.cuda.get_device_capability(query.device) >= AMPERE
 
 
 def _attend_per_row(query, key, value, scaling, sliding_window):

@@ -28,6 +28,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from common.attention import AMPERE
 from common.network import settings_of_the_run
 
 # for this process and every worker
@@ -39,14 +40,15 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_LOGGING_LEVEL": "WARN",
     "NCCL_DEBUG": "WARN",
-    # as verl sets them when it starts Ray itself: vLLM's compile cache was found corrupt, and adapters change
-    "VLLM_DISABLE_COMPILE_CACHE": "1",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true",
+    "VLLM_DISABLE_COMPILE_CACHE": "1",  # as verl sets it when it starts Ray itself: the cache was found corrupt
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # on a CPU: servers and workers take turns on the same cores
     "TRANSFER_QUEUE_ENABLE": "1",
     "TQ_NUM_THREADS": str(min(8, os.cpu_count())),  # verl's queue would start 8, and say so at every call
 }
 
 TRAVELLING = (".py", ".txt", ".md", ".jinja", ".json", ".yaml")  # files of a method folder that workers get
+LOOPBACK = "127.0.0.1"
 LARGEST_TRAVELLING = 2**20  # bytes
 SECONDS_TO_ANSWER = 180  # for a node to start a process that imports torch, from a slow disk too
 CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # the cheapest question to Ray's head
@@ -61,17 +63,23 @@ class TrainingError(RuntimeError):
     """Training went wrong, and going on would hide it. Its text is for the user."""
 
 
-class Devices(NamedTuple):
-    """What a run computes on."""
+class Machines(NamedTuple):
+    """What a run has to compute on."""
 
-    kind: str  # "cuda" or "cpu"
-    per_node: int  # workers
+    device: str  # cuda or cpu
+    workers_per_node: int
+    precision: str  # to compute in: bf16, or fp32 where there is no bf16
     card: int | None  # bytes of the smallest GPU
 
 
 def connect(
-    package: str, nodes: int, workers_per_node: int | None, cores_per_worker: int = 1, cores_beside: int = 0
-) -> Devices:
+    package: str,
+    nodes: int,
+    workers_per_node: int | None,
+    cores_per_worker: int = 1,
+    cores_beside: int = 0,
+    servers_on_cpu: bool = False,
+) -> Machines:
     """Join or start Ray; return what it has to compute on.
 
     Args:
@@ -80,6 +88,7 @@ def connect(
             None asks for all GPUs of the largest node, or for one worker on CPU.
         cores_per_worker, cores_beside: cores that Ray must give to each worker, and in all to processes beside them.
             A local Ray may have more processes than the machine has cores.
+        servers_on_cpu: this machine has no GPU, and verl, which counts GPUs, shall start vLLM's servers on it.
 
     Raises:
         ClusterError: no cluster answers, or it has too little.
@@ -90,20 +99,28 @@ def connect(
     else:
         _start_ray(
             package,
-            _share_of_cores(workers_per_node or 1),
-            **_local_ray(workers_per_node, cores_per_worker, cores_beside),
+            _share_of_cores(workers_per_node or 1) | {"VLLM_HOST_IP": LOOPBACK},
+            **_local_ray(workers_per_node, cores_per_worker, cores_beside, servers_on_cpu),
         )
     os.environ.update(ENVIRONMENT)
     warnings.filterwarnings("ignore", category=UserWarning)
 
-    device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+    device = "cuda" if ray.cluster_resources().get("GPU", 0) and not servers_on_cpu else "cpu"
     # verl asks its platform for the name of Ray's resource; this process must answer for the cluster, not for itself
     os.environ["VERL_PLATFORM"] = "nvidia" if device == "cuda" else "cpu"
     if workers_per_node is None:
         workers_per_node = max(gpus_of(node) for node in ray.nodes()) if device == "cuda" else 1
     needed = {"GPU": workers_per_node} if device == "cuda" else {}
     _check_room(nodes, needed | {"CPU": workers_per_node * cores_per_worker}, cores_beside)
-    return Devices(device, workers_per_node, _check_gpus(workers_per_node) if device == "cuda" else None)
+    capability, card = _check_gpus(workers_per_node) if device == "cuda" else (None, None)
+    return Machines(device, workers_per_node, _precision(capability), card)
+
+
+def _precision(capability: tuple[int, int] | None) -> str:
+    """Return what to compute in, given the lowest compute capability of the GPUs, if there are any."""
+    if capability and capability < AMPERE:
+        print("GPUs before Ampere have no bf16: computing in fp32, without the flash kernel, which is slower and exact")
+    return "bf16" if capability and capability >= AMPERE else "fp32"
 
 
 def _check_reachable(address: str) -> None:
@@ -149,9 +166,13 @@ def _take_token(address: str) -> None:
     )
 
 
-def _local_ray(workers_per_node: int | None, cores_per_worker: int, cores_beside: int) -> dict:
+def _local_ray(
+    workers_per_node: int | None, cores_per_worker: int, cores_beside: int, servers_on_cpu: bool = False
+) -> dict:
     # "local": without this word Ray would look for a cluster that someone once started on this machine
-    settings = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    settings = {"address": "local", "include_dashboard": False, "_node_ip_address": LOOPBACK}
+    if servers_on_cpu:
+        settings["num_gpus"] = workers_per_node or 1  # of no hardware: verl asks Ray for one GPU for each worker
     # Without a token Ray writes one to ~/.ray/auth_token, and from then on every `ray start --head` asks for it.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     if cores_beside:
@@ -245,9 +266,13 @@ def pick_nodes(count: int, needed: dict[str, int]) -> list[str]:
     return fitting[:count]
 
 
-def _check_gpus(workers_per_node: int) -> int:
-    """Return the bytes of the smallest GPU; raise `ClusterError` if torch cannot use the GPUs that Ray counts."""
-    ask = ray.remote(num_cpus=0, num_gpus=workers_per_node)(_ask_torch)
+def _check_gpus(workers_per_node: int) -> tuple[tuple[int, int], int]:
+    """Return the lowest compute capability of the nodes' GPUs, and the bytes of the smallest.
+
+    Raises:
+        ClusterError: torch cannot use the GPUs that Ray counts on a node.
+    """
+    ask = ray.remote(num_cpus=0, num_gpus=workers_per_node)(_find_by_torch)
     free_of = ray._private.state.available_resources_per_node()
     nodes = [node for node in ray.nodes() if free_of.get(node["NodeID"], {}).get("GPU", 0) >= workers_per_node]
     there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
@@ -255,14 +280,14 @@ def _check_gpus(workers_per_node: int) -> int:
     unusable, cards = [], []
     for node, answer in zip(nodes, answers):
         try:
-            sizes, said = ray.get(answer, timeout=SECONDS_TO_ANSWER)
+            found, said = ray.get(answer, timeout=SECONDS_TO_ANSWER)
         except GetTimeoutError as error:
             raise ClusterError(
                 f"{node['NodeManagerAddress']} did not start a process within {SECONDS_TO_ANSWER} s. Look at `ray "
                 "status` and at /tmp/ray/session_latest/logs there."
             ) from error
-        cards += sizes
-        if len(sizes) < workers_per_node:
+        cards += found
+        if len(found) < workers_per_node:
             unusable.append(f"{node['NodeManagerAddress']}: Ray reports {gpus_of(node)} GPU, {said}")
     if unusable:
         raise ClusterError(
@@ -270,11 +295,12 @@ def _check_gpus(workers_per_node: int) -> int:
             'driver (`pip install -e ".[gpu]"`). Or train on the CPU: `export CUDA_VISIBLE_DEVICES=` before this '
             "command, or before `ray start`."
         )
-    return min(cards)
+    capabilities, sizes = zip(*cards)
+    return min(capabilities), min(sizes)
 
 
-def _ask_torch() -> tuple[list[int], str]:
-    """Return the bytes of each GPU that torch can use in this process, and what it says about them."""
+def _find_by_torch() -> tuple[list[tuple[tuple[int, int], int]], str]:
+    """Return the compute capability and the bytes of each GPU that torch can use in this process, and what it says."""
     about = f"torch {torch.__version__}"
     try:
         torch.cuda.init()
@@ -283,7 +309,8 @@ def _ask_torch() -> tuple[list[int], str]:
             torch.zeros(1, device=f"cuda:{index}")
     except (AssertionError, RuntimeError) as error:  # a torch without CUDA; a driver too old, a GPU that does not work
         return [], f"{about} says {str(error).splitlines()[0]!r}"
-    return [torch.cuda.get_device_properties(index).total_memory for index in range(count)], f"{about} finds {count}"
+    cards = [torch.cuda.get_device_properties(index) for index in range(count)]
+    return [((card.major, card.minor), card.total_memory) for card in cards], f"{about} finds {count}"
 
 
 def disconnect() -> None:

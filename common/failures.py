@@ -16,7 +16,12 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTas
 OF_WORKERS = (RayActorError, RayTaskError, ObjectLostError, NodeDiedError, WorkerCrashedError)
 GO_ON = "the same command goes on from the last checkpoint, if there is one"
 OF_CONNECTIONS = re.compile("gloo|nccl|connect|socket|broken pipe", re.IGNORECASE)  # what torch says of a lost peer
-VERLS_WORKER = re.compile(r"_\d+:\d+$")  # the end of its actor's name
+PROCESSES = {  # what they are called, by the names of their actors; the first train
+    re.compile(r"_\d+:\d+$"): "a worker",
+    re.compile(r"^vllm_server_"): "a vLLM server",
+    re.compile(r"^agent_loop_worker_"): "a process that asks vLLM",
+    re.compile(r"^reward_loop_worker_"): "a process that computes rewards",
+}
 TRIES, SECONDS_TO_ANSWER = 3, 5
 
 
@@ -35,12 +40,14 @@ def what_is_gone(error: Exception) -> str:
         actors = _actors_of_the_run()
         if machines := _machines_gone({actor["Address"]["NodeID"] for actor in actors}):
             return _describe_machines(machines, actors)
-    dead = [actor for actor in _workers(actors) if actor["State"] == "DEAD"]
-    if not dead:
-        return f"a worker died; {GO_ON}. {error}" if death else ""
-    where = f"process {dead[0]['Pid']} on {dead[0]['Address']['IPAddress']}"
-    why = dead[0]["DeathCause"].actor_died_error_context.error_message
-    return f"a worker died, {where}; {GO_ON}. {why or error}"
+    if found := _describe_first_dead(actors, error):
+        return found
+    return f"a worker died; {GO_ON}. {error}" if death else ""
+
+
+def what_is_dead() -> str:
+    """Return which process of the run is known to be dead and what to do, or nothing. Machines are not asked."""
+    return _describe_first_dead(_actors_of_the_run(), "")
 
 
 def _is_death(error: Exception) -> bool:
@@ -62,7 +69,18 @@ def _actors_of_the_run() -> list[dict]:
 
 
 def _workers(actors: list[dict]) -> list[dict]:
-    return [actor for actor in actors if VERLS_WORKER.search(actor["Name"])]
+    return [actor for actor in actors if next(iter(PROCESSES)).search(actor["Name"])]
+
+
+def _describe_first_dead(actors: list[dict], error: Exception | str) -> str:
+    """Say which one is dead, and why if Ray knows; else what the error says."""
+    for name, kind in PROCESSES.items():
+        for actor in actors:
+            if actor["State"] == "DEAD" and name.search(actor["Name"]):
+                where = f"process {actor['Pid']} on {actor['Address']['IPAddress']}"
+                why = actor["DeathCause"].actor_died_error_context.error_message
+                return f"{kind} died, {where}; {GO_ON}. {why or error}"
+    return ""
 
 
 def _machines_gone(used: set[str]) -> list[dict]:

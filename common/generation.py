@@ -25,6 +25,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from common.attention import AMPERE
 from common.base_model import cannot_load
 from common.conversation import DataError
 
@@ -99,12 +100,13 @@ def _begun(prompt: str) -> tuple[str, str]:
 
 
 def load_answering(path: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return a language model, ready to answer: bf16 on a GPU, fp32 on CPU.
+    """Return a language model, ready to answer: in bf16 on a GPU that has it, else in fp32.
 
     Raises:
         DataError: it cannot be loaded, lacks weights and would answer at random, or is a reward model.
     """
-    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" and torch.cuda.get_device_capability() >= AMPERE else torch.float32
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code

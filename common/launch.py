@@ -37,7 +37,7 @@ def load_package(folder: Path) -> str:
 
 
 def main(start: str) -> None:
-    """Run the file that the command names, with the options behind it; or `common.demo.tiny_model`, for the demo.
+    """Run the file that the command names, with the options behind it; or a module of common, `common.…`.
 
     Args:
         start: the folder's __main__.py.
@@ -45,7 +45,7 @@ def main(start: str) -> None:
     folder = Path(start).resolve().parent
     files = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     named, arguments = sys.argv[1:2], sys.argv[2:]
-    if named == ["common.demo.tiny_model"]:
+    if named and named[0].startswith("common."):
         module = named[0]
     elif named and named[0] in files:
         module = f"{load_package(folder)}.{named[0]}"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from common.memory import Counted
 
 GIB = 2**30
+PRECISION = "bf16"  # that a plan counts with, if the settings name none: as on GPUs from Ampere on
 # What torch reports of such cards: an L4 or A10G, an L40S, an A100 or H100
 CARDS = {"24 GB": int(22.0 * GIB), "48 GB": int(44.4 * GIB), "80 GB": int(79.1 * GIB)}
 # Not counted, and so assumed: CUDA's context, cuBLAS and NCCL; and of the card, what the allocator cannot use

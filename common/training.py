@@ -10,17 +10,18 @@ import torch
 from omegaconf import DictConfig
 from ray.exceptions import RayTaskError
 
-from common.cluster import ClusterError, TrainingError, check_platform
+from common.cluster import ClusterError, Machines, TrainingError, check_platform
 from common.failures import what_is_gone
 
 
-def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConfig, device: str, workers_per_node: int):
+def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConfig, machines: Machines):
     """Start one verl `TrainingWorker` per GPU or share of the CPU and build the sharded model on them.
 
     Args:
         model_type, engine_module: the name under which the method's engine is registered, and the module that does it.
         loss_fn: called by the engine on each micro-batch.
         config: sections `model`, `engine` and `optim`, each naming its verl class, and `trainer.nnodes`.
+        machines: of `common.cluster.connect`.
 
     Returns:
         verl's handle on all workers.
@@ -34,16 +35,16 @@ def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConf
     from common.fsdp import PackedWorker
     from common.pool import OneNodeEach
 
-    check_platform(device)
+    check_platform(machines.device)
     worker_config = TrainingWorkerConfig(model_type=model_type, **verl_settings(config))
     nodes = config.trainer.nnodes
     # one worker group per bundle; verl's default reserves ten cores per worker
-    pool = OneNodeEach([workers_per_node] * nodes, use_gpu=device != "cpu", max_colocate_count=1)
+    pool = OneNodeEach([machines.workers_per_node] * nodes, use_gpu=machines.device != "cpu", max_colocate_count=1)
     rendezvous = {}
     if nodes == 1 and not os.environ.get("RAY_ADDRESS"):  # known here, so no process need be started to find it out
         rendezvous = {"master_addr": "127.0.0.1", "master_port": str(_free_port())}
     workers = RayClassWithInitArgs(ray.remote(PackedWorker), config=worker_config, engine_module=engine_module)
-    worker_group = RayWorkerGroup(pool, workers, device_name=device, **rendezvous)
+    worker_group = RayWorkerGroup(pool, workers, device_name=machines.device, **rendezvous)
     worker_group.set_loss_fn(loss_fn)
     try:
         worker_group.reset()

@@ -15,7 +15,7 @@ OUTPUT=${OUTPUT:-outputs}               # everything the run leaves; a second ru
 NNODES=${NNODES:-1}
 N_GPUS_PER_NODE=${N_GPUS_PER_NODE:-null} # null: all GPUs of a node; without GPUs, how many processes (null: one)
 SEED=${SEED:-0}
-ROLLOUT=${ROLLOUT:-}                    # vllm, or hf: the policy answers by itself; empty: vllm if it is installed
+ROLLOUT=${ROLLOUT:-}                    # vllm, or hf: the policy answers by itself; empty: vllm where there is a GPU
 # RAY_ADDRESS=auto or head:6379         # join a running Ray cluster instead of starting one on this machine
 # -------------------------------------------------------------------------------------------------------------------
 
@@ -23,6 +23,11 @@ if [[ -z "$MODEL_PATH" && ! -f "$HERE/../sft/run_sft.sh" ]]; then
     echo "MODEL_PATH is not set, and ../sft, which would make a judge to start from, is not beside this folder." >&2
     echo "Set MODEL_PATH to a chat model or to a judge that ../sft has trained elsewhere." >&2
     exit 1
+fi
+if [[ " $* " == *" plan=true "* ]]; then
+    ROLLOUT=${ROLLOUT:-vllm} # a plan is for GPUs
+else
+    ROLLOUT=$("${RUN[@]}" common.grpo.answering "$ROLLOUT") # vllm or hf; stops here if what is set cannot run
 fi
 if [[ -z "$TRAIN_FILES" && -n "$VAL_FILES$TEST_FILES" ]]; then
     echo "VAL_FILES or TEST_FILES without TRAIN_FILES: set all, or none for the demo's data." >&2
@@ -62,13 +67,6 @@ elif [[ -z "$MODEL_PATH" ]]; then
     TRAIN_FILES=$OUTPUT/data/warm_start.parquet VAL_FILES='' TEST_FILES='' OUTPUT=$OUTPUT/warm_start \
         RAY_ADDRESS='' NNODES=1 N_GPUS_PER_NODE=null bash "$HERE/../sft/run_sft.sh" "$RESUME"
     MODEL_PATH=$OUTPUT/warm_start/checkpoint
-fi
-if [[ -z "$ROLLOUT" ]]; then
-    ROLLOUT=hf
-    if python -c 'import importlib.util; raise SystemExit(importlib.util.find_spec("vllm") is None)' &&
-        { [[ -n "${RAY_ADDRESS:-}" ]] || nvidia-smi -L > /dev/null 2>&1; }; then
-        ROLLOUT=vllm
-    fi
 fi
 if [[ "$ROLLOUT" == hf ]]; then OFFLOAD=False BATCHED=65536; else OFFLOAD=True BATCHED=8192; fi
 

@@ -24,7 +24,7 @@ from common.checkpoint import CheckpointError, check_resume, claim_folder
 from common.conversation import DataError
 from common.data_report import data_report
 from common.files import content_digest
-from common.grpo import preflight
+from common.grpo import answering, preflight
 from common.grpo.plan import of_policy
 from common.judging.prompts import digest_prompts, measure_rows, store_rubric
 from common.packing import PACKED, attention_of, choose_packing
@@ -83,27 +83,29 @@ def train(config: DictConfig) -> None:
     if config.plan:
         plan.show(method, config, trainer.nnodes, trainer.n_gpus_per_node)
         return
+    answering.prepare(config, base.config)
 
     # 2. Join or start Ray
-    cores = preflight.cores_of(config)
-    device, per_node, card = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node, **cores)
-    workers = per_node * trainer.nnodes
+    room = preflight.room_for(config)
+    machines = cluster.connect(__package__, trainer.nnodes, trainer.n_gpus_per_node, **room)
+    workers = machines.workers_per_node * trainer.nnodes
     preflight.check_workers(config, workers)
-    plan.settle(method, config, workers, card)
+    answering.check_nodes(config, machines.device)
+    plan.settle(method, config, workers, machines.card)
     output = Path(trainer.output).absolute()
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
-    check_resume(output, identity(config, base.name, tokenizer, rows_of, device, workers), trainer.resume_mode)
+    check_resume(output, identity(config, base.name, tokenizer, rows_of, machines, workers), trainer.resume_mode)
     OmegaConf.save(config, output / "settings.yaml")
 
     # 3. Hand over to verl
     tokenizer.save_pretrained(output / "tokenizer")
     files = {name: write_for_verl(rows, output / "rows" / f"{name}.parquet") for name, rows in rows_of.items()}
-    config = preflight.fill_in(config, __package__, output, files, len(train_rows), device, per_node)
+    config = preflight.fill_in(config, __package__, output, files, len(train_rows), machines)
     keep_groups = packing == PACKED and preflight.keeps_groups(config, max(row["tokens"] for row in train_rows))
     if packing != PACKED:
         preflight.pad_rows(config, workers)
-    cluster.check_platform(device)
+    cluster.check_platform(machines.device)
     from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
 
@@ -177,7 +179,12 @@ def check_strength(config: DictConfig, rows: list[dict]) -> None:
 
 
 def identity(
-    config: DictConfig, model_name: str, tokenizer, rows_of: dict[str, list[dict]], device: str, workers: int
+    config: DictConfig,
+    model_name: str,
+    tokenizer,
+    rows_of: dict[str, list[dict]],
+    machines: cluster.Machines,
+    workers: int,
 ) -> dict:
     """What must be equal for a resumed run to be the same run."""
     policy, data = config.actor_rollout_ref, config.data
@@ -198,7 +205,7 @@ def identity(
         "algorithm.use_kl_in_reward": config.algorithm.use_kl_in_reward,
         "lora": {key: str(policy.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
         "optim": OmegaConf.to_container(policy.actor.optim),
-        "precision": str(policy.actor.fsdp_config.mixed_precision or {"param_dtype": preflight.PRECISION[device]}),
+        "precision": str(policy.actor.fsdp_config.mixed_precision or {"param_dtype": machines.precision}),
         "trainer.total_epochs": config.trainer.total_epochs,
         "trainer.seed": config.trainer.seed,
     }

@@ -4,6 +4,7 @@ The choice between torch's kernels is tried with fake tensors, which have a devi
 """
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.attention import varlen
 
-from common.attention import Segments, _attend, _attend_per_row, _attend_per_segment, _attend_with_flash
+from common.attention import Segments, _attend, _attend_per_row, _attend_per_segment, _attend_with_flash, has_flash
 
 SPANS = [(0, 9, 0, 0), (9, 14, 0, 4), (14, 15, 14, 14), (15, 22, 14, 14), (22, 30, 0, 0), (30, 33, 22, 23)]
 
@@ -57,6 +58,17 @@ def test_flash_and_per_segment_agree_in_values_and_gradients(monkeypatch, kernel
 def test_the_kernel_of_this_torch_takes_what_we_pass():
     passed = {"cu_seq_q", "cu_seq_k", "max_q", "max_k", "scale", "window_size"}
     assert passed <= set(inspect.signature(varlen.varlen_attn).parameters)
+
+
+def test_gpus_before_ampere_and_fp32_do_without_the_flash_kernel(monkeypatch):
+    def takes_flash(dtype: torch.dtype, capability: tuple[int, int], is_cuda: bool = True) -> bool:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        return has_flash(SimpleNamespace(is_cuda=is_cuda, dtype=dtype, device="cuda:0"))
+
+    for dtype in (torch.bfloat16, torch.float16):
+        assert takes_flash(dtype, (8, 0)) and takes_flash(dtype, (9, 0))
+        assert not takes_flash(dtype, (7, 5)) and not takes_flash(dtype, (8, 0), is_cuda=False)
+    assert not takes_flash(torch.float32, (9, 0))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

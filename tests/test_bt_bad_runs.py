@@ -111,7 +111,7 @@ def test_a_margin_scale_without_margins(attempt, tmp_path):
 
 
 def test_a_batch_that_the_workers_cannot_share(attempt, monkeypatch):
-    monkeypatch.setattr(train.cluster, "connect", lambda *_: ("cpu", 3))
+    monkeypatch.setattr(train.cluster, "connect", lambda *_: ("cpu", 3, "fp32"))
     with pytest.raises(DataError, match="data.train_batch_size=8 cannot be shared equally by 3 workers"):
         attempt()
 

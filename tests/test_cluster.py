@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -92,8 +93,48 @@ def test_every_group_of_workers_gets_a_node_of_its_own(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU that torch can use")
 def test_torch_without_a_gpu():
-    sizes, said = cluster._ask_torch()
-    assert sizes == [] and said.startswith(f"torch {torch.__version__} says '")
+    found, said = cluster._find_by_torch()
+    assert found == [] and said.startswith(f"torch {torch.__version__} says '")
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine with GPUs of these compute capabilities and sizes, as far as torch says."""
+    cards = [((9, 0), 80), ((7, 5), 16)]
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+
+    def properties(device):
+        (major, minor), size = cards[device]
+        return SimpleNamespace(major=major, minor=minor, total_memory=size)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    return cards
+
+
+def test_gpus_before_ampere_compute_in_fp32_and_it_is_said_in_one_line(gpus, capsys):
+    assert cluster._find_by_torch() == (gpus, f"torch {torch.__version__} finds 2")
+    assert cluster._precision((7, 5)) == "fp32"
+    said = capsys.readouterr().out
+    assert said.startswith("GPUs before Ampere have no bf16: computing in fp32") and said.count("\n") == 1
+    for capability, precision in (((8, 0), "bf16"), ((9, 0), "bf16"), (None, "fp32")):
+        assert cluster._precision(capability) == precision
+    assert capsys.readouterr().out == ""
+
+
+def test_a_local_ray_has_gpus_of_no_hardware_for_vllms_servers_on_the_cpu():
+    """verl asks Ray for one GPU for each worker that has a server."""
+    assert "num_gpus" not in cluster._local_ray(2, 3, 4)
+    settings = cluster._local_ray(2, 3, 4, servers_on_cpu=True)
+    assert settings["num_gpus"] == 2 and settings["num_cpus"] >= 2 * 3 + 4
+    assert cluster._local_ray(None, 3, 4, servers_on_cpu=True)["num_gpus"] == 1
+    assert settings["_node_ip_address"] == "127.0.0.1"  # and verl's servers listen where Ray says that they are
+
+
+def test_no_client_can_load_adapters_into_a_server():
+    """verl loads its own by another way; over HTTP anybody on the machine could."""
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in cluster.ENVIRONMENT
 
 
 @pytest.mark.run
@@ -105,4 +146,5 @@ def test_a_local_run_leaves_no_token_for_a_later_ray_start(tmp_path):
     command = [sys.executable, "-c", code]
     shown = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=120)
     assert shown.returncode == 0, shown.stderr
-    assert "Devices(kind='cpu', per_node=1, card=None)\nTrue\n" in shown.stdout and not (tmp_path / ".ray").exists()
+    said = "Machines(device='cpu', workers_per_node=1, precision='fp32', card=None)\nTrue\n"
+    assert said in shown.stdout and not (tmp_path / ".ray").exists()

@@ -75,6 +75,23 @@ def test_a_worker_that_is_gone_is_named_with_the_cause(cluster, error):
     assert message.endswith("killed by the kernel: out of memory")
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("vllm_server_1_0", "a vLLM server"),
+        ("agent_loop_worker_0_ab12cd34", "a process that asks vLLM"),
+        ("reward_loop_worker_0_ab12cd34", "a process that computes rewards"),
+    ],
+)
+def test_other_processes_of_the_run_are_named_too(cluster, name, kind):
+    """A worker that asked a server that died fails itself, and lives."""
+    assert failures.what_is_dead() == ""
+    cluster.actors[1] |= {"State": "DEAD", "Name": name}
+    cluster.actors[2] |= {"State": "DEAD"}  # of another job
+    assert failures.what_is_dead().startswith(f"{kind} died, process 41 on 10.0.0.1; the same command goes on")
+    assert failures.explain(UNAVAILABLE).startswith(f"{kind} died, process 41 on 10.0.0.1")
+
+
 def test_an_error_of_the_workers_code_keeps_its_traceback(cluster):
     message = failures.explain(of_task(ValueError("line 1 of somebody's loss\nnot a loss")))
     assert message.startswith("a worker failed; the same command goes on")

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from common.conversation import DataError
-from common.generation import answer_prompts, batches_of, begun_answer, check_begun
+from common.generation import answer_prompts, batches_of, begun_answer, check_begun, load_answering
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +115,19 @@ def test_sampling_set_by_the_checkpoint_is_not_used(model, tiny_tokenizer, monke
     sampling = GenerationConfig(do_sample=True, temperature=5.0, top_k=50, eos_token_id=tiny_tokenizer.eos_token_id)
     monkeypatch.setattr(model, "generation_config", sampling)
     assert answer_prompts(model, tiny_tokenizer, prompts, 12, 10**6) == [[text] for text in expected]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [(None, torch.float32), ((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+)
+def test_a_model_answers_in_bf16_where_a_gpu_has_it(monkeypatch, capability, dtype):
+    def load(path, **options):
+        assert options["dtype"] == dtype
+        raise OSError("far enough")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    with pytest.raises(DataError, match="far enough"):
+        load_answering("/")

@@ -15,8 +15,9 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from test_method_config import attributes_read, run_script, script_overrides
 
+from common.cluster import Machines
 from common.conversation import DataError
-from common.grpo.preflight import check_reward
+from common.grpo.preflight import check_reward, fill_in
 from common.grpo.rollout import checked_reward
 
 VERL_CONFIG = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
@@ -121,17 +122,36 @@ def test_a_number_is_set_in_one_place_only(judge):
     assert own == null and len(set_there) > 25
 
 
-def test_where_a_gpu_and_vllm_are_it_answers(judge, tmp_path):
-    """`python -c` says that vLLM is installed, `nvidia-smi` that there is a GPU; the script then chooses vLLM."""
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 0\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    overrides = script_overrides(judge, tmp_path, MODEL_PATH="m", TRAIN_FILES="t.parquet")
+def test_who_answers_is_what_answering_says(judge, tmp_path):
+    """The script asks common/grpo/answering.py, and stops if what is set cannot run."""
+    overrides = script_overrides(judge, tmp_path, MODEL_PATH="m", TRAIN_FILES="t.parquet", CHOSEN="vllm")
     assert "actor_rollout_ref.rollout.name=vllm" in overrides
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
-    overrides = script_overrides(judge, tmp_path, MODEL_PATH="m", TRAIN_FILES="t.parquet")
-    assert "actor_rollout_ref.rollout.name=hf" in overrides
-    overrides = script_overrides(judge, tmp_path, MODEL_PATH="m", TRAIN_FILES="t.parquet", RAY_ADDRESS="head:6379")
-    assert "actor_rollout_ref.rollout.name=vllm" in overrides
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 7\n")
+    settings = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "ROLLOUT": "vllm"}
+    done = subprocess.run(["bash", run_script(judge)], env=settings, cwd=tmp_path, timeout=30, capture_output=True)
+    assert (done.returncode, done.stdout) == (7, b"")
+
+
+@pytest.mark.parametrize(
+    ("precision", "wanted", "trained", "answered"),
+    [
+        ("bf16", [], "bf16", "bfloat16"),
+        ("fp32", [], "fp32", "float32"),  # a CPU, or GPUs before Ampere
+        ("bf16", ["actor_rollout_ref.actor.fsdp_config.mixed_precision={param_dtype: fp32}"], "fp32", "float32"),
+        ("bf16", ["actor_rollout_ref.rollout.dtype=half"], "bf16", "half"),
+    ],
+)
+def test_vllm_computes_as_training_does(judge, tmp_path, precision, wanted, trained, answered):
+    files = {"train": tmp_path / "train.parquet", "val": tmp_path / "val.parquet"}
+    filled = {}
+    for name in ("vllm", "hf"):
+        config = compose_judge(judge, [*script_overrides(judge, tmp_path, ROLLOUT=name), *wanted])
+        machines = Machines("cuda", 1, precision, card=None)
+        filled[name] = fill_in(config, judge, tmp_path, files, 640, machines).actor_rollout_ref
+    policy = filled["vllm"]
+    assert policy.actor.fsdp_config.mixed_precision.param_dtype == trained and policy.rollout.dtype == answered
+    assert policy.model.external_lib == "common.grpo.servers"  # registers what is ours, in every process of verl's
+    assert filled["hf"].model.external_lib == "common.grpo.policy"
 
 
 def test_starting_over_is_said_to_the_demos_warm_start_too(judge, tmp_path):

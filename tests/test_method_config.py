@@ -26,13 +26,22 @@ def method(request) -> str:
     return request.param
 
 
+# notes what training is given; says who answers in a judge's run
+PYTHON = """#!/bin/sh
+case "$2" in
+    train) shift 2; printf "%s\\n" "$@" > "$NOTE" ;;
+    common.grpo.answering) echo "${CHOSEN:-${3:-hf}}" ;;
+esac
+"""
+
+
 def run_script(method: str):
     return REPO / method / SCRIPTS[method]
 
 
 def script_overrides(method: str, tmp_path, **environment: str) -> list[str]:
     """Run the script with a `python` that only notes its arguments."""
-    (tmp_path / "python").write_text('#!/bin/sh\n[ "$2" != train ] || { shift 2; printf "%s\\n" "$@" > "$NOTE"; }\n')
+    (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
     note = tmp_path / "overrides"
     settings = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTE": str(note), **environment}

@@ -12,7 +12,7 @@ from test_method_config import SCRIPTS, compose_config, script_overrides
 from transformers import Qwen3Config
 
 from common import plan
-from common.cluster import ClusterError
+from common.cluster import ClusterError, Machines
 from common.conversation import DataError
 from common.demo.world import pointwise_rows
 from common.grpo.plan import SERVER, of_policy
@@ -304,10 +304,11 @@ def test_a_plans_script_ends_with_it(method, tmp_path):
 def test_verls_settings_follow_for_a_server(judges_config, tmp_path):
     from common.grpo.preflight import fill_in
 
+    eight = Machines("cuda", 8, "bf16", card=CARDS["80 GB"])
     config = make_judges_plan(judges_config, lora_rank=16).config
     OmegaConf.update(config, "reward.custom_reward_function.name", "another")
-    filled = fill_in(config, "pkg", tmp_path, {"train": tmp_path, "val": tmp_path}, 128, "cuda", 8).actor_rollout_ref
+    filled = fill_in(config, "pkg", tmp_path, {"train": tmp_path, "val": tmp_path}, 128, eight).actor_rollout_ref
     assert filled.rollout.max_model_len == 3072 + 1024 and filled.rollout.load_format == "auto"
     config.actor_rollout_ref.model.lora_rank = 0
-    filled = fill_in(config, "pkg", tmp_path, {"train": tmp_path, "val": tmp_path}, 128, "cuda", 8).actor_rollout_ref
+    filled = fill_in(config, "pkg", tmp_path, {"train": tmp_path, "val": tmp_path}, 128, eight).actor_rollout_ref
     assert filled.rollout.load_format == "dummy"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 from transformers import PreTrainedConfig
 
-from common.grpo.preflight import IN_PROCESS
+from common.grpo.answering import IN_PROCESS
 from common.plan import GIB, OUTSIDE, UNUSABLE, Keys, Method, Phase, training_phases
 
 ENGINE = "common.grpo.policy"

@@ -26,10 +26,10 @@ from common.attention import SEGMENT_ATTENTION, Segments
 from common.checkpoint import export_language_model, unwrap
 from common.fsdp import LanguageEngine
 from common.generation import batches_of, generate_batch, make_plain
-from common.grpo.preflight import PRECISION
 from common.memory import Step
 from common.network import use_interface_of
 from common.packing import find_in_rows, pad
+from common.plan import PRECISION
 
 MODEL_TYPE = "packed_policy"
 
@@ -194,6 +194,14 @@ class PolicyWorker(ActorRolloutRefWorker):
         use_interface_of(ray.util.get_node_ip_address())
         super().__init__(*arguments, **settings)
 
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        """Build the engines, and have room for the largest weight on the way to a server."""
+        super().init_model()
+        if self.rollout:
+            weights = self.actor.engine.module.parameters()
+            self.rollout.make_room(max(weight.numel() * weight.element_size() for weight in weights))
+
     @register(dispatch_mode=Dispatch.DP_COMPUTE)
     def generate(self, prompts: list, seeds: list, options: dict) -> list[tuple[list[int], list[float]]]:
         """Answer this worker's share of the prompts."""
@@ -219,7 +227,7 @@ def step_to_count(config: DictConfig, workers: int, shortest: int, longest: int,
 
     policy, answer = config.actor_rollout_ref, config.data.max_response_length
     precision = policy.actor.fsdp_config.mixed_precision
-    policy.actor.fsdp_config.mixed_precision = precision or {"param_dtype": PRECISION["cuda"]}
+    policy.actor.fsdp_config.mixed_precision = precision or {"param_dtype": PRECISION}
     limit, group = policy.actor.ppo_max_token_len_per_gpu, policy.rollout.n
     share = max(group, policy.actor.ppo_mini_batch_size * group // workers)
     if not packed:

@@ -13,13 +13,14 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
+from common.cluster import Machines
 from common.conversation import DataError
+from common.grpo.answering import IN_PROCESS, serves_on_cpu
 from common.training import equal_parts
 
-IN_PROCESS = "hf"  # verl's old name for generation by transformers: here the policy itself answers
 OWN_REWARD = ".reward"  # the method folder's reward.py
 CHECKED_REWARD = "checked_reward"  # of common/grpo/rollout.py: calls compute_score of the module that the settings name
-PRECISION = {"cuda": "bf16", "cpu": "fp32"}
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # precisions, as vLLM calls them
 NOT_READ = {  # verl's settings that common/grpo/policy.py does not use
     "model": ("lora_adapter_path", "exclude_modules", "target_parameters", "use_liger", "use_fused_kernels"),
     "actor": ("use_prefix_grouper",),
@@ -29,7 +30,8 @@ NOT_READ = {  # verl's settings that common/grpo/policy.py does not use
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, answer: str, parse: Callable[[str], object]) -> None:
     """Raise `DataError` if a right answer is no longer one after it went through the vocabulary.
 
-    verl decodes without special tokens; a vocabulary that calls `<think>` special would make every answer malformed.
+    Training keeps special tokens in answers, and servers return answers without: if a vocabulary calls `<think>`
+    special, no answer of the trained judge could be read there.
     """
     ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
     if parse(found := tokenizer.decode(ids, skip_special_tokens=True)) == parse(answer):
@@ -37,7 +39,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, answer: str, parse: Cal
     remedy = "Choose another model."
     if lost := sorted(token for token in tokenizer.all_special_tokens if token in answer):
         remedy = (
-            f"It calls {', '.join(lost)} special, and verl reads answers without special tokens. In a copy of the "
+            f"It calls {', '.join(lost)} special, and servers return answers without special tokens. In a copy of the "
             'model, set "special": false for them in tokenizer.json, and take them out of the special tokens that '
             "tokenizer_config.json lists."
         )
@@ -120,14 +122,15 @@ def check_workers(config: DictConfig, workers: int) -> None:
         )
 
 
-def cores_of(config: DictConfig) -> dict[str, int]:
+def room_for(config: DictConfig) -> dict[str, int | bool]:
     """Return what `common.cluster.connect` must ask for: cores of each worker, and of the processes beside them."""
     queue = 1 + config.transfer_queue.backend.SimpleStorage.num_data_storage_units
     rollout = config.actor_rollout_ref.rollout
     if rollout.name == IN_PROCESS:
         return {"cores_per_worker": 1, "cores_beside": queue}
     beside_servers = config.reward.num_workers + rollout.agent.num_workers
-    return {"cores_per_worker": 3, "cores_beside": queue + beside_servers}  # verl asks for three beside a server
+    needed = {"cores_per_worker": 3, "cores_beside": queue + beside_servers}  # verl asks for three beside a server
+    return needed | {"servers_on_cpu": serves_on_cpu(config)}
 
 
 def keeps_groups(config: DictConfig, longest_prompt: int) -> bool:
@@ -152,7 +155,7 @@ def pad_rows(config: DictConfig, workers: int) -> None:
 
 
 def fill_in(
-    config: DictConfig, package: str, output: Path, files: dict[str, Path], prompts: int, device: str, per_node: int
+    config: DictConfig, package: str, output: Path, files: dict[str, Path], prompts: int, machines: Machines
 ) -> DictConfig:
     """Return verl's settings with what follows from the data and the machine.
 
@@ -161,7 +164,7 @@ def fill_in(
         output: where the run's tokenizer is, and everything else goes.
         files: of "train" and "val", in the columns of verl's dataset.
         prompts: how many there are for training.
-        device, per_node: of `common.cluster.connect`.
+        machines: of `common.cluster.connect`.
     """
     config = copy.deepcopy(config)
     data, trainer, policy = config.data, config.trainer, config.actor_rollout_ref
@@ -169,18 +172,22 @@ def fill_in(
     data.filter_overlong_prompts = False  # done
     data.apply_chat_template_kwargs = {}  # in the tokenizer's template now
     policy.model.tokenizer_path = str(output / "tokenizer")
-    precision = policy.actor.fsdp_config.mixed_precision
-    policy.actor.fsdp_config.mixed_precision = precision or {"param_dtype": PRECISION[device]}
+    precision = policy.actor.fsdp_config.mixed_precision or {"param_dtype": machines.precision}
+    policy.actor.fsdp_config.mixed_precision = precision
     if policy.rollout.name == IN_PROCESS:
         config.reward.num_workers = 0  # rewards are computed in this process
     else:
         policy.rollout.max_model_len = data.max_prompt_length + data.max_response_length
         if policy.model.lora_rank:  # verl would send the weights below the adapter once, which fails above 2 GiB each
             policy.rollout.load_format = "auto"
+        computed = precision["param_dtype"]
+        policy.rollout.dtype = policy.rollout.dtype or DTYPES.get(computed, computed)
+        policy.model.external_lib = "common.grpo.servers"
     function = config.reward.custom_reward_function
     if function.name == CHECKED_REWARD:  # its module by a name that every process knows
         function.reward_kwargs.module = importlib.util.resolve_name(function.reward_kwargs.module, package)
-    trainer.device, trainer.n_gpus_per_node, trainer.default_local_dir = device, per_node, str(output)
+    trainer.device, trainer.n_gpus_per_node = machines.device, machines.workers_per_node
+    trainer.default_local_dir = str(output)
     steps = prompts // data.train_batch_size * trainer.total_epochs
     trainer.total_training_steps = min(steps, trainer.total_training_steps or steps)
     return config

@@ -15,15 +15,19 @@ from dataclasses import dataclass
 
 import torch
 import transfer_queue
+from omegaconf import DictConfig
 from tensordict import NonTensorData, NonTensorStack, TensorDict
+from transformers import PreTrainedTokenizerBase
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from common.cluster import TrainingError
 from common.generation import decode
-from common.grpo.preflight import CHECKED_REWARD, IN_PROCESS
+from common.grpo.answering import IN_PROCESS
+from common.grpo.preflight import CHECKED_REWARD
 
 RolloutReplicaRegistry.register(IN_PROCESS, lambda: None)  # verl looks a server up, and then starts none
 
@@ -89,8 +93,8 @@ class BatchRollout:
 
     def _generate(self, prompts: list[list[int]], sampling: dict, step: int, validate: bool) -> list:
         """Give each worker its share of the prompts, in turn; return the answers in the order of the prompts."""
-        first_seed = (self.rollout.seed * 1_000_003 + 2 * step + validate) * 1_000_003
-        seeds = [(first_seed + number) % 2**63 for number in range(len(prompts))]
+        first = first_seed(self.rollout.seed, step, validate)
+        seeds = [seed_of(first, number) for number in range(len(prompts))]
         workers = self.trainer.actor_rollout_wg.world_size
         # a worker without a prompt would leave the others waiting for its share of the weights
         missing = max(0, workers - len(prompts))
@@ -123,6 +127,23 @@ class BatchRollout:
         field = _field(row, prompt, tokens, log_probs, reward, step) | {"session_id": number}
         lengths = {"prompt_len": len(prompt), "response_len": len(tokens), "seq_len": len(prompt) + len(tokens)}
         return Entry(f"{row['uid']}_{number}_0", field, {"status": "success", **lengths, **_versions(step)})
+
+
+def first_seed(seed: int, step: int, validate: bool) -> int:
+    """Return the seed of a step's first answer; the other answers' are counted on from it."""
+    return (seed * 1_000_003 + 2 * step + validate) * 1_000_003
+
+
+def seed_of(first: int, number: int) -> int:
+    """Return the seed of the answer with that number in its step."""
+    return (first + number) % 2**63
+
+
+def end_tokens(model: DictConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens at which an answer ends, given verl's settings of the model."""
+    settings = omega_conf_to_dataclass(model).generation_config
+    ends = settings.eos_token_id if settings else tokenizer.eos_token_id
+    return ends if isinstance(ends, list) else [ends]
 
 
 def _put(entries: list[Entry], groups: list[str], partition: str) -> None:

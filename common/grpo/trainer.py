@@ -8,7 +8,8 @@ What is added to it:
 - one readable line per step and per validation, with the shares that diagnose a judge's training;
 - the best policy on the validation rows is exported as soon as it is found, and kept across restarts;
 - a loss or gradient that is not finite stops the run; verl would skip the step and go on;
-- old checkpoints go after a new one is complete.
+- old checkpoints go after a new one is complete;
+- with servers, a run can be repeated, and ends if a server does (`common.grpo.servers`).
 """
 
 import json
@@ -22,9 +23,7 @@ import transfer_queue
 from tqdm import tqdm
 from verl.single_controller.ray import ResourcePoolManager
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
-from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.device import get_device_name
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 from verl.workers.rollout.llm_server import LLMServerManager
@@ -32,9 +31,10 @@ from verl.workers.rollout.llm_server import LLMServerManager
 from common.checkpoint import export_checkpoint, save_checkpoint
 from common.cluster import TrainingError
 from common.files import write_text
+from common.grpo.answering import IN_PROCESS
 from common.grpo.policy import PolicyWorker
-from common.grpo.preflight import IN_PROCESS
-from common.grpo.rollout import BatchRollout
+from common.grpo.rollout import BatchRollout, end_tokens
+from common.grpo.servers import SeededAgentLoops, ServerWatch
 from common.pool import OneNodeEach
 from common.report import set_log_file
 
@@ -80,6 +80,10 @@ class JudgeTrainer(PPOTrainerSync):
         Returns:
             What the last validation found.
         """
+        with ServerWatch(self):
+            return self._train()
+
+    def _train(self) -> dict[str, float]:
         transfer_queue.init(self.config.transfer_queue)
         try:
             self.init()
@@ -100,13 +104,11 @@ class JudgeTrainer(PPOTrainerSync):
         if self.in_process:
             return BatchRollout(self)
         handles = {"teacher_client": None, "reward_loop_worker_handles": self.get_reward_handles()}
-        return AgentLoopManagerTQ.create(config=self.config, llm_client=self.get_llm_client(), **handles)
+        return SeededAgentLoops.create(config=self.config, llm_client=self.get_llm_client(), **handles)
 
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()
-        settings = omega_conf_to_dataclass(self.config.actor_rollout_ref.model).generation_config
-        ends = settings.eos_token_id if settings else self.tokenizer.eos_token_id
-        self.end_tokens = ends if isinstance(ends, list) else [ends]
+        self.end_tokens = end_tokens(self.config.actor_rollout_ref.model, self.tokenizer)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -132,6 +134,8 @@ class JudgeTrainer(PPOTrainerSync):
 
     def _balance_batch(self, batch, metrics: dict, **settings):
         """Give each worker about the same number of tokens, and whole groups if they fit."""
+        if not self.in_process:
+            batch.reorder(self.agent_loop_manager.as_asked(batch.keys))
         batch = super()._balance_batch(batch, metrics, **settings)
         if self.keep_groups:
             groups = defaultdict(list)  # in the order of the batch, not of their random ids: a run can be repeated
