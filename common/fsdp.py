@@ -26,7 +26,7 @@ from common.attention import SEGMENT_ATTENTION, self_test
 from common.checkpoint import unwrap
 from common.logits import can_be_split, let_forward_read
 from common.network import use_interface_of
-from common.packing import own_attention, without_randomness
+from common.packing import for_training, own_attention
 
 
 class PackedEngine(FSDPEngineWithLMHead):
@@ -42,7 +42,7 @@ class PackedEngine(FSDPEngineWithLMHead):
         return self.model_config.override_config.get("attn_implementation", SEGMENT_ATTENTION) == SEGMENT_ATTENTION
 
     def _build_module(self) -> PreTrainedModel:
-        config = without_randomness(self.model_config.hf_config)
+        config = for_training(self.model_config.hf_config)
         self.model_config.hf_config = config
         self.own_attention = own_attention(config, self.auto_class)
         options = {

@@ -42,13 +42,15 @@ LAYERS = 8  # of a model that does not say of what kind each is: attention may b
 FIRST, MOST = 64, 128  # positions of the copy: what a model reads before long rotary factors set in, and in all
 
 
-def without_randomness(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config with every dropout, layer drop and router jitter at 0, whatever its name.
+def for_training(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config in fp32, with every dropout, layer drop and router jitter at 0, whatever its name.
 
-    Noise that differs between the two answers of a pair, or between packed sequences, is no fair comparison.
+    Noise that differs between the two answers of a pair, or between packed sequences, is no fair comparison. And a
+    classifier builds its backbone in the precision that its config names, whatever `from_config` is asked for.
     """
     config = copy.deepcopy(config)
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        part.dtype = torch.float32
         for name, value in vars(part).items():
             if RANDOM_IN_TRAINING.fullmatch(name) and isinstance(value, float):
                 setattr(part, name, 0.0)
@@ -107,7 +109,7 @@ def small_copy(config: PreTrainedConfig, auto_class: type) -> PreTrainedModel | 
     """
     if type(config) not in auto_class._model_mapping:
         return None  # code of its own, which is run in the workers alone
-    small = without_randomness(config)
+    small = for_training(config)
     text = small.get_text_config()
     kinds = getattr(text, "layer_types", None)
     layers = max(2, 1 + max(map(kinds.index, set(kinds)))) if kinds else min(text.num_hidden_layers, LAYERS)

@@ -126,15 +126,15 @@ def test_long_texts_on_cuda_need_no_matrix_of_scores(monkeypatch, masked, dtype)
     assert peak_on_cuda(monkeypatch, _attend, masked, dtype) < 0.15 * SCORES
 
 
-@pytest.mark.parametrize(("masked", "dtype"), [(False, torch.float32), (True, torch.float32), (True, torch.bfloat16)])
-def test_the_counter_sees_the_scores_where_heads_are_not_repeated(monkeypatch, masked, dtype):
-    """A check of the check: torch's own grouped heads."""
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "with a mask"])
+def test_the_counter_sees_the_scores_where_heads_are_not_repeated(monkeypatch, masked):
+    """A check of the check: torch's own grouped heads, in fp32. In bf16 an H200 has a kernel that takes them."""
 
     def grouped(query, key, value, mask, scaling):
         options = {"is_causal": mask is None, "scale": scaling, "enable_gqa": True}
         return F.scaled_dot_product_attention(query, key, value, mask, **options)
 
-    assert peak_on_cuda(monkeypatch, grouped, masked, dtype) > SCORES
+    assert peak_on_cuda(monkeypatch, grouped, masked, torch.float32) > SCORES
 
 
 @pytest.mark.parametrize("window", [None, 3])

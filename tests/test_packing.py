@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
     Phi3Config,
+    Qwen3Config,
 )
 
 from common import packing
@@ -68,6 +69,20 @@ def test_hybrids_and_other_attentions_are_padded_and_it_is_said_why(family, caps
         choose_packing(config, REWARD, "packed", family)
 
 
+@pytest.mark.parametrize("task", [REWARD, LANGUAGE])
+def test_a_model_that_was_saved_in_bf16_is_built_in_fp32(task):
+    """A classifier asks for its backbone in the precision that the config names, and rounding would look like a leak.
+
+    On all workers but the first the model is built so, from its config alone.
+    """
+    config = Qwen3Config(dtype="bfloat16")
+    assert choose_packing(config, task, "auto", "qwen3") == "packed"
+    with torch.device("meta"):
+        model = task.from_config(packing.for_training(config), dtype=torch.float32)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert config.dtype == torch.bfloat16, "the user's config is not changed"
+
+
 def test_what_is_wanted_is_done_or_refused():
     assert choose_packing(LlamaConfig(), LANGUAGE, "padded", "llama") == "padded"
     with pytest.raises(DataError, match="data.packing='no': expected one of auto, packed, padded"):
@@ -98,7 +113,7 @@ def test_dropout_layer_drop_and_jitter_are_off_whatever_they_are_called(family):
     with pytest.raises(DataError, match="is random in training"):
         check_repeatable(still_random, family)
     check_repeatable(small_copy(config, REWARD), family)
-    off = packing.without_randomness(config)
+    off = packing.for_training(config)
     assert all(getattr(off, name) in (0.0, None, False) or not isinstance(getattr(off, name), float) for name in names)
     assert any(getattr(config, name) == 0.3 for name in names), "the user's config is not changed"
 

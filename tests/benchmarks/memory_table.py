@@ -22,6 +22,7 @@ from transformers import Qwen3Config
 REPO = Path(__file__).resolve().parents[2]
 # hidden, intermediate, layers, heads, tied embeddings
 MODELS = {
+    "tiny": (64, 128, 5, 4, True),
     "0.6B": (1024, 3072, 28, 16, True),
     "1.7B": (2048, 6144, 28, 16, True),
     "4B": (2560, 9728, 36, 32, True),
@@ -38,7 +39,7 @@ VERL_CONFIG = "verl/trainer/config"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[1:])
     parser.add_argument("--methods", nargs="+", choices=SCRIPTS, default=list(SCRIPTS)[:3], help="the judges are alike")
     parser.add_argument("--gpus", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rollout", choices=("vllm", "hf"), default="vllm", help="who answers, for the judges")
@@ -86,12 +87,12 @@ def save_shape(name: str) -> Path:
         (folder / "model.safetensors").unlink()
         Qwen3Config(
             architectures=["Qwen3ForCausalLM"],
-            vocab_size=151936,
+            vocab_size=151936 if name != "tiny" else 2048,
             hidden_size=hidden,
             intermediate_size=wide,
             num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=8,
+            num_key_value_heads=min(8, heads),
             head_dim=128,
             tie_word_embeddings=tied,
             max_position_embeddings=40960,
@@ -107,7 +108,7 @@ def settings(method: str, model: Path, rollout: str, gpus: int, own: list[str]) 
         python.chmod(0o755)
         environment = {"PATH": f"{folder}:{os.environ['PATH']}", "NOTE": str(note), "MODEL_PATH": str(model)}
         environment |= {"TRAIN_FILES": "t", "ROLLOUT": rollout, "N_GPUS_PER_NODE": str(gpus)}
-        command = ["bash", REPO / method / SCRIPTS[method]]
+        command = ["bash", REPO / method / SCRIPTS[method], "plan=true"]  # so that it does not look for vLLM
         subprocess.run(command, env={**os.environ, **environment}, check=True, stdout=subprocess.DEVNULL, cwd=folder)
         overrides = note.read_text().splitlines()
     with initialize_config_dir(str(REPO / method), version_base=None):

@@ -1,0 +1,106 @@
+"""What the parts of gpu_check.py share: how rows are noted, the methods' steps, random weights."""
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+VERL = importlib.util.find_spec("verl").submodule_search_locations[0]
+os.environ["VERL_CONFIG"] = f"{VERL}/trainer/config"  # as the methods' config.yaml find verl's own
+JUDGE = "generative_pointwise"
+TINY = "tiny"  # the shape for a machine without a GPU
+
+
+def note(**row) -> None:
+    """Write one row of this part's table, and print it."""
+    with open(sys.argv[1], "a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row), flush=True)
+
+
+def join_alone() -> None:
+    """Start a group of one process, as each of verl's workers joins one."""
+    backend = "cpu:gloo,cuda:nccl" if ON_GPU else "gloo"
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def shape(model: str) -> Path:
+    """Return a folder with a model's config and the demo's tokenizer."""
+    import memory_table
+
+    return memory_table.save_shape(model)
+
+
+def step_of(method: str, model: str, tokens: int, lora: int = 0):
+    """Return the step of a method with its run script's settings, on rows of so many tokens; and its settings.
+
+    Args:
+        tokens: of a prompt with its answer.
+    """
+    import numpy as np
+    from memory_table import settings
+
+    from common.attention import SEGMENT_ATTENTION
+
+    judge = method.startswith("generative")
+    own = [f"actor_rollout_ref.model.lora_rank={lora}" if judge else f"model.lora_rank={lora}"]
+    own += [f"{'actor_rollout_ref.actor.fsdp_config' if judge else 'engine'}.offload_policy=False"]
+    if not ON_GPU:
+        limit = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu" if judge else "data.max_tokens_per_gpu"
+        own += [f"{limit}={4 * tokens}"]
+    if judge:
+        own += [f"data.max_prompt_length={tokens // 2}", f"data.max_response_length={tokens // 2}"]
+        config = settings(method, shape(model), "hf", 1, own)
+        config.actor_rollout_ref.model.override_config.attn_implementation = SEGMENT_ATTENTION
+        policy = importlib.import_module("common.grpo.policy")
+        return policy.step_to_count(config, 1, tokens // 2, tokens // 2, True), config
+    config = settings(method, shape(model), "hf", 1, own)
+    config.model.override_config = {"attn_implementation": SEGMENT_ATTENTION}
+    config.engine.mixed_precision = {"param_dtype": "bf16"}
+    ids = np.ones(tokens, dtype=np.int32)
+    if method == "sft":
+        from sft.dataset import Example
+
+        rows = [Example(ids, np.arange(tokens) >= tokens // 2, "")] * 64
+    else:
+        from bradley_terry.dataset import Pair
+
+        half = ids[: tokens // 2]
+        rows = [Pair(half, half, half, 0.0, "")] * 64
+    return importlib.import_module(f"{method}.engine").step_to_count(config, 1, rows, True), config
+
+
+def with_random_weights(engine_class: type) -> type:
+    """Return the method's engine with weights made on the device, so that 8B need neither disk nor download."""
+
+    class WithRandomWeights(engine_class):
+        def _load_weights(self, config, options: dict):
+            with torch.device(DEVICE):
+                return self.auto_class.from_config(config, **options)
+
+        def _spread_weights(self, *arguments) -> None:
+            """They are there."""
+
+    return WithRandomWeights
+
+
+def cases() -> list[tuple[str, str, int, tuple[int, ...]]]:
+    """Return method, model, rank of the adapters (0: all weights are trained), and tokens of a text, to measure."""
+    lengths = (512, 1024, 4096)
+    if not ON_GPU:
+        return [(method, TINY, lora, (64,)) for method, lora in (("bradley_terry", 0), ("sft", 8), (JUDGE, 0))]
+    of_judge = (1024,)
+    named = {"bradley_terry": lengths, "sft": lengths, JUDGE: of_judge}
+    whole = [(method, model, 0, named[method]) for model in ("1.7B", "0.6B") for method in named]
+    return whole + [("bradley_terry", "8B", 16, (1024, 4096)), ("sft", "8B", 16, (1024,))]
+
+
+def name_of(method: str, model: str, lora: int, tokens: int) -> str:
+    return f"{method} {model}{f', LoRA {lora}' if lora else ''}, {tokens} tokens"
