@@ -1,6 +1,7 @@
 """What several test files share: a tiny model, small runs' data, and real data if it is at hand."""
 
 import json
+import os
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, and a name that is no folder is not looked for on the hub
 # The same cases on every run, no time limit per case (a busy machine is no bug), no folder of past cases.
 settings.register_profile("tests", derandomize=True, deadline=None, database=None)
 settings.load_profile("tests")

@@ -20,6 +20,7 @@ from transformers import (
 
 from bradley_terry import train
 from bradley_terry.dataset import load_pairs
+from common.cluster import Machines
 from common.conversation import DataError
 from common.demo.world import preference_pairs
 from common.parquet import write_rows
@@ -111,7 +112,7 @@ def test_a_margin_scale_without_margins(attempt, tmp_path):
 
 
 def test_a_batch_that_the_workers_cannot_share(attempt, monkeypatch):
-    monkeypatch.setattr(train.cluster, "connect", lambda *_: ("cpu", 3, "fp32"))
+    monkeypatch.setattr(train.cluster, "connect", lambda *_: Machines("cpu", 3, "fp32", card=None))
     with pytest.raises(DataError, match="data.train_batch_size=8 cannot be shared equally by 3 workers"):
         attempt()
 

@@ -313,18 +313,6 @@ def run_command(folder, *options) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.run
-def test_the_demo_is_the_same_bytes_in_another_process(run_main, tmp_path):
-    """That process hashes text in another way, so the order of a set would show."""
-    command = run_command(tmp_path / "a", "--source", "demo", "--demo-pairs", "600", "--seed", "3")
-    assert (command.returncode, command.stderr) == (0, "")
-    printed = run_main("--source", "demo", "--output", tmp_path / "b", "--demo-pairs", 600, "--seed", 3)
-    assert printed == command.stdout.replace(str(tmp_path / "a"), str(tmp_path / "b"))
-    for split in SPLITS:
-        name = f"{split}.parquet"
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-@pytest.mark.run
 def test_a_missing_file_ends_the_command_with_one_line_and_an_error_code(tmp_path):
     command = run_command(tmp_path / "out", "--source", "skywork", "--path", "missing.jsonl")
     assert command.returncode == 1

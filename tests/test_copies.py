@@ -28,6 +28,14 @@ JUDGE_STEPS = (
     "actor_rollout_ref.actor.ppo_mini_batch_size=8",
 )
 
+ADAPTERS = (
+    "actor_rollout_ref.model.lora_rank=8",
+    "actor_rollout_ref.actor.optim.lr=3e-4",
+    "actor_rollout_ref.actor.optim.lr_warmup_steps=1",
+    "actor_rollout_ref.actor.use_kl_loss=True",
+    "actor_rollout_ref.actor.kl_loss_coef=0.1",
+)
+
 # a judge on 0 to 10, whose verdict is JSON
 ZERO_TO_TEN = {
     "SCORES = range(5)": "SCORES = range(11)",
@@ -174,8 +182,10 @@ def test_a_pointwise_copy_judges_on_0_to_10_with_a_verdict_as_json(tiny_model, t
         name: str(write_rows(tmp_path / f"{name}.parquet", rows(split, size, 0)))
         for name, split, size in (("TRAIN_FILES", "train", 48), ("VAL_FILES", "val", 24), ("TEST_FILES", "test", 40))
     }
-    output = tmp_path / "run"
-    text = runs.run(output, *JUDGE_STEPS, script=folder / "run_pointwise.sh", MODEL_PATH=judge, **files)
+    script, output = folder / "run_pointwise.sh", tmp_path / "run"
+    assert runs.finish(runs.start(tmp_path / "none", script=script, TRAIN_FILES=files["TRAIN_FILES"])) != 0
+    assert "Set MODEL_PATH to a chat model or to a judge" in runs.log_of(tmp_path / "none")
+    text = runs.run(output, *JUDGE_STEPS, *ADAPTERS, script=script, MODEL_PATH=judge, **files)
     assert re.search(r"^train: 48 prompts .* 0: \d+, .*, 10: \d+$", text, re.M)
     measured = json.loads((output / "evaluation_TEST_FILES.json").read_text())
     assert measured["rows"] == 40
@@ -184,6 +194,10 @@ def test_a_pointwise_copy_judges_on_0_to_10_with_a_verdict_as_json(tiny_model, t
     assert runs.metrics_of(output, "train/parsed")[2] > 0.5
     answers = [row["answers"][0] for row in pq.read_table(output / "evaluation_TEST_FILES.parquet").to_pylist()]
     assert all(json.loads(answer.partition("</think>")[2])["score"] in range(11) for answer in answers[:5])
+
+    assert (output / "checkpoint_last_adapter" / "adapter_config.json").exists()
+    divergence = runs.metrics_of(output, "actor/kl_loss")  # from the model without the adapter, which starts as nothing
+    assert divergence[1] == pytest.approx(0, abs=1e-4) and divergence[2] > divergence[1]
 
     row = rows("test", 1, 0)[0]
     program = f"""

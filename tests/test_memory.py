@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ KINDS = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_atten
 MIXED = Qwen3NextConfig(**HYBRID | KINDS, vocab_size=700)  # a recurrent layer, so it is padded
 FEW, MANY = 480, 1800  # tokens of a micro-batch
 KEPT, AGAIN = False, True  # activations: kept, or computed once more
+slow = partial(pytest.param, marks=pytest.mark.run)  # seconds each, and there are many
 
 
 @pytest.fixture(autouse=True)
@@ -112,17 +114,17 @@ def count_really(step: Step, monkeypatch) -> int:
     ("method", "config", "checkpointing", "lora", "workers"),
     [
         ("bradley_terry", UNTIED, KEPT, 0, 1),
-        ("bradley_terry", TIED, AGAIN, 0, 2),
+        slow("bradley_terry", TIED, AGAIN, 0, 2),
         ("bradley_terry", LLAMA, AGAIN, 8, 1),
-        ("bradley_terry", MIXED, KEPT, 0, 1),
-        ("sft", UNTIED, AGAIN, 0, 1),
+        slow("bradley_terry", MIXED, KEPT, 0, 1),
+        slow("sft", UNTIED, AGAIN, 0, 1),
         ("sft", TIED, KEPT, 0, 2),
-        ("sft", TIED, KEPT, 8, 1),
-        ("sft", MIXED, AGAIN, 0, 1),
+        slow("sft", TIED, KEPT, 8, 1),
+        slow("sft", MIXED, AGAIN, 0, 1),
         ("generative_pointwise", TIED, AGAIN, 0, 1),
-        ("generative_pointwise", LLAMA, KEPT, 0, 1),
-        ("generative_pointwise", UNTIED, AGAIN, 8, 1),
-        ("generative_pointwise", MIXED, KEPT, 0, 1),
+        slow("generative_pointwise", LLAMA, KEPT, 0, 1),
+        slow("generative_pointwise", UNTIED, AGAIN, 8, 1),
+        slow("generative_pointwise", MIXED, KEPT, 0, 1),
     ],
 )
 def test_a_step_takes_what_was_counted(method, config, checkpointing, lora, workers, tiny_model, tmp_path, monkeypatch):
@@ -136,7 +138,7 @@ def test_a_step_takes_what_was_counted(method, config, checkpointing, lora, work
     assert predicted == pytest.approx(found, rel=0.05)
 
 
-@pytest.mark.parametrize(("method", "checkpointing", "lora"), [("bradley_terry", AGAIN, 0), ("sft", KEPT, 8)])
+@pytest.mark.parametrize(("method", "checkpointing", "lora"), [("bradley_terry", AGAIN, 0), slow("sft", KEPT, 8)])
 def test_many_layers_follow_from_a_few(method, checkpointing, lora, tiny_model, tmp_path):
     """To the byte: the largest moment of a deep model need not be that of a shallow one."""
     deep = Qwen3Config(**SHAPE | {"num_hidden_layers": 7}, tie_word_embeddings=True)

@@ -64,22 +64,6 @@ def test_prompts_that_are_too_long_are_an_error_if_asked(refused):
 
 
 @pytest.mark.run
-def test_a_cluster_with_too_few_cores_is_named_not_waited_for(tmp_path, small_judge_run):
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    environment = small_judge_run | {"RAY_ADDRESS": cluster.address, "ROLLOUT": "hf"}
-    try:
-        assert finish(start(tmp_path / "outputs", *SETTINGS, script=POINTWISE_SCRIPT, **environment), 120) != 0
-    finally:
-        cluster.shutdown()
-    message = log_of(tmp_path / "outputs").split("train.py: ")[-1]
-    assert message.startswith(
-        "This run asks for 1 node(s) with 1 free CPU each, and 2 CPU beside them; the cluster has"
-    )
-
-
-@pytest.mark.run
 def test_a_reward_function_that_raises_stops_the_run_and_names_the_row(tmp_path, small_judge_run):
     folder = tmp_path / "my_judge"
     shutil.copytree(POINTWISE_SCRIPT.parent, folder, ignore=shutil.ignore_patterns("outputs", "__pycache__"))

@@ -8,6 +8,7 @@ from conftest import REPO
 from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer
 
+from common.cluster import Machines
 from common.conversation import DataError
 from common.parquet import write_rows
 from sft import train
@@ -89,7 +90,7 @@ def test_a_batch_larger_than_the_data(attempt):
 
 
 def test_a_batch_that_the_workers_cannot_share(attempt, monkeypatch):
-    monkeypatch.setattr(train.cluster, "connect", lambda *_: ("cpu", 3, "fp32"))
+    monkeypatch.setattr(train.cluster, "connect", lambda *_: Machines("cpu", 3, "fp32", card=None))
     with pytest.raises(DataError, match="data.train_batch_size=8 cannot be shared equally by 3 workers"):
         attempt()
 
