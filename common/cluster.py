@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore::UserWarning",
     "VERL_LOGGING_LEVEL": "WARN",
     "TRANSFORMERS_VERBOSITY": "error",
+    "TORCH_LOGS": "-torch.fx",  # it warns that a function of its own will be renamed
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_LOGGING_LEVEL": "WARN",
     "NCCL_DEBUG": "WARN",
@@ -104,6 +105,7 @@ def connect(
         )
     os.environ.update(ENVIRONMENT)
     warnings.filterwarnings("ignore", category=UserWarning)
+    warnings.filterwarnings("ignore", "Warning: Function 'verl", FutureWarning)
 
     device = "cuda" if ray.cluster_resources().get("GPU", 0) and not servers_on_cpu else "cpu"
     # verl asks its platform for the name of Ray's resource; this process must answer for the cluster, not for itself

@@ -8,7 +8,7 @@ from conftest import note_gradients
 from transformers import AutoTokenizer
 
 from bradley_terry import dataset, engine
-from common import training
+from common import fsdp, training
 from common.checkpoint import unwrap
 from common.demo.world import preference_pairs
 
@@ -139,3 +139,19 @@ def test_the_cuts_of_a_row_are_computed_once_not_once_a_layer():
 
     segments = engine.Segments([(0, 4, 0, 0)], torch.device("cpu"))
     assert _apply_to_tensors(lambda tensor: tensor, {"segments": segments})["segments"] is segments
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "only_measured", "there"),
+    [
+        ("cuda", True, False, True),
+        ("cuda", False, False, False),
+        ("cuda", False, True, True),  # a reference model waits while the policy trains
+        ("cpu", True, True, False),  # it is there anyway
+    ],
+)
+def test_whose_weights_are_kept_in_host_memory(monkeypatch, device, wanted, only_measured, there):
+    monkeypatch.setattr(fsdp, "get_device_name", lambda: device)
+    built = object.__new__(engine.PairEngine)
+    built.engine_config = SimpleNamespace(offload_policy=wanted, forward_only=only_measured)
+    assert bool(built._in_host_memory()) is there
