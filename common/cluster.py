@@ -31,8 +31,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from common.attention import AMPERE
 from common.network import settings_of_the_run
 
-# for this process and every worker
-ENVIRONMENT = {
+# for this process and every worker, unless the user has set them
+DEFAULTS = {
     # quiet: verl warns about every engine that is not installed, transformers that the reward head is new
     "PYTHONWARNINGS": "ignore::UserWarning",
     "VERL_LOGGING_LEVEL": "WARN",
@@ -44,9 +44,9 @@ ENVIRONMENT = {
     "VLLM_DISABLE_COMPILE_CACHE": "1",  # as verl sets it when it starts Ray itself: the cache was found corrupt
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # on a CPU: servers and workers take turns on the same cores
-    "TRANSFER_QUEUE_ENABLE": "1",
     "TQ_NUM_THREADS": str(min(8, os.cpu_count())),  # verl's queue would start 8, and say so at every call
 }
+ENVIRONMENT = {name: os.environ.get(name, value) for name, value in DEFAULTS.items()} | {"TRANSFER_QUEUE_ENABLE": "1"}
 
 TRAVELLING = (".py", ".txt", ".md", ".jinja", ".json", ".yaml")  # files of a method folder that workers get
 LOOPBACK = "127.0.0.1"

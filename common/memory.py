@@ -20,7 +20,7 @@ import importlib
 import io
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
@@ -62,7 +62,6 @@ class Step:
     loss: Callable  # called by the engine on each micro-batch
     batch: TensorDict  # that makes one micro-batch, the largest of the run
     workers: int
-    measured: dict = field(default_factory=dict)  # what the forward alone is asked for besides: entropy
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,6 @@ class Counted:
     layer: int  # this worker's share of one layer
     step: int  # at the worst moment of forward and backward, beside weights, gradients and optimizer
     gathered: int  # of it, whole weights that FSDP2 has gathered, in the precision of the computation
-    forward: int  # the same without gradients: measuring, log-probabilities
     update: int  # of the optimizer itself, while it updates the weights
     largest: int  # the largest weight, whole, in fp32
     parameters: int  # of the whole model, not bytes
@@ -224,25 +222,20 @@ def _count_with(step: Step, layers: int) -> dict[str, int]:
         counter.enter(moment)
 
     with counting(counter):
-        enter("forward")
-        with fake, torch.no_grad(), engine.eval_mode():
-            engine.forward_step(_micro_batch(step, step.measured), None, forward_only=True)
-            engine.module.reshard()  # the weights outside the layers, as they are freed after a step
         _announce(parts, enter)
         with engine.train_mode():
             enter("first layer")
             with fake:
-                loss, _ = engine.forward_step(_micro_batch(step, {}), loss_function, forward_only=False)
+                loss, _ = engine.forward_step(_micro_batch(step), loss_function, forward_only=False)
                 loss.backward()
                 del loss
             enter("update")
             engine.optimizer_step()
-    forward, update = (counter.most[moment][0] - held - kept.pop(moment) for moment in ("forward", "update"))
+    update = counter.most["update"][0] - held - kept.pop("update")
     moments = {moment: counter.most[moment][0] - held - kept[moment] for moment in kept}
     moments |= {moment + GATHERED: counter.most[moment][1] for moment in kept}
     trained = _size(weight for weight in weights if weight.requires_grad)
     return moments | {
-        "forward": forward,
         "update": update - 2 * trained,  # without Adam's averages, which the first update makes
         "weights": _size(weights),
         "trained": trained,
@@ -252,7 +245,7 @@ def _count_with(step: Step, layers: int) -> dict[str, int]:
     }
 
 
-def _micro_batch(step: Step, settings: dict) -> TensorDict:
+def _micro_batch(step: Step) -> TensorDict:
     """Return the batch as the engine's own loop would hand it over: one micro-batch, and what the loss divides by."""
     from verl.utils import tensordict_utils as tu
     from verl.workers.engine.utils import prepare_micro_batches
@@ -260,7 +253,7 @@ def _micro_batch(step: Step, settings: dict) -> TensorDict:
     with unset_fake_temporarily():
         (micro_batch,), _ = prepare_micro_batches(step.batch.clone())
         tokens = float(step.batch["loss_mask"].sum())
-    tu.assign_non_tensor(micro_batch, dp_size=step.workers, batch_num_tokens=tokens, **settings)
+    tu.assign_non_tensor(micro_batch, dp_size=step.workers, batch_num_tokens=tokens)
     return micro_batch
 
 

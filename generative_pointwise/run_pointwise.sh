@@ -18,13 +18,17 @@ SEED=${SEED:-0}
 ROLLOUT=${ROLLOUT:-}                    # vllm, or hf: the policy answers by itself; empty: vllm where there is a GPU
 # RAY_ADDRESS=auto or head:6379         # join a running Ray cluster instead of starting one on this machine
 # -------------------------------------------------------------------------------------------------------------------
+PLAN=false
+for SETTING in "$@"; do
+    if [[ "$SETTING" == plan=[Tt]rue ]]; then PLAN=true; fi # say whether it fits, and start nothing
+done
 
 if [[ -z "$MODEL_PATH" && ! -f "$HERE/../sft/run_sft.sh" ]]; then
     echo "MODEL_PATH is not set, and ../sft, which would make a judge to start from, is not beside this folder." >&2
     echo "Set MODEL_PATH to a chat model or to a judge that ../sft has trained elsewhere." >&2
     exit 1
 fi
-if [[ " $* " == *" plan=true "* ]]; then
+if [[ "$PLAN" == true ]]; then
     ROLLOUT=${ROLLOUT:-vllm} # a plan is for GPUs
 else
     ROLLOUT=$("${RUN[@]}" common.grpo.answering "$ROLLOUT") # vllm or hf; stops here if what is set cannot run
@@ -53,7 +57,7 @@ if [[ -z "$MODEL_PATH" ]]; then
 else
     PROMPTS=128 PROMPTS_PER_UPDATE=64 LR=1e-6 EPOCHS=2 ANSWER=1024 CHECKPOINTING=True TEST_FREQ=20 SAVE_FREQ=20
 fi
-if [[ -z "$MODEL_PATH" && " $* " == *" plan=true "* ]]; then
+if [[ -z "$MODEL_PATH" && "$PLAN" == true ]]; then
     MODEL_PATH=$OUTPUT/shape # of the warm start's model, and this is all that a plan needs
     "${RUN[@]}" common.demo.tiny_model --seed "$SEED" --output "$MODEL_PATH"
 elif [[ -z "$MODEL_PATH" ]]; then
@@ -128,7 +132,7 @@ TRAINER=(
 
 echo "=== GRPO"
 "${RUN[@]}" train "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUTS[@]}" "${ALGORITHM[@]}" "${TRAINER[@]}" "$@"
-if [[ " $* " == *" plan=true "* ]]; then exit; fi # nothing was trained
+if [[ "$PLAN" == true ]]; then exit; fi # nothing was trained
 
 # The judge before and after training, on the same rows and with the run's own limits
 NAME=${TEST_FILES##*/}

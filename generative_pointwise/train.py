@@ -90,6 +90,8 @@ def train(config: DictConfig) -> None:
     workers = machines.workers_per_node * trainer.nnodes
     preflight.check_workers(config, workers)
     answering.check_nodes(config, machines.device)
+    actor = config.actor_rollout_ref.actor.fsdp_config
+    actor.mixed_precision = actor.mixed_precision or {"param_dtype": machines.precision}
     plan.settle(method, config, workers, machines.card)
     output = Path(trainer.output).absolute()
     claim = claim_folder(output)

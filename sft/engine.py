@@ -89,7 +89,7 @@ def step_to_count(config: DictConfig, workers: int, examples: list[Example], pac
     """Return the training step whose memory is counted: with a micro-batch as large as any can become.
 
     Args:
-        examples: those of the run with the most trained tokens.
+        examples: the longest of the run. How many of their tokens are trained matters little: see `common.logits`.
     """
     limit = config.data.max_tokens_per_gpu
     share = examples[: max(1, config.data.train_batch_size // workers)]

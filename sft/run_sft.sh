@@ -17,6 +17,10 @@ N_GPUS_PER_NODE=${N_GPUS_PER_NODE:-null} # null: all GPUs of a node; without GPU
 SEED=${SEED:-0}
 # RAY_ADDRESS=auto or head:6379         # join a running Ray cluster instead of starting one on this machine
 # -------------------------------------------------------------------------------------------------------------------
+PLAN=false
+for SETTING in "$@"; do
+    if [[ "$SETTING" == plan=[Tt]rue ]]; then PLAN=true; fi # say whether it fits, and start nothing
+done
 
 if [[ -z "$TRAIN_FILES" ]]; then
     "${RUN[@]}" prepare_data --source demo --seed "$SEED" --output "$OUTPUT/data"
@@ -65,7 +69,7 @@ TRAINER=(
 )
 
 "${RUN[@]}" train "${DATA[@]}" "${MODEL[@]}" "${OPTIM[@]}" "${TRAINER[@]}" "$@"
-if [[ " $* " == *" plan=true "* ]]; then exit; fi # nothing was trained
+if [[ "$PLAN" == true ]]; then exit; fi # nothing was trained
 EVALUATE=("${RUN[@]}" evaluate --model "$OUTPUT/checkpoint" --data "$TEST_FILES" --settings "$OUTPUT/settings.yaml" --card)
 if [[ -n "$TEST_FILES" && -z "${RAY_ADDRESS:-}" ]]; then
     "${EVALUATE[@]}"

@@ -96,7 +96,7 @@ def train(config: DictConfig) -> None:
     packing = choose_packing(base.config, AutoModel, data.packing, config.model.path)
     config.model.override_config = {"attn_implementation": attention_of(packing, base.config, AutoModel)}
     check_conversation_sizes(config, rows_of, packing == PACKED)
-    heaviest = sorted(train_rows, key=lambda example: -example.mask.sum())
+    heaviest = sorted(train_rows, key=lambda example: (-example.tokens, -example.mask.sum()))
     method = plan.of_loop(f"{__package__}.engine", heaviest, data.train_batch_size, packing == PACKED)
     if config.plan:
         config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": plan.PRECISION}

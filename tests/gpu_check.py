@@ -7,7 +7,7 @@
 - parity: rewards, token losses, log-probabilities and gradients of our packed engines against transformers, text by
   text, in fp32 and in bf16 with the flash kernel.
 - speed: seconds of a step, tokens per second, share of the card's peak (MFU), and the most memory that it took beside
-  what `plan=true` predicts, for the shapes of 0.6B, 1.7B and 8B (by LoRA) with random weights.
+  what `common/memory.py` counts before it starts, for the shapes of 0.6B, 1.7B and 8B (by LoRA) with random weights.
 - answers: what the policy itself generates, and its log-probabilities there and in training.
 - scripts: the run scripts with nothing set; Bradley-Terry at 0.6B, killed and resumed; judges with vLLM where it is
   installed.
@@ -29,7 +29,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 # seconds that a part may take. `predict` computes on the CPU what `speed` measures, beside the others
-PARTS = {"predict": 300, "parity": 180, "speed": 300, "answers": 120, "scripts": 300, "trl_reward": 200}
+PARTS = {"predict": 300, "parity": 180, "speed": 300, "answers": 120, "scripts": 900, "trl_reward": 200}
 
 
 PREDICTED = 0.15  # how far a prediction may be from the measured peak, as a share of it
@@ -38,11 +38,13 @@ PREDICTED = 0.15  # how far a prediction may be from the measured peak, as a sha
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for logs and figures.json")
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS)[1:], default=list(PARTS)[1:])
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS)[1:], help="all, if none is named")
     parser.add_argument("--trl-python", help="an interpreter whose environment has trl; needed for trl_reward")
     options = parser.parse_args()
+    if "trl_reward" in (options.parts or ()) and not options.trl_python:
+        parser.error("trl_reward needs --trl-python")
     options.output.mkdir(parents=True, exist_ok=True)
-    parts = [part for part in options.parts if part != "trl_reward" or options.trl_python]
+    parts = options.parts or [part for part in list(PARTS)[1:] if part != "trl_reward" or options.trl_python]
     print(f"{device_name()}, torch {torch.__version__}: {', '.join(parts)}", flush=True)
 
     started = time.monotonic()
@@ -86,7 +88,8 @@ def finish(part: str, process: subprocess.Popen, options: argparse.Namespace, fa
     try:
         status = process.wait(PARTS[part])
     except subprocess.TimeoutExpired:
-        process.kill()
+        process.terminate()  # it ends what it has started
+        process.wait(30)
         status = f"after {PARTS[part]} s, stopped"
     if status:
         failed.append(part)

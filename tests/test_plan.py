@@ -38,7 +38,6 @@ def count(engine_module, config, workers, arguments) -> Counted:
         layer=weights // 36,
         gathered=GIB,
         step=GIB + int(tokens / 1000 * kept * GIB),
-        forward=GIB,
         update=GIB // 2,
         largest=2 * GIB,
         parameters=4 * GIB,
@@ -185,6 +184,17 @@ def test_a_servers_share_must_hold_its_weights_and_one_answer(judges_config):
     assert make_judges_plan(judges_config, gpu_memory_utilization=0.99).remedy(LARGE) == {share: 0.9}
     tight = int(12 * GIB)
     assert make_judges_plan(judges_config, workers=2).remedy(tight) == {split: 2}
+
+
+@pytest.mark.parametrize("changed", [{"dtype": "float32"}, {"mixed_precision": {"param_dtype": "fp32"}}])
+def test_a_server_that_computes_in_fp32_takes_twice_as_much(judges_config, changed):
+    half, whole = (
+        parts_of(make_judges_plan(judges_config, **change).phases(LARGE, {}), "handing weights to vLLM")
+        for change in ({}, changed)
+    )
+    assert (half["vLLM's weights"], whole["vLLM's weights"]) == (8, 16)
+    fits, said = make_judges_plan(judges_config, gpu_memory_utilization=0.3, **changed).verdict(SMALL)
+    assert not fits and "Its weights take 16.0" in said
 
 
 def test_a_policy_that_answers_itself_gathers_all_its_weights(judges_config):

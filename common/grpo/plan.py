@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedConfig
 
 from common.grpo.answering import IN_PROCESS
-from common.plan import GIB, OUTSIDE, UNUSABLE, Keys, Method, Phase, training_phases
+from common.plan import GIB, OUTSIDE, PRECISION, UNUSABLE, Keys, Method, Phase, training_phases
 
 ENGINE = "common.grpo.policy"
 MODEL = "actor_rollout_ref.model"
@@ -26,6 +26,7 @@ KEYS = Keys(
 )
 SERVER = int(2.0 * GIB)  # assumed: vLLM's CUDA graphs and context, beside its share and while it sleeps
 HALF, FULL = 2, 4  # bytes of a number in bf16 and fp32
+WHOLE = ("fp32", "float32")  # what fp32 is called by verl and by vLLM
 
 
 def of_policy(config: DictConfig, model: PreTrainedConfig, prompts: list[int], packed: bool) -> Method:
@@ -53,6 +54,13 @@ def _phases_with(model: PreTrainedConfig) -> Callable:
     return phases
 
 
+def _bytes_of_number(policy: DictConfig) -> int:
+    """Return the bytes of a weight while answers are made."""
+    served = policy.rollout.dtype if policy.rollout.name != IN_PROCESS else None
+    precision = policy.actor.fsdp_config.mixed_precision or {"param_dtype": PRECISION}
+    return FULL if (served or precision["param_dtype"]) in WHOLE else HALF
+
+
 def _waiting(counted, policy: DictConfig) -> tuple[dict[str, float], dict[str, float]]:
     """Return the parts of the trainer that stay on the card while it does not train, and those in host memory."""
     settings = policy.actor.fsdp_config
@@ -65,13 +73,13 @@ def _waiting(counted, policy: DictConfig) -> tuple[dict[str, float], dict[str, f
 
 def _answering_itself(counted, config: DictConfig, model: PreTrainedConfig) -> Phase:
     policy, data = config.actor_rollout_ref, config.data
-    tokens = policy.rollout.max_num_batched_tokens
+    tokens, size = policy.rollout.max_num_batched_tokens, _bytes_of_number(policy)
     rows = max(1, tokens // (data.max_prompt_length + data.max_response_length))
     kept, _ = _waiting(counted, policy)
     parts = kept | {
-        "all weights, gathered": HALF * counted.parameters,
-        "keys and values": tokens * _keys_and_values(model),
-        "activations, logits": _activations(model, tokens) + 3 * FULL * rows * model.vocab_size,
+        "all weights, gathered": size * counted.parameters,
+        "keys and values": tokens * _keys_and_values(model, size),
+        "activations, logits": _activations(model, tokens, size) + 3 * FULL * rows * model.vocab_size,
     }
     return Phase("answering by the policy", parts, ("offload", "batched", "gpus"))
 
@@ -81,7 +89,7 @@ def _handing_over(counted, policy: DictConfig) -> Phase:
     parts, _ = _waiting(counted, policy)
     if policy.model.lora_rank and policy.actor.fsdp_config.offload_policy is not True:
         parts = {"weights, fp32": counted.weights} | parts
-    parts["vLLM's weights"] = HALF * counted.parameters / policy.rollout.tensor_model_parallel_size
+    parts["vLLM's weights"] = _bytes_of_number(policy) * counted.parameters / policy.rollout.tensor_model_parallel_size
     parts["the largest weight, whole"] = counted.largest
     parts["bucket"] = policy.rollout.checkpoint_engine.update_weights_bucket_megabytes * 2**20
     parts["vLLM, beside its share"] = SERVER
@@ -91,10 +99,12 @@ def _handing_over(counted, policy: DictConfig) -> Phase:
 def _answering_by_server(counted, config: DictConfig, model: PreTrainedConfig, card: int) -> Phase:
     rollout, data = config.actor_rollout_ref.rollout, config.data
     parts, moved = _waiting(counted, config.actor_rollout_ref)
-    split = rollout.tensor_model_parallel_size
-    weights = HALF * counted.parameters / split
-    working = _activations(model, rollout.max_num_batched_tokens) + 3 * FULL * rollout.max_num_seqs * model.vocab_size
-    of_answer = _keys_and_values(model) * (data.max_prompt_length + data.max_response_length) / split
+    split, size = rollout.tensor_model_parallel_size, _bytes_of_number(config.actor_rollout_ref)
+    weights = size * counted.parameters / split
+    working = (
+        _activations(model, rollout.max_num_batched_tokens, size) + 3 * FULL * rollout.max_num_seqs * model.vocab_size
+    )
+    of_answer = _keys_and_values(model, size) * (data.max_prompt_length + data.max_response_length) / split
     share = rollout.gpu_memory_utilization * card
     room = share - weights - working / split
     fault = ""
@@ -120,14 +130,14 @@ def _answering_by_server(counted, config: DictConfig, model: PreTrainedConfig, c
     )
 
 
-def _keys_and_values(model: PreTrainedConfig) -> int:
-    """Return the bytes of a token's keys and values in all layers, in half precision."""
+def _keys_and_values(model: PreTrainedConfig, size: int) -> int:
+    """Return the bytes of a token's keys and values in all layers, `size` for each number."""
     heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
-    size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
-    return 2 * HALF * model.num_hidden_layers * heads * size
+    width = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+    return 2 * size * model.num_hidden_layers * heads * width
 
 
-def _activations(model: PreTrainedConfig, tokens: int) -> int:
+def _activations(model: PreTrainedConfig, tokens: int, size: int) -> int:
     """Return about how many bytes one layer's forward takes: its widest moment is the MLP."""
     wide = getattr(model, "intermediate_size", None) or 4 * model.hidden_size
-    return HALF * tokens * (3 * wide + 4 * model.hidden_size)
+    return size * tokens * (3 * wide + 4 * model.hidden_size)

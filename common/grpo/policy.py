@@ -262,4 +262,4 @@ def step_to_count(config: DictConfig, workers: int, shortest: int, longest: int,
         "checkpoint_config": CheckpointConfig(),
     }
     loss = partial(ppo_loss, config=actor)
-    return Step(PolicyEngine, engine_of, loss, tu.get_tensordict(batch, settings), workers, {"calculate_entropy": True})
+    return Step(PolicyEngine, engine_of, loss, tu.get_tensordict(batch, settings), workers)

@@ -73,5 +73,5 @@ class WatchedAdapter(ServerAdapter):
                 await asyncio.wait_for(loading, SECONDS_OF_SILENCE)
                 await self.server_handle.clear_kv_cache.remote()
                 await self.server_handle.set_global_steps.remote(global_steps)
-            except (RayError, TimeoutError) as error:
+            except (RayError, asyncio.TimeoutError) as error:  # of Python 3.10, a class of its own
                 raise weights_refused(error) from error

@@ -9,6 +9,7 @@ of which all are trained (chat; a judge's conversations need less), prompts of 5
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -81,22 +82,26 @@ def save_shape(name: str) -> Path:
     from common.demo.tiny_model import save_tiny_model
 
     folder = Path(tempfile.gettempdir()) / f"shape_{name}"
-    if not folder.exists():
-        hidden, wide, layers, heads, tied = MODELS[name]
-        save_tiny_model(folder, seed=0)
-        (folder / "model.safetensors").unlink()
-        Qwen3Config(
-            architectures=["Qwen3ForCausalLM"],
-            vocab_size=151936 if name != "tiny" else 2048,
-            hidden_size=hidden,
-            intermediate_size=wide,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=min(8, heads),
-            head_dim=128,
-            tie_word_embeddings=tied,
-            max_position_embeddings=40960,
-        ).save_pretrained(folder)
+    if folder.exists():
+        return folder
+    hidden, wide, layers, heads, tied = MODELS[name]
+    partial = Path(tempfile.mkdtemp())
+    save_tiny_model(partial, seed=0)
+    (partial / "model.safetensors").unlink()
+    Qwen3Config(
+        architectures=["Qwen3ForCausalLM"],
+        vocab_size=151936 if name != "tiny" else 2048,
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=min(8, heads),
+        head_dim=128,
+        tie_word_embeddings=tied,
+        max_position_embeddings=40960,
+    ).save_pretrained(partial)
+    with contextlib.suppress(OSError):  # another process was first
+        partial.rename(folder)
     return folder
 
 

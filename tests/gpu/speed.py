@@ -14,7 +14,8 @@ from shared import DEVICE, ON_GPU, cases, join_alone, name_of, note, step_of, wi
 from common.checkpoint import unwrap
 
 # dense bf16 operations a second, by the makers' data sheets
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
+PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12}
+PEAKS |= {"NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100 80GB PCIe": 312e12}
 STEPS, GIB, MFU = 3, 2**30, 0.4
 
 
@@ -22,7 +23,7 @@ def main() -> None:
     join_alone()
     named = torch.cuda.get_device_name() if ON_GPU else ""
     matmul = speed_of_matmul()
-    peak = next((value for name, value in PEAKS.items() if name in named), matmul)
+    peak = PEAKS.get(named, matmul)
     note(**{"case": f"matrix product, bf16; MFU is of {peak / 1e12:.0f} TFLOP/s", "TFLOP/s": matmul / 1e12})
     for method, model, lora, lengths in cases():
         engine = None
