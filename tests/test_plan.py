@@ -186,15 +186,22 @@ def test_a_servers_share_must_hold_its_weights_and_one_answer(judges_config):
     assert make_judges_plan(judges_config, workers=2).remedy(tight) == {split: 2}
 
 
-@pytest.mark.parametrize("changed", [{"dtype": "float32"}, {"mixed_precision": {"param_dtype": "fp32"}}])
+@pytest.mark.parametrize(
+    "changed", [{"rollout.dtype": "float32"}, {"actor.fsdp_config.mixed_precision": {"param_dtype": "fp32"}}]
+)
 def test_a_server_that_computes_in_fp32_takes_twice_as_much(judges_config, changed):
+    in_fp32 = with_changes(judges_config, {f"actor_rollout_ref.{name}": value for name, value in changed.items()})
     half, whole = (
-        parts_of(make_judges_plan(judges_config, **change).phases(LARGE, {}), "handing weights to vLLM")
-        for change in ({}, changed)
+        parts_of(make_judges_plan(config).phases(LARGE, {}), "handing weights to vLLM")["vLLM's weights"]
+        for config in (judges_config, in_fp32)
     )
-    assert (half["vLLM's weights"], whole["vLLM's weights"]) == (8, 16)
-    fits, said = make_judges_plan(judges_config, gpu_memory_utilization=0.3, **changed).verdict(SMALL)
-    assert not fits and "Its weights take 16.0" in said
+    assert (half, whole) == (8, 16)
+    told = [
+        next(phase.note for phase in make_judges_plan(config).phases(LARGE, {}) if phase.note)
+        for config in (judges_config, in_fp32)
+    ]
+    half, whole = (int(note.split("vLLM holds ")[1].split()[0]) for note in told)
+    assert whole < half / 2  # answers at a time: each takes twice as much, and the weights leave less room
 
 
 def test_a_policy_that_answers_itself_gathers_all_its_weights(judges_config):
