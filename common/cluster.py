@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
+import psutil
 import ray
 import torch
 from ray._private.gcs_utils import create_gcs_channel
@@ -70,7 +71,8 @@ class Machines(NamedTuple):
     device: str  # cuda or cpu
     workers_per_node: int
     precision: str  # to compute in: bf16, or fp32 where there is no bf16
-    card: int | None  # bytes of the smallest GPU
+    card: int | None = None  # bytes of the smallest GPU
+    host: int | None = None  # bytes of memory that are free for each GPU, where they are fewest
 
 
 def connect(
@@ -114,15 +116,18 @@ def connect(
         workers_per_node = max(gpus_of(node) for node in ray.nodes()) if device == "cuda" else 1
     needed = {"GPU": workers_per_node} if device == "cuda" else {}
     _check_room(nodes, needed | {"CPU": workers_per_node * cores_per_worker}, cores_beside)
-    capability, card = _check_gpus(workers_per_node) if device == "cuda" else (None, None)
-    return Machines(device, workers_per_node, _precision(capability), card)
+    if device == "cpu":
+        return Machines(device, workers_per_node, "fp32")
+    capability, card, host = _check_gpus(workers_per_node)
+    return Machines(device, workers_per_node, _precision(capability), card, host // workers_per_node)
 
 
-def _precision(capability: tuple[int, int] | None) -> str:
-    """Return what to compute in, given the lowest compute capability of the GPUs, if there are any."""
-    if capability and capability < AMPERE:
-        print("GPUs before Ampere have no bf16: computing in fp32, without the flash kernel, which is slower and exact")
-    return "bf16" if capability and capability >= AMPERE else "fp32"
+def _precision(capability: tuple[int, int]) -> str:
+    """Return what to compute in, given the lowest compute capability of the GPUs."""
+    if capability >= AMPERE:
+        return "bf16"
+    print("GPUs before Ampere have no bf16: computing in fp32, without the flash kernel, which is slower and exact")
+    return "fp32"
 
 
 def _check_reachable(address: str) -> None:
@@ -268,27 +273,28 @@ def pick_nodes(count: int, needed: dict[str, int]) -> list[str]:
     return fitting[:count]
 
 
-def _check_gpus(workers_per_node: int) -> tuple[tuple[int, int], int]:
-    """Return the lowest compute capability of the nodes' GPUs, and the bytes of the smallest.
+def _check_gpus(workers_per_node: int) -> tuple[tuple[int, int], int, int]:
+    """Return the lowest compute capability of the nodes' GPUs, the bytes of the smallest, and the least free memory.
 
     Raises:
         ClusterError: torch cannot use the GPUs that Ray counts on a node.
     """
-    ask = ray.remote(num_cpus=0, num_gpus=workers_per_node)(_find_by_torch)
+    ask = ray.remote(num_cpus=0, num_gpus=workers_per_node)(_look_around)
     free_of = ray._private.state.available_resources_per_node()
     nodes = [node for node in ray.nodes() if free_of.get(node["NodeID"], {}).get("GPU", 0) >= workers_per_node]
     there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     answers = [ask.options(scheduling_strategy=place).remote() for place in there]
-    unusable, cards = [], []
+    unusable, cards, free = [], [], []
     for node, answer in zip(nodes, answers):
         try:
-            found, said = ray.get(answer, timeout=SECONDS_TO_ANSWER)
+            found, said, available = ray.get(answer, timeout=SECONDS_TO_ANSWER)
         except GetTimeoutError as error:
             raise ClusterError(
                 f"{node['NodeManagerAddress']} did not start a process within {SECONDS_TO_ANSWER} s. Look at `ray "
                 "status` and at /tmp/ray/session_latest/logs there."
             ) from error
         cards += found
+        free.append(available)
         if len(found) < workers_per_node:
             unusable.append(f"{node['NodeManagerAddress']}: Ray reports {gpus_of(node)} GPU, {said}")
     if unusable:
@@ -298,7 +304,12 @@ def _check_gpus(workers_per_node: int) -> tuple[tuple[int, int], int]:
             "command, or before `ray start`."
         )
     capabilities, sizes = zip(*cards)
-    return min(capabilities), min(sizes)
+    return min(capabilities), min(sizes), min(free)
+
+
+def _look_around() -> tuple[list[tuple[tuple[int, int], int]], str, int]:
+    """Return what `_find_by_torch` does, and the bytes of this machine's memory that are free."""
+    return *_find_by_torch(), psutil.virtual_memory().available
 
 
 def _find_by_torch() -> tuple[list[tuple[tuple[int, int], int]], str]:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import ray
 import torch
 from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayTaskError
 
-from common.cluster import ENVIRONMENT, ClusterError
+from common.cluster import ENVIRONMENT, ClusterError, Machines
 
 if TYPE_CHECKING:
     from common.memory import Counted
@@ -141,10 +142,11 @@ class Plan:
         config: the settings; `offload_policy` may be "auto".
         workers: GPUs.
         count: `count_here`, or `count_in_cluster`.
+        host: bytes of host memory that are free for each GPU, if that is known.
     """
 
-    def __init__(self, method: Method, config: DictConfig, workers: int, count: Callable):
-        self.method, self.config, self.workers, self.count = method, config, workers, count
+    def __init__(self, method: Method, config: DictConfig, workers: int, count: Callable, host: int | None = None):
+        self.method, self.config, self.workers, self.count, self.host = method, config, workers, count, host
         self.counted: dict[tuple, Counted] = {}
 
     def phases(self, card: int, changes: dict[str, Any]) -> list[Phase]:
@@ -155,7 +157,12 @@ class Plan:
         counts_by = (workers, *(OmegaConf.select(config, key) for key in (keys.checkpointing, keys.tokens, keys.lora)))
         if counts_by not in self.counted:
             self.counted[counts_by] = self.count(self.method.engine_module, config, workers, self.method.arguments)
-        return self.method.phases(self.counted[counts_by], config, workers, card)
+        phases = self.method.phases(self.counted[counts_by], config, workers, card)
+        needed = max(phase.host for phase in phases)
+        if self.host is not None and needed > self.host:
+            said = f"the host needs {needed / GIB:.0f} GiB of memory for each GPU, and has {self.host / GIB:.0f} free."
+            phases.append(Phase("host memory", {}, ("lora", "gpus"), needed, fault=said))
+        return phases
 
     def choose(self, card: int) -> dict[str, bool]:
         """Return the changes that are made without asking: whether host memory is used, if that is left open."""
@@ -265,18 +272,18 @@ def count_in_cluster(engine_module: str, config: DictConfig, workers: int, argum
     return ray.get(there.remote(engine_module, config, workers, arguments))
 
 
-def settle(method: Method, config: DictConfig, workers: int, card: int | None) -> None:
-    """Decide what the settings leave open; refuse a run that cannot fit.
+def settle(method: Method, config: DictConfig, workers: int, machines: Machines) -> None:
+    """Decide what the settings leave open; refuse a run that cannot fit. Without GPUs nothing is refused.
 
     Args:
-        card: bytes of the smallest GPU; None without GPUs, where nothing is refused.
+        machines: of `common.cluster.connect`.
 
     Raises:
         ClusterError: it does not fit.
     """
     chosen = {method.keys.offload: False} if OmegaConf.select(config, method.keys.offload) == "auto" else {}
-    if card is not None:
-        plan = Plan(method, config, workers, count_in_cluster)
+    if (card := machines.card) is not None:
+        plan = Plan(method, config, workers, count_in_cluster, machines.host)
         try:
             fits, said = plan.verdict(card)
         except RayTaskError as error:
@@ -295,7 +302,8 @@ def show(method: Method, config: DictConfig, nodes: int, per_node: int | None) -
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     cards = {found[0].name: min(each.total_memory for each in found)} if found else CARDS
     workers = nodes * (per_node or max(1, len(found)))
-    plan = Plan(method, config, workers, count_here)
+    host = psutil.virtual_memory().available // len(found) if found else None
+    plan = Plan(method, config, workers, count_here, host)
     print("\n".join(["", *table(plan, cards)]), flush=True)
 
 

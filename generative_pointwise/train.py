@@ -92,7 +92,7 @@ def train(config: DictConfig) -> None:
     answering.check_nodes(config, machines.device)
     actor = config.actor_rollout_ref.actor.fsdp_config
     actor.mixed_precision = actor.mixed_precision or {"param_dtype": machines.precision}
-    plan.settle(method, config, workers, machines.card)
+    plan.settle(method, config, workers, machines)
     output = Path(trainer.output).absolute()
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)

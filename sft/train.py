@@ -111,7 +111,7 @@ def train(config: DictConfig) -> None:
     steps = len(train_rows) // data.train_batch_size * trainer.total_epochs
     last_step = min(steps, trainer.total_training_steps or steps)
     config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": machines.precision}
-    plan.settle(method, config, workers, machines.card)
+    plan.settle(method, config, workers, machines)
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
     check_resume(output, identity(config, base.name, train_rows, workers), trainer.resume_mode)

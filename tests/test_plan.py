@@ -1,5 +1,6 @@
 """The arithmetic of a plan: what is where in which phase, what is changed so that it fits, what is said and refused."""
 
+import copy
 import os
 import subprocess
 import types
@@ -70,6 +71,10 @@ def make_judges_plan(config, workers: int = 1, **changes) -> Plan:
     return Plan(of_policy(config, SHAPE, [100, 3000], packed=True), config, workers, count)
 
 
+def on(card: int, host: int = 2000 * GIB) -> Machines:
+    return Machines("cuda", 1, "bf16", card, host)
+
+
 def parts_of(phases, name: str) -> dict[str, float]:
     """A phase's parts in GiB, those of nothing left out."""
     (phase,) = (phase for phase in phases if phase.name == name)
@@ -105,6 +110,16 @@ def test_host_memory_is_used_only_where_the_card_is_too_small(tmp_path):
     asked = make_plan(tmp_path, "engine.offload_policy=false")
     assert asked.choose(MIDDLE) == {}
     assert asked.remedy(MIDDLE) == {"engine.offload_policy": True}
+
+
+def test_host_memory_must_be_there(tmp_path, monkeypatch):
+    made = make_plan(tmp_path)
+    monkeypatch.setattr(plan, "count_in_cluster", count)
+    settle(made.method, copy.deepcopy(made.config), 1, on(MIDDLE, 65 * GIB))
+    message = "the host needs 64 GiB of memory for each GPU, and has 60 free. It fits with model.lora_rank=16"
+    with pytest.raises(ClusterError, match=message):
+        settle(made.method, made.config, 1, on(MIDDLE, 60 * GIB))
+    settle(made.method, made.config, 1, on(LARGE, 0))  # that is for the card alone
 
 
 def test_the_mildest_settings_are_proposed(tmp_path):
@@ -219,7 +234,7 @@ def test_what_cannot_fit_is_refused_with_the_number_and_the_setting(tmp_path, mo
     monkeypatch.setattr(plan, "count_in_cluster", count)
     made = make_plan(tmp_path, "data.max_tokens_per_gpu=800000", "engine.offload_policy=false")
     with pytest.raises(ClusterError) as refused:
-        settle(made.method, made.config, 1, LARGE)
+        settle(made.method, made.config, 1, on(LARGE))
     assert str(refused.value) == (
         "GPU memory: does not fit: training takes 109.7 GiB on each of 1 GPU, and the card has 79.1. The largest "
         "parts: activations, logits, their gradients 40.0, Adam's two averages, fp32 32.0, weights, fp32 16.0. It fits "
@@ -231,7 +246,7 @@ def test_what_is_left_open_is_decided_before_the_workers_start(tmp_path, monkeyp
     monkeypatch.setattr(plan, "count_in_cluster", count)
     for card, offload in ((LARGE, False), (MIDDLE, True)):
         made = make_plan(tmp_path)
-        settle(made.method, made.config, 1, card)
+        settle(made.method, made.config, 1, on(card))
         assert made.config.engine.offload_policy is offload
         assert ("engine.offload_policy=auto" in capsys.readouterr().out) is offload
 
@@ -239,7 +254,7 @@ def test_what_is_left_open_is_decided_before_the_workers_start(tmp_path, monkeyp
 def test_nothing_is_counted_or_refused_on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "count_in_cluster", None)
     made = make_plan(tmp_path, "data.max_tokens_per_gpu=100000000")
-    settle(made.method, made.config, 1, None)
+    settle(made.method, made.config, 1, Machines("cpu", 1, "fp32"))
     assert made.config.engine.offload_policy is False
 
 
@@ -251,7 +266,7 @@ def test_a_model_that_cannot_be_counted_is_not_refused(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(plan, "count_in_cluster", fail)
     made = make_plan(tmp_path)
-    settle(made.method, made.config, 1, LARGE)
+    settle(made.method, made.config, 1, on(LARGE))
     assert made.config.engine.offload_policy is False
     assert "nothing is refused: RouterModel: what its layers do depends on values" in capsys.readouterr().out
 
