@@ -80,6 +80,7 @@ def train(config: DictConfig) -> None:
     trainer = config.trainer
     method = of_policy(config, base.config, [row["tokens"] for row in train_rows], packing == PACKED)
     if config.plan:
+        preflight.set_precision(config, plan.PRECISION)
         plan.show(method, config, trainer.nnodes, trainer.n_gpus_per_node)
         return
     answering.prepare(config, base.config)
@@ -90,13 +91,12 @@ def train(config: DictConfig) -> None:
     workers = machines.workers_per_node * trainer.nnodes
     preflight.check_workers(config, workers)
     answering.check_nodes(config, machines.device)
-    actor = config.actor_rollout_ref.actor.fsdp_config
-    actor.mixed_precision = actor.mixed_precision or {"param_dtype": machines.precision}
+    preflight.set_precision(config, machines.precision)
     plan.settle(method, config, workers, machines)
     output = Path(trainer.output).absolute()
     claim = claim_folder(output)
     cluster.check_shared_folder(output, trainer.nnodes)
-    check_resume(output, identity(config, base.name, tokenizer, rows_of, machines, workers), trainer.resume_mode)
+    check_resume(output, identity(config, base.name, tokenizer, rows_of, workers), trainer.resume_mode)
     OmegaConf.save(config, output / "settings.yaml")
 
     # 3. Hand over to verl
@@ -171,7 +171,6 @@ def identity(
     model_name: str,
     tokenizer,
     rows_of: dict[str, list[dict]],
-    machines: cluster.Machines,
     workers: int,
 ) -> dict:
     """What must be equal for a resumed run to be the same run."""
@@ -193,7 +192,7 @@ def identity(
         "algorithm.use_kl_in_reward": config.algorithm.use_kl_in_reward,
         "lora": {key: str(policy.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
         "optim": OmegaConf.to_container(policy.actor.optim),
-        "precision": str(policy.actor.fsdp_config.mixed_precision or {"param_dtype": machines.precision}),
+        "precision": str(policy.actor.fsdp_config.mixed_precision),
         "trainer.total_epochs": config.trainer.total_epochs,
         "trainer.seed": config.trainer.seed,
     }

@@ -17,7 +17,7 @@ from test_method_config import attributes_read, run_script, script_overrides
 
 from common.cluster import Machines
 from common.conversation import DataError
-from common.grpo.preflight import check_reward, fill_in
+from common.grpo.preflight import check_reward, fill_in, set_precision
 from common.grpo.rollout import checked_reward
 
 VERL_CONFIG = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
@@ -147,6 +147,7 @@ def test_vllm_computes_as_training_does(judge, tmp_path, precision, wanted, trai
     for name in ("vllm", "hf"):
         config = compose_judge(judge, [*script_overrides(judge, tmp_path, ROLLOUT=name), *wanted])
         machines = Machines("cuda", 1, precision, card=None)
+        set_precision(config, precision)
         filled[name] = fill_in(config, judge, tmp_path, files, 640, machines).actor_rollout_ref
     policy = filled["vllm"]
     assert policy.actor.fsdp_config.mixed_precision.param_dtype == trained and policy.rollout.dtype == answered

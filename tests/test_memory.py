@@ -18,6 +18,7 @@ from bradley_terry.dataset import Pair
 from common import memory
 from common.attention import SEGMENT_ATTENTION
 from common.conversation import DataError
+from common.grpo.preflight import set_precision
 from common.memory import Counter, Step, count, counting
 from sft.dataset import Example
 
@@ -77,6 +78,7 @@ def make_step(
         overrides += ["data.max_prompt_length=100", "actor_rollout_ref.rollout.n=2"]
         overrides += [f"actor_rollout_ref.model.override_config.attn_implementation={attention}"]
         config = compose_config(method, overrides)
+        set_precision(config, "bf16")
         return importlib.import_module("common.grpo.policy").step_to_count(config, workers, 30, 100, packed)
     config = compose_config(method, [*overrides, f"data.max_tokens_per_gpu={tokens}"])
     config.model.override_config = {"attn_implementation": attention}

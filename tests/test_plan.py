@@ -17,6 +17,7 @@ from common.cluster import ClusterError, Machines
 from common.conversation import DataError
 from common.demo.world import pointwise_rows
 from common.grpo.plan import SERVER, of_policy
+from common.grpo.preflight import set_precision
 from common.memory import Counted
 from common.parquet import write_rows
 from common.plan import CARDS, GIB, Plan, of_loop, settle, with_changes
@@ -58,7 +59,9 @@ def judges_config(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VERL_CONFIG", VERL_CONFIG)
         environment = {"MODEL_PATH": "m", "TRAIN_FILES": "t", "ROLLOUT": "vllm"}
-        yield compose_config("generative_pointwise", script_overrides("generative_pointwise", folder, **environment))
+        config = compose_config("generative_pointwise", script_overrides("generative_pointwise", folder, **environment))
+        set_precision(config, plan.PRECISION)
+        yield config
 
 
 def make_judges_plan(config, workers: int = 1, **changes) -> Plan:

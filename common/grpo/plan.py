@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedConfig
 
 from common.grpo.answering import IN_PROCESS
-from common.plan import GIB, OUTSIDE, PRECISION, UNUSABLE, Keys, Method, Phase, training_phases
+from common.plan import GIB, OUTSIDE, UNUSABLE, Keys, Method, Phase, training_phases
 
 ENGINE = "common.grpo.policy"
 MODEL = "actor_rollout_ref.model"
@@ -57,8 +57,7 @@ def _phases_with(model: PreTrainedConfig) -> Callable:
 def _bytes_of_number(policy: DictConfig) -> int:
     """Return the bytes of a weight while answers are made."""
     served = policy.rollout.dtype if policy.rollout.name != IN_PROCESS else None
-    precision = policy.actor.fsdp_config.mixed_precision or {"param_dtype": PRECISION}
-    return FULL if (served or precision["param_dtype"]) in WHOLE else HALF
+    return FULL if (served or policy.actor.fsdp_config.mixed_precision.param_dtype) in WHOLE else HALF
 
 
 def _waiting(counted, policy: DictConfig) -> tuple[dict[str, float], dict[str, float]]:

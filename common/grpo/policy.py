@@ -29,7 +29,6 @@ from common.generation import batches_of, generate_batch, make_plain
 from common.memory import Step
 from common.network import use_interface_of
 from common.packing import find_in_rows, pad
-from common.plan import PRECISION
 
 MODEL_TYPE = "packed_policy"
 
@@ -226,8 +225,6 @@ def step_to_count(config: DictConfig, workers: int, shortest: int, longest: int,
     from verl.workers.utils.losses import ppo_loss
 
     policy, answer = config.actor_rollout_ref, config.data.max_response_length
-    precision = policy.actor.fsdp_config.mixed_precision
-    policy.actor.fsdp_config.mixed_precision = precision or {"param_dtype": PRECISION}
     limit, group = policy.actor.ppo_max_token_len_per_gpu, policy.rollout.n
     share = max(group, policy.actor.ppo_mini_batch_size * group // workers)
     if not packed:

@@ -122,6 +122,12 @@ def check_workers(config: DictConfig, workers: int) -> None:
         )
 
 
+def set_precision(config: DictConfig, precision: str) -> None:
+    """Have the policy computed in this precision, "bf16" or "fp32", unless the settings name one."""
+    settings = config.actor_rollout_ref.actor.fsdp_config
+    settings.mixed_precision = settings.mixed_precision or {"param_dtype": precision}
+
+
 def room_for(config: DictConfig) -> dict[str, int | bool]:
     """Return what `common.cluster.connect` must ask for: cores of each worker, and of the processes beside them."""
     queue = 1 + config.transfer_queue.backend.SimpleStorage.num_data_storage_units
@@ -172,15 +178,13 @@ def fill_in(
     data.filter_overlong_prompts = False  # done
     data.apply_chat_template_kwargs = {}  # in the tokenizer's template now
     policy.model.tokenizer_path = str(output / "tokenizer")
-    precision = policy.actor.fsdp_config.mixed_precision or {"param_dtype": machines.precision}
-    policy.actor.fsdp_config.mixed_precision = precision
     if policy.rollout.name == IN_PROCESS:
         config.reward.num_workers = 0  # rewards are computed in this process
     else:
         policy.rollout.max_model_len = data.max_prompt_length + data.max_response_length
         if policy.model.lora_rank:  # verl would send the weights below the adapter once, which fails above 2 GiB each
             policy.rollout.load_format = "auto"
-        computed = precision["param_dtype"]
+        computed = policy.actor.fsdp_config.mixed_precision.param_dtype
         policy.rollout.dtype = policy.rollout.dtype or DTYPES.get(computed, computed)
         policy.model.external_lib = "common.grpo.servers"
     function = config.reward.custom_reward_function

@@ -125,9 +125,11 @@ def what_is_planned(method: str, config: DictConfig) -> tuple:
     from common import plan
     from common.attention import SEGMENT_ATTENTION
     from common.grpo.plan import of_policy
+    from common.grpo.preflight import set_precision
 
     if method.startswith("generative"):
         config.actor_rollout_ref.model.override_config.attn_implementation = SEGMENT_ATTENTION
+        set_precision(config, plan.PRECISION)
         shape = Qwen3Config.from_pretrained(config.actor_rollout_ref.model.path)
         return of_policy(config, shape, [500, config.data.max_prompt_length], packed=True), config
     config.model.override_config = {"attn_implementation": SEGMENT_ATTENTION}

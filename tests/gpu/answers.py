@@ -7,8 +7,7 @@ different kernels: generation with a cache of keys and values, training over pac
 import time
 
 import torch
-from shared import JUDGE, ON_GPU, TINY, join_alone, note, step_of, with_random_weights
-from verl.utils import tensordict_utils as tu
+from shared import JUDGE, ON_GPU, TINY, batch_of_answers, join_alone, note, of_answers, step_of, with_random_weights
 
 PROMPTS, PROMPT, ANSWER = (64, 500, 256) if ON_GPU else (4, 20, 12)
 BAR = {"fp32": 1e-3, "bf16": 0.05}  # nats, on average
@@ -45,24 +44,10 @@ def main() -> None:
 def log_probs_in_training(engine, prompts: list, answers: list) -> torch.Tensor:
     """Return the log-probabilities of all answers' tokens as training computes them."""
     rows = [(prompt, answer) for prompt, (answer, _) in zip(prompts, answers)]
-    columns = {
-        "input_ids": [prompt + answer for prompt, answer in rows],
-        "position_ids": [list(range(len(prompt) + len(answer))) for prompt, answer in rows],
-        "prompts": [prompt for prompt, _ in rows],
-        "responses": [answer for _, answer in rows],
-        "response_mask": [[1] * len(answer) for _, answer in rows],
-        "loss_mask": [[1] * len(answer) for _, answer in rows],
-    }
-    tensors = {
-        name: torch.nested.as_nested_tensor([torch.tensor(row) for row in values], layout=torch.jagged)
-        for name, values in columns.items()
-    }
-    settings = {"use_dynamic_bsz": False, "micro_batch_size_per_gpu": 16 if ON_GPU else 2}
-    settings |= {"global_batch_size": len(rows), "temperature": 1.0, "calculate_entropy": False}
+    batch = batch_of_answers(rows, 16 if ON_GPU else 2)
     with engine.eval_mode():
-        output = engine.infer_batch(tu.get_tensordict(tensors, settings), loss_function=None)["model_output"]
-    found = zip(output["log_probs"].unbind(), prompts)
-    return torch.cat([row[len(prompt) - 1 : -1].float().cpu() for row, prompt in found])
+        output = engine.infer_batch(batch, loss_function=None)["model_output"]
+    return of_answers(output, rows).float().cpu()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from shared import DEVICE, JUDGE, ON_GPU, join_alone, note
+from shared import DEVICE, JUDGE, ON_GPU, batch_of_answers, join_alone, note, of_answers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -22,7 +22,6 @@ from transformers import (
     Qwen3Config,
 )
 from verl.trainer.config import CheckpointConfig
-from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 
 import bradley_terry.dataset
@@ -144,15 +143,14 @@ def run_ours(method: str, folder: Path, texts: list, precision: str, memory: dic
         CheckpointConfig(),
     )
     engine.initialize()
-    batch, lengths = make_our_batch(method, texts)
+    batch, answered = make_our_batch(method, texts)
 
     def values_of(output: dict) -> torch.Tensor:
         if method == "bradley_terry":
             return output["rewards"].values()
         if method == "sft":
             return output["losses"].values()
-        rows = zip(output["log_probs"].unbind(), lengths)
-        return torch.cat([row[prompt - 1 : -1] for row, prompt in rows])
+        return of_answers(output, answered)
 
     def weighted_sum(model_output: dict, data, dp_group):
         values = values_of(model_output)
@@ -168,7 +166,7 @@ def run_ours(method: str, folder: Path, texts: list, precision: str, memory: dic
 
 
 def make_our_batch(method: str, texts: list) -> tuple:
-    """Return a batch that is one micro-batch, and the tokens of each answer's prompt."""
+    """Return a batch that is one micro-batch, and of a judge each prompt with its answer."""
     if method == "bradley_terry":
         rows = [bradley_terry.dataset.Pair(prompt, *answers, 0.0, "") for prompt, answers in texts]
         return make_batch(rows, bradley_terry.dataset.collate, 10**6), []
@@ -178,23 +176,8 @@ def make_our_batch(method: str, texts: list) -> tuple:
             ids = np.concatenate([prompt, answer])
             rows.append(sft.dataset.Example(ids, np.arange(len(ids)) >= len(prompt), ""))
         return make_batch(rows, sft.dataset.collate, 10**6), []
-    flat = [(prompt, answer) for prompt, answers in texts for answer in answers]
-    sequences = [np.concatenate(pair) for pair in flat]
-    columns = {
-        "input_ids": sequences,
-        "position_ids": [np.arange(len(ids)) for ids in sequences],
-        "prompts": [prompt for prompt, _ in flat],
-        "responses": [answer for _, answer in flat],
-        "response_mask": [np.ones(len(answer)) for _, answer in flat],
-        "loss_mask": [np.ones(len(answer)) for _, answer in flat],
-    }
-    tensors = {
-        name: torch.nested.as_nested_tensor([torch.from_numpy(row).long() for row in rows], layout=torch.jagged)
-        for name, rows in columns.items()
-    }
-    settings = {"use_dynamic_bsz": False, "micro_batch_size_per_gpu": len(flat), "global_batch_size": len(flat)}
-    batch = tu.get_tensordict(tensors, settings | {"temperature": 1.0, "calculate_entropy": False})
-    return batch, [len(prompt) for prompt, _ in flat]
+    rows = [(prompt, answer) for prompt, answers in texts for answer in answers]
+    return batch_of_answers(rows, len(rows)), rows
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def step_of(method: str, model: str, tokens: int, lora: int = 0):
     from memory_table import settings
 
     from common.attention import SEGMENT_ATTENTION
+    from common.grpo.preflight import set_precision
 
     judge = method.startswith("generative")
     own = [f"actor_rollout_ref.model.lora_rank={lora}" if judge else f"model.lora_rank={lora}"]
@@ -59,6 +60,7 @@ def step_of(method: str, model: str, tokens: int, lora: int = 0):
         own += [f"data.max_prompt_length={tokens // 2}", f"data.max_response_length={tokens // 2}"]
         config = settings(method, shape(model), "hf", 1, own)
         config.actor_rollout_ref.model.override_config.attn_implementation = SEGMENT_ATTENTION
+        set_precision(config, "bf16")
         policy = importlib.import_module("common.grpo.policy")
         return policy.step_to_count(config, 1, tokens // 2, tokens // 2, True), config
     config = settings(method, shape(model), "hf", 1, own)
@@ -75,6 +77,34 @@ def step_of(method: str, model: str, tokens: int, lora: int = 0):
         half = ids[: tokens // 2]
         rows = [Pair(half, half, half, 0.0, "")] * 64
     return importlib.import_module(f"{method}.engine").step_to_count(config, 1, rows, True), config
+
+
+def batch_of_answers(rows: list[tuple], rows_per_micro_batch: int):
+    """Return prompts with their answers, pairs of token ids, as verl hands them to the policy."""
+    import numpy as np
+    from verl.utils import tensordict_utils as tu
+
+    columns = {
+        "input_ids": [np.concatenate(row) for row in rows],
+        "position_ids": [np.arange(len(prompt) + len(answer)) for prompt, answer in rows],
+        "prompts": [prompt for prompt, _ in rows],
+        "responses": [answer for _, answer in rows],
+        "response_mask": [np.ones(len(answer)) for _, answer in rows],
+        "loss_mask": [np.ones(len(answer)) for _, answer in rows],
+    }
+    tensors = {
+        name: torch.nested.as_nested_tensor([torch.as_tensor(row).long() for row in values], layout=torch.jagged)
+        for name, values in columns.items()
+    }
+    settings = {"use_dynamic_bsz": False, "micro_batch_size_per_gpu": rows_per_micro_batch}
+    settings |= {"global_batch_size": len(rows), "temperature": 1.0, "calculate_entropy": False}
+    return tu.get_tensordict(tensors, settings)
+
+
+def of_answers(output: dict, rows: list[tuple]) -> torch.Tensor:
+    """Return the log-probabilities of the answers' tokens, (tokens,), from what the policy puts out."""
+    found = zip(output["log_probs"].unbind(), rows)
+    return torch.cat([log_probs[len(prompt) - 1 : -1] for log_probs, (prompt, _) in found])
 
 
 def with_random_weights(engine_class: type) -> type:
