@@ -25,10 +25,10 @@ if [[ -z "$MODEL_PATH" ]]; then
     # from scratch: 0.4 M parameters learn the demo in one pass of small batches at a high rate, after a long warm-up
     MODEL_PATH=$OUTPUT/model
     "${RUN[@]}" common.demo.tiny_model --seed "$SEED" --output "$MODEL_PATH"
-    BATCH=16 LR=1e-3 WARMUP=0.16 CHECKPOINTING=False
+    BATCH=16 LR=1e-3 WARMUP=0.16 CHECKPOINTING=False COMPILE=False
 else
     # pretrained: large batches at a low rate
-    BATCH=64 LR=1e-5 WARMUP=0.05 CHECKPOINTING=True
+    BATCH=64 LR=1e-5 WARMUP=0.05 CHECKPOINTING=auto COMPILE=True
 fi
 
 DATA=(
@@ -41,8 +41,10 @@ DATA=(
 )
 MODEL=(
     model.path="'$MODEL_PATH'"
-    # True trades a third more compute for memory: without it a 4B model's activations alone take 94 GiB
+    # True trades a third more compute for memory: without it a 4B model's activations alone take 94 GiB. auto: if needed
     model.enable_gradient_checkpointing=$CHECKPOINTING
+    # True: torch makes a few kernels of each layer's many, in the first steps. On a GPU a step takes 0.6 of the time
+    engine.use_torch_compile=$COMPILE
 )
 OPTIM=(
     optim.lr=$LR

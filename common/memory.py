@@ -10,6 +10,7 @@ alive. What the engine does with its logits is counted because it does it; no fo
   lengths is as in training; everything computed from weights is fake.
 - A model whose layers are all alike is counted with three and with four of them. At every moment of a step the bytes
   are a constant plus so many per layer, so the rest is arithmetic, and exact.
+- Layers are counted as they are, not compiled (`common/fsdp.py`). Without checkpointing, compiled ones keep less.
 - The counter does not see CUDA's and NCCL's own memory, and what the allocator cannot use: see `common.plan`.
 """
 
@@ -171,7 +172,8 @@ def count(step: Step) -> Counted:
         DataError: the model does different things with different values, so that tensors without any do not do.
     """
     config = step.settings["model_config"].hf_config
-    with _process_group(step.workers), _kernels_of_a_gpu(step), contextlib.redirect_stdout(io.StringIO()):
+    eager = torch.compiler.set_stance("force_eager")
+    with _process_group(step.workers), _kernels_of_a_gpu(step), eager, contextlib.redirect_stdout(io.StringIO()):
         try:
             sizes = _count_all(step, config.get_text_config().num_hidden_layers)
         except NEEDS_VALUES as error:

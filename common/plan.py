@@ -3,12 +3,14 @@
     bash run_bt.sh plan=true             # a table for this machine's card, or for 24, 48 and 80 GB; nothing is started
 
 A run goes through phases: weights are loaded, a step is made, with GRPO a server answers. Each phase is a list of parts
-in bytes, and fits if their sum does. If one does not, settings are changed, the mildest first, until all fit. One of
-them is changed without asking: `offload_policy: auto` keeps weights, gradients and optimizer in host memory if the card
-is too small for them, because this changes speed alone.
+in bytes, and fits if their sum does. If one does not, settings are changed, the mildest first, until all fit. Two of
+them change speed alone and can be left open (`auto`): layers are computed a second time in the backward pass if the card
+is too small for their activations, and weights, gradients and optimizer are kept in host memory if it is too small for
+these.
 """
 
 import copy
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -165,12 +167,14 @@ class Plan:
         return phases
 
     def choose(self, card: int) -> dict[str, bool]:
-        """Return the changes that are made without asking: whether host memory is used, if that is left open."""
-        offload = self.method.keys.offload
-        if OmegaConf.select(self.config, offload) != "auto":
-            return {}
-        without = self.phases(card, {offload: False})
-        return {offload: not all(phase.fits(card) for phase in without if "offload" in phase.remedies)}
+        """Return what is decided about the settings that are left open: the fastest with which the run fits."""
+        open_keys = left_open(self.method.keys, self.config)
+        for values in itertools.product((False, True), repeat=len(open_keys)):
+            chosen = dict(zip(open_keys, values))
+            phases = self.phases(card, chosen) if open_keys else []
+            if all(phase.fits(card) for phase in phases if "offload" in phase.remedies):
+                break
+        return chosen
 
     def remedy(self, card: int) -> dict[str, Any] | None:
         """Return settings with which the run fits, besides what is chosen without asking; None if there are none."""
@@ -191,6 +195,8 @@ class Plan:
         largest = max(phases, key=lambda phase: phase.sum(card))
         said = [f"fits, at most {largest.sum(card) / GIB:.1f} of {card / GIB:.1f} GiB ({largest.name})"]
         said += [phase.note for phase in phases if phase.note]
+        if (again := chosen.get(self.method.keys.checkpointing)) is not None:
+            said += [f"{self.method.keys.checkpointing}=auto is {again}: " + ("less memory" if again else "faster")]
         if chosen.get(self.method.keys.offload):
             host = max(phase.host for phase in phases) / GIB
             said += [
@@ -242,6 +248,11 @@ class Plan:
                 yield {key: better}
 
 
+def left_open(keys: Keys, config: DictConfig) -> list[str]:
+    """Return the settings that are "auto", the one that costs more time first."""
+    return [key for key in (keys.offload, keys.checkpointing) if OmegaConf.select(config, key) == "auto"]
+
+
 def as_settings(changes: dict[str, Any]) -> str:
     """Return changes as the user writes them behind the run script's name."""
     return " ".join(f"{value} GPUs" if key == GPUS else f"{key}={value}" for key, value in changes.items())
@@ -281,7 +292,8 @@ def settle(method: Method, config: DictConfig, workers: int, machines: Machines)
     Raises:
         ClusterError: it does not fit.
     """
-    chosen = {method.keys.offload: False} if OmegaConf.select(config, method.keys.offload) == "auto" else {}
+    on_cpu = {method.keys.offload: False, method.keys.checkpointing: True}
+    chosen = {key: on_cpu[key] for key in left_open(method.keys, config)}
     if (card := machines.card) is not None:
         plan = Plan(method, config, workers, count_in_cluster, machines.host)
         try:

@@ -19,13 +19,14 @@ def pairs(tiny_model):
     return dataset.encode_pairs(rows, AutoTokenizer.from_pretrained(tiny_model), 512, "error")[0]
 
 
-def make_engine(tiny_model, compute: str, **model_settings):
+def make_engine(tiny_model, compute: str, compiled: bool = False, **model_settings):
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 
+    settings = {"enable_gradient_checkpointing": False, **model_settings}
     built = engine.PairEngine(
-        HFModelConfig(path=str(tiny_model), enable_gradient_checkpointing=False, **model_settings),
-        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": compute}),
+        HFModelConfig(path=str(tiny_model), **settings),
+        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": compute}, use_torch_compile=compiled),
         FSDPOptimizerConfig(lr=2e-6, weight_decay=0.0, total_training_steps=10),
         CheckpointConfig(),
     )

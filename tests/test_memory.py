@@ -70,9 +70,11 @@ def make_step(
     """The step of a method with its run script's settings, and few tokens."""
     attention = SEGMENT_ATTENTION if packed else "sdpa"
     overrides = script_overrides(method, tmp_path, MODEL_PATH=str(folder), TRAIN_FILES="t")
-    model = "actor_rollout_ref.model" if method.startswith("generative") else "model"
+    judge = method.startswith("generative")
+    model, engine = ("actor_rollout_ref.model", "actor_rollout_ref.actor.fsdp_config") if judge else ("model", "engine")
     overrides += [f"{model}.enable_gradient_checkpointing={checkpointing}", f"{model}.lora_rank={lora}"]
-    if method.startswith("generative"):
+    overrides += [f"{engine}.use_torch_compile=False"]
+    if judge:
         actor = "actor_rollout_ref.actor"
         overrides += [f"{actor}.ppo_max_token_len_per_gpu={tokens}", "data.max_response_length=60"]
         overrides += ["data.max_prompt_length=100", "actor_rollout_ref.rollout.n=2"]

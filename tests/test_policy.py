@@ -46,7 +46,7 @@ def make_engine(tiny_model, **model_settings):
 
     built = PolicyEngine(
         HFModelConfig(path=str(tiny_model), enable_gradient_checkpointing=False, **model_settings),
-        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": "fp32"}),
+        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": "fp32"}, use_torch_compile=False),
         FSDPOptimizerConfig(lr=0.0, weight_decay=0.0, clip_grad=1e9, total_training_steps=10),
         CheckpointConfig(),
     )

@@ -58,7 +58,7 @@ def make_engine(model_path, compute: str = "fp32", **model_settings):
     settings = {"enable_gradient_checkpointing": False, **model_settings}
     built = engine.SFTEngine(
         HFModelConfig(path=str(model_path), **settings),
-        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": compute}),
+        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": compute}, use_torch_compile=False),
         FSDPOptimizerConfig(lr=1e-3, weight_decay=0.0, clip_grad=1e9, total_training_steps=10),
         CheckpointConfig(),
     )

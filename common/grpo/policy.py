@@ -166,7 +166,8 @@ class PolicyEngine(LanguageEngine):
         pad = self.model_config.tokenizer.pad_token_id
         answers: list[tuple[list[int], list[float]]] = [([], [])] * len(prompts)
         half = self._autocast_dtype != torch.float32  # as in training, or the log-probabilities would be others
-        with torch.autocast(model.device.type, self._autocast_dtype, enabled=half):
+        autocast = torch.autocast(model.device.type, self._autocast_dtype, enabled=half)
+        with autocast, torch.compiler.set_stance("force_eager"):  # compiled layers are for training
             lengths = [len(ids) + max_new_tokens for ids in prompts]
             for batch in batches_of(lengths, max_tokens, equal=not self.packed):
                 chosen, seeds_of_chosen = ([values[index] for index in batch] for values in (prompts, seeds))

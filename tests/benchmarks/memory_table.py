@@ -73,7 +73,8 @@ def cell(plan, card: int) -> str:
     chosen = plan.choose(card) | changes
     most = max(phase.sum(card) for phase in plan.phases(card, chosen))
     said = [as_settings({key.rpartition(".")[2]: value}) for key, value in changes.items()]
-    said += ["host memory"] * (chosen.get(plan.method.keys.offload, False) is True)
+    keys = {plan.method.keys.checkpointing: "checkpointing", plan.method.keys.offload: "host memory"}
+    said += [word for key, word in keys.items() if chosen.get(key) is True]
     return f"{most / GIB:.0f}" + "".join(f", {word}" for word in said)
 
 

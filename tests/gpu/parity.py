@@ -44,10 +44,12 @@ FAMILIES = {
 }
 ENGINES = {"bradley_terry": PairEngine, "sft": SFTEngine, JUDGE: PolicyEngine}
 FP32, FACTOR = 1e-3, 1.5  # bars: the error in fp32; the error in bf16 over that of transformers in bf16
-MEMORY = {
-    "card": {},
-    "host, by FSDP2": {"offload_policy": True},
-    "host, by verl": {"param_offload": True, "optimizer_offload": True},
+EAGER = {"use_torch_compile": False}
+VARIANTS = {
+    "card": EAGER,
+    "card, compiled": {},
+    "host, by FSDP2": EAGER | {"offload_policy": True},
+    "host, by verl": EAGER | {"param_offload": True, "optimizer_offload": True},
 }
 ROWS, LONGEST = (24, 300) if ON_GPU else (4, 80)
 
@@ -78,11 +80,11 @@ def compare(family: str, method: str, folder: Path) -> None:
     texts = draw_texts(method)
     truth = run_transformers(method, folder, texts, torch.float32, "eager")
     theirs = run_transformers(method, folder, texts, torch.bfloat16, "sdpa")
-    for precision, memory in [("fp32", "card"), ("bf16", "card"), *(("bf16", place) for place in places(family))]:
-        values, gradient = run_ours(method, folder, texts, precision, MEMORY[memory])
+    for precision, variant in [("fp32", "card"), ("bf16", "card"), *(("bf16", name) for name in others(family))]:
+        values, gradient = run_ours(method, folder, texts, precision, VARIANTS[variant])
         found = {"values": error(values, truth[0]), "gradient": error(gradient, truth[1])}
         bars = {"values": FP32, "gradient": FP32}
-        row = {"model": family, "method": method, "precision": precision, "weights in": memory}
+        row = {"model": family, "method": method, "precision": precision, "weights in": variant}
         row |= {f"{name}, off": value for name, value in found.items()}
         if precision == "bf16":
             bars = {"values": error(theirs[0], truth[0]), "gradient": error(theirs[1], truth[1])}
@@ -91,9 +93,9 @@ def compare(family: str, method: str, folder: Path) -> None:
         note(**row, ok=all(found[name] <= bars[name] for name in bars))
 
 
-def places(family: str) -> list[str]:
-    """Return where else than on the card the weights of a family are tried."""
-    return list(MEMORY)[1:] if ON_GPU and family == "Qwen 3" else []
+def others(family: str) -> list[str]:
+    """Return how else a family is tried: compiled, and with the weights elsewhere than on the card."""
+    return list(VARIANTS)[1:] if ON_GPU and family == "Qwen 3" else []
 
 
 def error(found: torch.Tensor, truth: torch.Tensor) -> float:
@@ -134,11 +136,11 @@ def run_transformers(method: str, folder: Path, texts: list, dtype: torch.dtype,
     return values.detach(), torch.cat([gradients[name].flatten().float() for name in sorted(gradients)])
 
 
-def run_ours(method: str, folder: Path, texts: list, precision: str, memory: dict) -> tuple:
+def run_ours(method: str, folder: Path, texts: list, precision: str, variant: dict) -> tuple:
     """Return the same of our engine, from one packed row."""
     engine = ENGINES[method](
         HFModelConfig(path=str(folder), enable_gradient_checkpointing=False),
-        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": precision}, **memory),
+        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": precision}, **variant),
         FSDPOptimizerConfig(total_training_steps=10),
         CheckpointConfig(),
     )
