@@ -86,8 +86,8 @@ class PackedEngine(FSDPEngineWithLMHead):
             compile_layers(module)
         elif self.rank == 0:
             print(
-                "There is no C compiler (CC, gcc or clang), so the model's layers are not compiled: slower, and the "
-                "same. Install one, or set use_torch_compile=False."
+                "There is no C compiler (CC, gcc or clang), so the model's layers are not compiled. The result is the "
+                "same; steps are slower and take more memory. Install one, or set use_torch_compile=False."
             )
 
     def _load_weights(self, config: PreTrainedConfig, options: dict) -> PreTrainedModel:

@@ -10,7 +10,7 @@ alive. What the engine does with its logits is counted because it does it; no fo
   lengths is as in training; everything computed from weights is fake.
 - A model whose layers are all alike is counted with three and with four of them. At every moment of a step the bytes
   are a constant plus so many per layer, so the rest is arithmetic, and exact.
-- Layers are counted as they are, not compiled (`common/fsdp.py`). Without checkpointing, compiled ones keep less.
+- Layers are counted as they are; compiled ones keep less (`common.plan.COMPILED`).
 - The counter does not see CUDA's and NCCL's own memory, and what the allocator cannot use: see `common.plan`.
 """
 

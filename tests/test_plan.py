@@ -134,6 +134,20 @@ def test_layers_are_computed_twice_only_where_the_card_is_too_small(tmp_path):
     assert asked.choose(48 * GIB) == {CHECKPOINTING: True} and asked.remedy(48 * GIB) == {offload: True}
 
 
+def test_compiled_layers_keep_less(tmp_path):
+    """16,384 tokens of which as many bytes are kept as in `count`, beside what is there in any case."""
+    keeps, eager = f"{CHECKPOINTING}=False", "engine.use_torch_compile=False"
+    once, again = (1 + 16.384 * kept for kept in (0.5, 0.05))
+    for settings, expected in (((keeps, eager), once), ((keeps,), again + 0.75 * (once - again)), ((), again)):
+        made = make_plan(tmp_path, *settings)
+        (training,) = (phase for phase in made.phases(LARGE, {}) if phase.name == "training")
+        assert sum(training.parts.values()) / GIB == pytest.approx(64 + expected, abs=1e-3)
+    padded = make_plan(tmp_path, keeps)
+    padded.method = of_loop("engine", ROWS, 64, packed=False)  # never compiled
+    (training,) = (phase for phase in padded.phases(LARGE, {}) if phase.name == "training")
+    assert sum(training.parts.values()) / GIB == pytest.approx(64 + once, abs=1e-3)
+
+
 def test_host_memory_must_be_there(tmp_path, monkeypatch):
     made = make_plan(tmp_path)
     monkeypatch.setattr(plan, "count_in_cluster", count)

@@ -17,6 +17,7 @@ ENGINE = "common.grpo.policy"
 MODEL = "actor_rollout_ref.model"
 KEYS = Keys(
     checkpointing=f"{MODEL}.enable_gradient_checkpointing",
+    compiled="actor_rollout_ref.actor.fsdp_config.use_torch_compile",
     offload="actor_rollout_ref.actor.fsdp_config.offload_policy",
     tokens="actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
     lora=f"{MODEL}.lora_rank",
@@ -38,7 +39,8 @@ def of_policy(config: DictConfig, model: PreTrainedConfig, prompts: list[int], p
         packed: whether sequences are packed into rows.
     """
     least = config.data.max_prompt_length + config.data.max_response_length
-    return Method(ENGINE, (min(prompts), max(prompts), packed), _phases_with(model.get_text_config()), KEYS, least)
+    phases = _phases_with(model.get_text_config())
+    return Method(ENGINE, (min(prompts), max(prompts), packed), phases, KEYS, least, packed)
 
 
 def _phases_with(model: PreTrainedConfig) -> Callable:

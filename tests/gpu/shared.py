@@ -38,11 +38,12 @@ def shape(model: str) -> Path:
     return memory_table.save_shape(model)
 
 
-def step_of(method: str, model: str, tokens: int, lora: int = 0):
+def step_of(method: str, model: str, tokens: int, lora: int = 0, checkpointing: bool = True):
     """Return the step of a method with its run script's settings, on rows of so many tokens; and its settings.
 
     Args:
         tokens: of a prompt with its answer.
+        checkpointing: which the script leaves open.
     """
     import numpy as np
     from memory_table import settings
@@ -52,7 +53,9 @@ def step_of(method: str, model: str, tokens: int, lora: int = 0):
 
     judge = method.startswith("generative")
     own = [f"actor_rollout_ref.model.lora_rank={lora}" if judge else f"model.lora_rank={lora}"]
-    own += [f"{'actor_rollout_ref.actor.fsdp_config' if judge else 'engine'}.offload_policy=False"]
+    own += [f"{'actor_rollout_ref.model' if judge else 'model'}.enable_gradient_checkpointing={checkpointing}"]
+    engine = "actor_rollout_ref.actor.fsdp_config" if judge else "engine"
+    own += [f"{engine}.offload_policy=False", f"{engine}.use_torch_compile={ON_GPU}"]
     if not ON_GPU:
         limit = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu" if judge else "data.max_tokens_per_gpu"
         own += [f"{limit}={4 * tokens}"]
@@ -121,16 +124,23 @@ def with_random_weights(engine_class: type) -> type:
     return WithRandomWeights
 
 
-def cases() -> list[tuple[str, str, int, tuple[int, ...]]]:
-    """Return method, model, rank of the adapters (0: all weights are trained), and tokens of a text, to measure."""
+def cases() -> list[tuple[str, str, int, bool, tuple[int, ...]]]:
+    """Return what to measure: method, model, rank of the adapters, checkpointing, and tokens of a text.
+
+    A rank of 0: all weights are trained. Checkpointing is as the plan of a run chooses it on a card of 80 GB.
+    """
     lengths = (512, 1024, 4096)
     if not ON_GPU:
-        return [(method, TINY, lora, (64,)) for method, lora in (("bradley_terry", 0), ("sft", 8), (JUDGE, 0))]
-    of_judge = (1024,)
-    named = {"bradley_terry": lengths, "sft": lengths, JUDGE: of_judge}
-    whole = [(method, model, 0, named[method]) for model in ("1.7B", "0.6B") for method in named]
-    return whole + [("bradley_terry", "8B", 16, (1024, 4096)), ("sft", "8B", 16, (1024,))]
+        return [(method, TINY, lora, True, (64,)) for method, lora in (("bradley_terry", 0), ("sft", 8), (JUDGE, 0))]
+    of_method = {"bradley_terry": lengths, "sft": lengths, JUDGE: (1024,)}
+    whole = [
+        (method, model, 0, model == "1.7B" and method != "bradley_terry", of_method[method])
+        for model in ("1.7B", "0.6B")
+        for method in of_method
+    ]
+    return whole + [(method, "8B", 16, True, (1024,)) for method in ("bradley_terry", "sft")]
 
 
-def name_of(method: str, model: str, lora: int, tokens: int) -> str:
-    return f"{method} {model}{f', LoRA {lora}' if lora else ''}, {tokens} tokens"
+def name_of(method: str, model: str, lora: int, checkpointing: bool, tokens: int) -> str:
+    words = [f"{method} {model}", *[f"LoRA {lora}"] * bool(lora), *["checkpointing"] * checkpointing]
+    return ", ".join([*words, f"{tokens} tokens"])

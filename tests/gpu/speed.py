@@ -1,8 +1,8 @@
 """Part of gpu_check.py: seconds of a training step, tokens per second, MFU and the most memory.
 
-A step is two micro-batches, as large as the run script lets them be, and the optimizer's update. A real step has more
-of them, so that the update weighs less. MFU counts what a step must compute: 6 operations for each weight and token (4
-for a frozen one), and attention's products over what each token sees; what checkpointing computes again is not counted.
+A step is as many full micro-batches as the run script's batch makes of such rows, but no more than eight, and the
+optimizer's update. MFU counts what a step must compute: 6 operations for each weight and token (4 for a frozen one),
+and attention's products over what each token sees; what checkpointing computes again is not counted.
 """
 
 import gc
@@ -16,7 +16,7 @@ from common.checkpoint import unwrap
 # dense bf16 operations a second, by the makers' data sheets
 PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12}
 PEAKS |= {"NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100 80GB PCIe": 312e12}
-STEPS, GIB, MFU = 3, 2**30, 0.4
+STEPS, MOST, GIB, MFU = 3, 8, 2**30, 0.4
 
 
 def main() -> None:
@@ -25,39 +25,51 @@ def main() -> None:
     matmul = speed_of_matmul()
     peak = PEAKS.get(named, matmul)
     note(**{"case": f"matrix product, bf16; MFU is of {peak / 1e12:.0f} TFLOP/s", "TFLOP/s": matmul / 1e12})
-    for method, model, lora, lengths in cases():
+    for method, model, lora, checkpointing, lengths in cases():
         engine = None
         for tokens in lengths:
-            step, _ = step_of(method, model, tokens, lora)
+            step, config = step_of(method, model, tokens, lora, checkpointing)
             if engine is None:
                 engine = with_random_weights(step.engine_class)(**step.settings)
                 engine.initialize()
             try:
-                found = measure(engine, step, method, peak)
+                found = measure(engine, step, method, count_micro_batches(method, config, step), peak)
             except torch.OutOfMemoryError as error:
                 found = {"peak GiB": None, "ok": False, "error": str(error)[:80]}
             if found.get("MFU", 1) < MFU and model != "0.6B" and ON_GPU:
                 found["ok"] = False
-            note(case=name_of(method, model, lora, tokens), **found)
+            note(case=name_of(method, model, lora, checkpointing, tokens), **found)
         del engine
         gc.collect()
         if ON_GPU:
             torch.cuda.empty_cache()
 
 
-def measure(engine, step, method: str, peak: float) -> dict:
-    """Return the figures of a step, after one that is not timed."""
+def count_micro_batches(method: str, config, step) -> int:
+    """Return how many micro-batches make a step."""
+    if not ON_GPU:
+        return 2
+    if method.startswith("generative"):
+        rows = config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
+    else:
+        rows = config.data.train_batch_size
+    return min(MOST, -(-rows // step.batch.batch_size[0]))
+
+
+def measure(engine, step, method: str, count: int, peak: float) -> dict:
+    """Return the figures of a step of `count` micro-batches, after two that are not timed."""
     batch, spans = step.batch, spans_of(engine, step)
     computed, read = sum(end - start for start, end, *_ in spans), count_read(step, method)
 
     def make_step() -> None:
         engine.optimizer_zero_grad()
-        for _ in range(2):
+        for _ in range(count):
             engine.forward_backward_batch(batch.clone(), step.loss)
         engine.optimizer_step()
 
     with engine.train_mode():
-        make_step()
+        for _ in range(2):  # in the first, layers are compiled
+            make_step()
         if ON_GPU:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -71,8 +83,9 @@ def measure(engine, step, method: str, peak: float) -> dict:
     if ON_GPU:
         allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         memory = {"peak GiB": allocated / GIB, "reserved GiB": reserved / GIB}
-    operations = 2 * operations_of(engine, spans, read)
-    speed = {"step s": seconds, "tokens/s": 2 * computed / seconds, "MFU": operations / seconds / peak}
+    operations = count * operations_of(engine, spans, read)
+    speed = {"micro-batches": count, "step s": seconds, "tokens/s": count * computed / seconds}
+    speed |= {"MFU": operations / seconds / peak}
     return speed | memory
 
 
