@@ -133,12 +133,11 @@ def cases() -> list[tuple[str, str, int, bool, tuple[int, ...]]]:
     if not ON_GPU:
         return [(method, TINY, lora, True, (64,)) for method, lora in (("bradley_terry", 0), ("sft", 8), (JUDGE, 0))]
     of_method = {"bradley_terry": lengths, "sft": lengths, JUDGE: (1024,)}
-    whole = [
-        (method, model, 0, model == "1.7B" and method != "bradley_terry", of_method[method])
-        for model in ("1.7B", "0.6B")
-        for method in of_method
-    ]
-    return whole + [(method, "8B", 16, True, (1024,)) for method in ("bradley_terry", "sft")]
+    of_large, of_small = (
+        [(method, model, 0, False, lengths) for method, lengths in of_method.items()] for model in ("1.7B", "0.6B")
+    )
+    by_adapters = [(method, "8B", 16, True, (1024,)) for method in ("bradley_terry", "sft")]
+    return of_large + by_adapters + of_small
 
 
 def name_of(method: str, model: str, lora: int, checkpointing: bool, tokens: int) -> str:

@@ -1,6 +1,6 @@
 """Part of gpu_check.py: seconds of a training step, tokens per second, MFU and the most memory.
 
-A step is as many full micro-batches as the run script's batch makes of such rows, but no more than eight, and the
+A step is as many full micro-batches as the run script's batch makes of such rows, but no more than six, and the
 optimizer's update. MFU counts what a step must compute: 6 operations for each weight and token (4 for a frozen one),
 and attention's products over what each token sees; what checkpointing computes again is not counted.
 """
@@ -16,7 +16,7 @@ from common.checkpoint import unwrap
 # dense bf16 operations a second, by the makers' data sheets
 PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12}
 PEAKS |= {"NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100 80GB PCIe": 312e12}
-STEPS, MOST, GIB, MFU = 3, 8, 2**30, 0.4
+STEPS, MOST, GIB, MFU = 2, 6, 2**30, 0.4
 
 
 def main() -> None:
