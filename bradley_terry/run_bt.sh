@@ -43,7 +43,7 @@ MODEL=(
     model.path="'$MODEL_PATH'"
     # True trades a third more compute for memory: without it a 4B model's activations alone take 94 GiB. auto: if needed
     model.enable_gradient_checkpointing=$CHECKPOINTING
-    # True: torch makes a few kernels of each layer's many, in the first steps. On a GPU a step takes 0.6 of the time
+    # True: on GPUs torch makes a few kernels of each layer's many; the first steps are slow, all others a third faster
     engine.use_torch_compile=$COMPILE
 )
 OPTIM=(

@@ -64,7 +64,8 @@ class Segments:
         ]
         offsets = [torch.tensor([0] + lengths).cumsum(0) for lengths in (query_lengths, key_lengths)]
         return {
-            "gather": torch.cat(gather).to(self.device),
+            # without prefixes the keys are in order already
+            "gather": torch.cat(gather).to(self.device) if key_lengths != query_lengths else None,
             "cu_seq_q": offsets[0].to(self.device, torch.int32),
             "cu_seq_k": offsets[1].to(self.device, torch.int32),
             "max_q": max(query_lengths),
@@ -167,7 +168,9 @@ def _attend_with_flash(query, key, value, segments, scaling, sliding_window):
     cuts = dict(segments.for_flash)
     gather = cuts.pop("gather")
     queries = query[0].transpose(0, 1)  # (total, heads, head_dim)
-    keys, values = (tensor[0].transpose(0, 1).index_select(0, gather) for tensor in (key, value))
+    keys, values = (tensor[0].transpose(0, 1) for tensor in (key, value))
+    if gather is not None:
+        keys, values = (tensor.index_select(0, gather) for tensor in (keys, values))
     left = -1 if sliding_window is None else sliding_window - 1
     # torch 2.11 shares key heads between query heads without being asked and does not know the argument
     grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}

@@ -4,9 +4,9 @@
 
 A run goes through phases: weights are loaded, a step is made, with GRPO a server answers. Each phase is a list of parts
 in bytes, and fits if their sum does. If one does not, settings are changed, the mildest first, until all fit. Two of
-them change speed alone and can be left open (`auto`): layers are computed a second time in the backward pass if the card
-is too small for their activations, and weights, gradients and optimizer are kept in host memory if it is too small for
-these.
+them change speed alone and can be left open (`auto`): layers are computed a second time in the backward pass if the
+card is too small for their activations, and weights, gradients and optimizer are kept in host memory if it is too small
+for these.
 """
 
 import copy
@@ -34,8 +34,8 @@ PRECISION = "bf16"  # that a plan counts with, if the settings name none: as on 
 CARDS = {"24 GB": int(22.0 * GIB), "48 GB": int(44.4 * GIB), "80 GB": int(79.1 * GIB)}
 # Not counted, and so assumed: CUDA's context, cuBLAS and NCCL; and of the card, what the allocator cannot use
 OUTSIDE, UNUSABLE = int(1.5 * GIB), 0.04
-# What compiled layers keep for the backward pass, of what they keep as they are. 0.54 to 0.73 in eight families: what is
-# computed fast is computed again. On an H100 0.62 and 0.63 for 0.6B and 1.7B
+# What compiled layers keep for the backward pass, of what they keep as they are; the rest is computed again, fast. It was
+# 0.54 to 0.73 in eight families, and on an H100 0.62 and 0.63 for 0.6B and 1.7B
 COMPILED = 0.75
 RANK = 16  # of the adapters that are proposed
 GPUS, MOST_GPUS = "GPUs", 8

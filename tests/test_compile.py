@@ -33,6 +33,7 @@ def assert_same(found: tuple, expected: tuple) -> None:
 def test_one_compilation_serves_all_layers_and_batches(process_group, tiny_model, pairs, monkeypatch):  # noqa: F811
     # what is captured is run one operation after the other: to make kernels of it takes a compiler, and minutes
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(fsdp, "get_device_name", lambda: "cuda")
     model = {"enable_gradient_checkpointing": True, "lora_rank": 4}
     batches = [pairs[:6], pairs[6:9], pairs[9:]]
     expected = make_steps(make_engine(tiny_model, "fp32", **model), batches)
@@ -47,6 +48,7 @@ def test_one_compilation_serves_all_layers_and_batches(process_group, tiny_model
 
 
 def test_without_a_compiler_layers_stay_as_they_are(process_group, tiny_model, monkeypatch, capsys):
+    monkeypatch.setattr(fsdp, "get_device_name", lambda: "cuda")
     monkeypatch.setattr(fsdp.shutil, "which", lambda name: None)
     built = make_engine(tiny_model, "fp32", compiled=True)
     assert "There is no C compiler" in capsys.readouterr().out

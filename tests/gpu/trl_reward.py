@@ -2,8 +2,8 @@
 
 Equal: pairs, which have lengths like those of hh-rlhf (prompts of about 120 tokens, answers of about 55, with long
 tails), 64 of them a step, fp32 weights computed in bf16. Ours has the script's settings; such a model needs no
-checkpointing on a card of 80 GB. TRL is run with its defaults, 8 pairs at a time and checkpointing; with all 64 at once;
-and without checkpointing. Both sides' steps are timed after three.
+checkpointing on a card of 80 GB. TRL is run with its defaults, 8 pairs at a time and checkpointing; with all 64 at
+once; and without checkpointing. Both sides' steps are timed after three.
 """
 
 import argparse
