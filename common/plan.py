@@ -34,8 +34,8 @@ PRECISION = "bf16"  # that a plan counts with, if the settings name none: as on 
 CARDS = {"24 GB": int(22.0 * GIB), "48 GB": int(44.4 * GIB), "80 GB": int(79.1 * GIB)}
 # Not counted, and so assumed: CUDA's context, cuBLAS and NCCL; and of the card, what the allocator cannot use
 OUTSIDE, UNUSABLE = int(1.5 * GIB), 0.04
-# What compiled layers keep for the backward pass, of what they keep as they are; the rest is computed again, fast. It was
-# 0.54 to 0.73 in eight families, and on an H100 0.62 and 0.63 for 0.6B and 1.7B
+# What compiled layers keep for the backward pass, of what they keep as they are; the rest is computed again, fast. It
+# was 0.54 to 0.73 in eight families, and on an H100 0.62 and 0.63 for 0.6B and 1.7B
 COMPILED = 0.75
 RANK = 16  # of the adapters that are proposed
 GPUS, MOST_GPUS = "GPUs", 8
