@@ -31,5 +31,5 @@ def test_without_a_model_no_models_library_is_waited_for(module):
 def test_models_are_loaded_without_scikit_learn():
     """transformers is told that it is not there; whoever wants it has it."""
     models = "from common.generation import load_answering\nfrom transformers import Qwen3ForCausalLM"
-    found = imported(f"{models}\nimport sys\nassert 'sklearn' not in sys.modules\nfrom common.judging import votes")
+    found = imported(f"{models}\nimport sys\nassert 'sklearn' not in sys.modules\nfrom sklearn import metrics")
     assert "transformers" in found and "sklearn" in found
