@@ -93,7 +93,7 @@ def test_what_a_node_with_gpus_lacks_is_said_before_training(tmp_path, small_run
     try:
         settings = small_run | {"RAY_ADDRESS": cluster.address}
         cores, unusable = (start(tmp_path / gpus, *SETTINGS, **settings, N_GPUS_PER_NODE=gpus) for gpus in ("2", "1"))
-        assert finish(cores, 120) != 0 and finish(unusable, 120) != 0
+        assert finish(cores) != 0 and finish(unusable) != 0
     finally:
         cluster.shutdown()
     message = log_of(tmp_path / "2")
