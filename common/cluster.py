@@ -178,6 +178,8 @@ def _local_ray(
 ) -> dict:
     # "local": without this word Ray would look for a cluster that someone once started on this machine
     settings = {"address": "local", "include_dashboard": False, "_node_ip_address": LOOPBACK}
+    # no processes ahead of any work: our workers have an environment of their own, and could not run in them
+    settings["_system_config"] = {"prestart_worker_first_driver": False}
     if servers_on_cpu:
         settings["num_gpus"] = workers_per_node or 1  # of no hardware: verl asks Ray for one GPU for each worker
     # Without a token Ray writes one to ~/.ray/auth_token, and from then on every `ray start --head` asks for it.

@@ -17,7 +17,6 @@ from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from common.conversation import Conversation
 from common.similar_texts import read_texts
@@ -412,6 +411,8 @@ def describe_lengths(items: list[Item]) -> list[str]:
     lengths, labels = zip(*points)
     if len(set(lengths)) < 2 or len(set(labels)) < 2:
         return []
+    from scipy.stats import spearmanr  # only here: importing it takes more than a second
+
     means = [f"{value:.2f} (up to {length})" for length, value in quarters(points)]
     correlation = spearmanr(lengths, labels).statistic
     return [f"length: mean label by quarter of characters: {', '.join(means)}; rank correlation {correlation:.2f}"]

@@ -2,6 +2,7 @@
 
 - Prompts go in as they were rendered; nothing is tokenised again with special tokens on top.
 - Prompts of similar length share a batch, padded on the left, so that a batch costs little more than its longest row.
+- Equal prompts in a batch, as GRPO asks them, can be read once for all their answers.
 - Log-probabilities are those of the distribution that was sampled from, after temperature and cuts.
 - A sampled answer depends on its prompt and its seed alone, not on the rows beside it.
 - Greedy is greedy: a model's own settings (repetition penalty, beams, …) do not change the choice.
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
+    Cache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -168,6 +170,7 @@ def generate_batch(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    read_once: bool = False,
 ) -> list[tuple[list[int], list[float]]]:
     """Continue tokenised prompts, all in one batch.
 
@@ -176,6 +179,7 @@ def generate_batch(
         seeds: one per prompt; equal seeds give equal answers to equal prompts.
         temperature: 0 is greedy.
         top_p, top_k: 1 and 0 (or -1) cut nothing.
+        read_once: read equal prompts once. For models of attention alone, which keep what they read by token.
 
     Returns:
         For each prompt its new tokens, up to and with the end token if it came to one, and their log-probabilities.
@@ -183,6 +187,8 @@ def generate_batch(
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    read = read_distinct(model, ids, mask, pad_token_id) if read_once else None
     sampling = SeededSampling(seeds if temperature > 0 else None, model.device)
     processors = LogitsProcessorList()
     if temperature > 0:
@@ -191,8 +197,9 @@ def generate_batch(
         processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     ends = end_tokens(model)
     new = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
+        input_ids=ids,
+        attention_mask=mask,
+        past_key_values=read,
         max_new_tokens=max_new_tokens,
         pad_token_id=pad_token_id,
         logits_processor=LogitsProcessorList([*processors, sampling]),
@@ -202,6 +209,26 @@ def generate_batch(
         length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
         answers.append((tokens[:length], log_probs[:length]))
     return answers
+
+
+def read_distinct(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, pad_token_id: int) -> Cache | None:
+    """Read the distinct ones of padded prompts up to their last token; return what was read, for each row of `ids`.
+
+    Nothing if no prompt comes twice, or if one is a single token.
+    """
+    rows, row_of = torch.cat([ids, mask], dim=1).unique(dim=0, return_inverse=True)
+    if len(rows) == len(ids) or mask.sum(dim=1).min() < 2:
+        return None
+    distinct, shown = rows.chunk(2, dim=1)
+    read = model.generate(
+        input_ids=distinct[:, :-1],
+        attention_mask=shown[:, :-1],
+        max_new_tokens=1,
+        pad_token_id=pad_token_id,
+        return_dict_in_generate=True,
+    ).past_key_values
+    read.batch_select_indices(row_of)
+    return read
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: list[int]) -> str:

@@ -1,8 +1,6 @@
 """verl's training workers, started and called from one process: the calls that a method's loop consists of."""
 
 import math
-import os
-import socket
 from collections.abc import Callable
 
 import ray
@@ -29,22 +27,19 @@ def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConf
     Raises:
         ClusterError: verl does not run on the device, or the model cannot be built.
     """
-    from verl.single_controller.ray import RayClassWithInitArgs, RayWorkerGroup
+    from verl.single_controller.ray import RayClassWithInitArgs
     from verl.workers.config import TrainingWorkerConfig
 
     from common.fsdp import PackedWorker
-    from common.pool import OneNodeEach
+    from common.pool import OneNodeEach, WorkerGroup
 
     check_platform(machines.device)
     worker_config = TrainingWorkerConfig(model_type=model_type, **verl_settings(config))
     nodes = config.trainer.nnodes
     # one worker group per bundle; verl's default reserves ten cores per worker
     pool = OneNodeEach([machines.workers_per_node] * nodes, use_gpu=machines.device != "cpu", max_colocate_count=1)
-    rendezvous = {}
-    if nodes == 1 and not os.environ.get("RAY_ADDRESS"):  # known here, so no process need be started to find it out
-        rendezvous = {"master_addr": "127.0.0.1", "master_port": str(_free_port())}
     workers = RayClassWithInitArgs(ray.remote(PackedWorker), config=worker_config, engine_module=engine_module)
-    worker_group = RayWorkerGroup(pool, workers, device_name=machines.device, **rendezvous)
+    worker_group = WorkerGroup(pool, workers, device_name=machines.device)
     worker_group.set_loss_fn(loss_fn)
     try:
         worker_group.reset()
@@ -64,12 +59,6 @@ def verl_settings(config: DictConfig) -> dict:
     return {name: omega_conf_to_dataclass(part) for name, part in sections.items()} | {
         "checkpoint_config": CheckpointConfig()
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def balance(rows: list, workers: int) -> list:

@@ -14,7 +14,7 @@ from collections import Counter
 from common.conversation import DataError
 from common.grading.endpoint import EndpointError
 from common.judging.asking import add_comparison, ask_judge, make_parser, read_options, report
-from common.judging.prompts import read_stored_rubric
+from common.judging.rubric import read_stored_rubric
 
 from .dataset import load_rows
 from .prompt import FRAME, RUBRIC, SWAPPED, VERDICTS, Preference, parse

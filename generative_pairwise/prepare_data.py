@@ -34,7 +34,7 @@ from common.conversation import (
 )
 from common.data_report import data_report
 from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
-from common.judging.prompts import read_rubric
+from common.judging.rubric import read_rubric
 from common.pairs import optional_columns, read_pair
 from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
 from common.sources import load_source

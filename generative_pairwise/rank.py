@@ -15,7 +15,7 @@ from pathlib import Path
 from common.conversation import Conversation, DataError, read_dialogue, read_responses
 from common.grading.endpoint import EndpointError
 from common.judging.asking import ask_judge, make_parser, place_of, read_options
-from common.judging.prompts import read_rubric, read_stored_rubric
+from common.judging.rubric import read_rubric, read_stored_rubric
 from common.parquet import read_rows, write_rows
 
 from .evaluate import decide

@@ -26,7 +26,8 @@ from common.data_report import data_report
 from common.files import content_digest
 from common.grpo import answering, preflight
 from common.grpo.plan import of_policy
-from common.judging.prompts import digest_prompts, measure_rows, store_rubric
+from common.judging.prompts import digest_prompts, measure_rows
+from common.judging.rubric import store_rubric
 from common.packing import PACKED, attention_of, choose_packing
 from common.parquet import Faults, left_out_figures, split_by_prompt
 from common.report import draw, format_value, read_history, training_curves, write_model_card

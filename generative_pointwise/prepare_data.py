@@ -28,8 +28,8 @@ from tqdm import tqdm
 from common.conversation import BadRow, Conversation, DataError, read_marked_turns
 from common.data_report import data_report
 from common.demo.world import SCORE_RUBRIC, pointwise_rows
-from common.judging.prompts import read_rubric
 from common.judging.quoting import quote
+from common.judging.rubric import read_rubric
 from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
 from common.sources import load_source
 

@@ -1,6 +1,7 @@
 """Runs that cannot work say why in one message and exit with an error; most of them before Ray or a model starts."""
 
 import json
+import re
 import time
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from conftest import HYBRID, REPO
 from hydra import compose, initialize_config_dir
 from runs import finish, log_of, start
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -20,6 +22,7 @@ from transformers import (
 
 from bradley_terry import train
 from bradley_terry.dataset import load_pairs
+from common.checkpoint import CheckpointError
 from common.cluster import Machines
 from common.conversation import DataError
 from common.demo.world import preference_pairs
@@ -115,6 +118,36 @@ def test_a_batch_that_the_workers_cannot_share(attempt, monkeypatch):
     monkeypatch.setattr(train.cluster, "connect", lambda *_: Machines("cpu", 3, "fp32", card=None))
     with pytest.raises(DataError, match="data.train_batch_size=8 cannot be shared equally by 3 workers"):
         attempt()
+
+
+def test_another_run_in_the_output_folder_is_not_resumed(attempt, tmp_path, tiny_model, monkeypatch):
+    class Started(Exception):
+        """All checks are done; what a checkpoint leaves is made by hand."""
+
+    def stop(*_):
+        raise Started
+
+    monkeypatch.setattr(train.cluster, "connect", lambda *_: Machines("cpu", 1, "fp32", card=None))
+    monkeypatch.setattr(train.training, "start_workers", stop)
+    # a run that stops ends its process, and with it its claim; this process goes on
+    monkeypatch.setattr(train, "claim_folder", lambda folder: folder.mkdir(exist_ok=True))
+    output = tmp_path / "outputs"
+    with pytest.raises(Started):
+        attempt()
+    (output / "global_step_4").mkdir()
+    (output / "latest_checkpointed_iteration.txt").write_text("4")
+    with pytest.raises(Started):
+        attempt()  # the same run goes on
+    config = AutoConfig.from_pretrained(tiny_model, num_hidden_layers=1, layer_types=["full_attention"])
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError) as caught:
+        attempt(f"model.path='{tmp_path / 'other'}'", "trainer.seed=5")
+    message = str(caught.value)
+    assert f"{output} holds a checkpoint of another run" in message
+    assert re.search(r"model: 'Qwen3ForCausalLM, 2 layers x 128, weights \w+' there, '\S+ 1 layers x 128", message)
+    assert "trainer.seed: 0 there, 5 here" in message
+    assert "Choose another OUTPUT" in message
 
 
 # ---- by the script

@@ -1,13 +1,14 @@
 """Answers of a transformers model: in batches, and greedy, as one prompt at a time gives them."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from common.conversation import DataError
-from common.generation import answer_prompts, batches_of, begun_answer, check_begun, load_answering
+from common.generation import answer_prompts, batches_of, begun_answer, check_begun, generate_batch, load_answering
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +132,22 @@ def test_a_model_answers_in_bf16_where_a_gpu_has_it(monkeypatch, capability, dty
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     with pytest.raises(DataError, match="far enough"):
         load_answering("/")
+
+
+def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(model, tiny_tokenizer):
+    """Log-probabilities to the rounding; the tokens are the same."""
+    texts = ["Name two tools for our garden.", "Name one.", "Name two tools for our garden.", "Name one.", "Why?"]
+    prompts = tiny_tokenizer([f"<|im_start|>user\n{text}<|im_end|>\n" for text in texts])["input_ids"]
+    sizes = []  # tokens in each call of the model
+    noting = model.register_forward_pre_hook(
+        lambda _, inputs, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    ask = partial(generate_batch, model, prompts, tiny_tokenizer.pad_token_id, 12, list(range(5)), 1.0)
+    answers, expected = ask(read_once=True), ask()
+    noting.remove()
+    longest = max(map(len, prompts))
+    assert sizes[:2] == [3 * (longest - 1), 5]  # the distinct prompts, then the last token of each
+    assert sizes.count(5 * longest) == 1  # only without
+    assert [tokens for tokens, _ in answers] == [tokens for tokens, _ in expected]
+    for (_, log_probs), (_, others) in zip(answers, expected):
+        assert log_probs == pytest.approx(others, abs=1e-5)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from common.judging.prompts import RUBRIC_FILE, read_stored_rubric, store_rubric
+from common.judging.rubric import RUBRIC_FILE, read_stored_rubric, store_rubric
 from generative_pairwise import prompt as pairwise
 from generative_pairwise.grader import PairwiseGrader
 from generative_pointwise import prompt as pointwise

@@ -6,7 +6,8 @@ import pytest
 from shapes import CHATML, NO_THINKING, QWEN3_THINKING, SHAPES, make_tokenizer, system, user
 
 from common.conversation import DataError
-from common.judging.prompts import digest_prompts, measure_rows, read_rubric
+from common.judging.prompts import digest_prompts, measure_rows
+from common.judging.rubric import read_rubric
 
 LONG = 10**6
 CHATML_TOKENIZER = make_tokenizer(SHAPES["chatml"])

@@ -6,7 +6,7 @@ Where there is a GPU, vLLM is expected. If it is missing there, that is said, wi
 policy answers by itself. If vLLM was asked for and cannot run, nothing starts. It runs without a GPU too, on this
 machine alone, so that what a GPU run does can be tried and tested.
 
-Nothing here imports verl.
+Nothing here imports verl; and what answers the run script imports no more than it needs, as it is a start of its own.
 """
 
 import contextlib
@@ -16,17 +16,16 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import psutil
-import ray
-import torch
 from omegaconf import DictConfig, open_dict
 from packaging.version import Version
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from transformers import PreTrainedConfig
 
-from common.cluster import ClusterError, gpus_of
 from common.conversation import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 VLLM = "vllm"
 IN_PROCESS = "hf"  # verl's old name for generation by transformers: here the policy itself answers
@@ -65,6 +64,8 @@ def has_gpu() -> bool:
     """Return whether this machine has a GPU, be it one that torch cannot use: training then stops, and says so."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN:
         return False
+    import torch
+
     if torch.cuda.is_available():
         return True
     lists = shutil.which("nvidia-smi")
@@ -86,6 +87,8 @@ def why_not_vllm(gpu: bool) -> str:
         with contextlib.redirect_stdout(sys.stderr):  # what vLLM writes when it is imported is no answer to the script
             importlib.import_module("vllm.v1.engine.async_llm")
     except (ImportError, OSError, RuntimeError, AttributeError) as error:  # of another torch than it was built for, …
+        import torch
+
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         return (
             f"vLLM {version} is installed and cannot be imported ({said}). Packages beside it may be built for another "
@@ -110,6 +113,11 @@ def serves_on_cpu(config: DictConfig) -> bool:
 
 def check_nodes(config: DictConfig, device: str) -> None:
     """Raise `ClusterError` if vLLM shall answer and a node of the cluster that we have joined does not have it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from common.cluster import ClusterError, gpus_of
+
     if config.actor_rollout_ref.rollout.name != VLLM or not os.environ.get("RAY_ADDRESS"):
         return
     if device == "cpu":
@@ -127,14 +135,14 @@ def check_nodes(config: DictConfig, device: str) -> None:
         raise ClusterError(f"ROLLOUT=vllm: this machine has vLLM {here}, and others have not. {listed}. {FOR_GPUS}")
 
 
-def prepare(config: DictConfig, model: PreTrainedConfig) -> None:
+def prepare(config: DictConfig, model: "PreTrainedConfig") -> None:
     """Set in verl's settings who answers, and what vLLM needs if it shall on this machine's CPU. Errors: `choose`."""
     config.actor_rollout_ref.rollout.name = choose(config.actor_rollout_ref.rollout.name)
     if serves_on_cpu(config):
         set_for_cpu(config, model)
 
 
-def set_for_cpu(config: DictConfig, model: PreTrainedConfig) -> None:
+def set_for_cpu(config: DictConfig, model: "PreTrainedConfig") -> None:
     """Set verl's settings as vLLM needs them on a CPU."""
     data, policy, servers = config.data, config.actor_rollout_ref, config.trainer.n_gpus_per_node or 1
     rollout = policy.rollout
@@ -151,7 +159,7 @@ def set_for_cpu(config: DictConfig, model: PreTrainedConfig) -> None:
     rollout.agent.num_workers = config.reward.num_workers = 1
 
 
-def cache_bytes(model: PreTrainedConfig, longest: int, free: int) -> int:
+def cache_bytes(model: "PreTrainedConfig", longest: int, free: int) -> int:
     """Return the size of vLLM's cache of keys and values in fp32: 32 sequences of `longest` tokens.
 
     Fewer if they are more than a quarter of the `free` bytes; but always one, without which vLLM does not start.

@@ -171,7 +171,8 @@ class PolicyEngine(LanguageEngine):
             lengths = [len(ids) + max_new_tokens for ids in prompts]
             for batch in batches_of(lengths, max_tokens, equal=not self.packed):
                 chosen, seeds_of_chosen = ([values[index] for index in batch] for values in (prompts, seeds))
-                generated = generate_batch(self.module, chosen, pad, max_new_tokens, seeds_of_chosen, **sampling)
+                options = sampling | {"read_once": self.packed}
+                generated = generate_batch(self.module, chosen, pad, max_new_tokens, seeds_of_chosen, **options)
                 for index, answer in zip(batch, generated):
                     answers[index] = answer
         self.module.set_reshard_after_forward(self.engine_config.reshard_after_forward)

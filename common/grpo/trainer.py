@@ -23,6 +23,7 @@ import transfer_queue
 from tqdm import tqdm
 from verl.single_controller.ray import ResourcePoolManager
 from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.device import get_device_name
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
@@ -35,7 +36,7 @@ from common.grpo.answering import IN_PROCESS
 from common.grpo.policy import PolicyWorker
 from common.grpo.rollout import BatchRollout, end_tokens
 from common.grpo.servers import SeededAgentLoops, ServerWatch
-from common.pool import OneNodeEach
+from common.pool import OneNodeEach, WorkerGroup
 from common.report import set_log_file
 
 CHECKPOINT, LAST = "checkpoint", "checkpoint_last"
@@ -72,6 +73,7 @@ class JudgeTrainer(PPOTrainerSync):
         if self.in_process:
             config.actor_rollout_ref.rollout.nnodes = 1  # else verl asks where its servers are
             LLMServerManager._init_global_load_balancer = _start_no_router
+            trainer_base.RayWorkerGroup = WorkerGroup
         super().__init__(config)
 
     def train(self) -> dict[str, float]:

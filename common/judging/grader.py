@@ -24,7 +24,7 @@ from common.generation import (
 )
 from common.grading.contract import BaseEvaluationStrategy, Batcher, Endpoint, Grader, GraderMode, NoVerdict
 from common.grading.endpoint import one
-from common.judging.prompts import read_stored_rubric
+from common.judging.rubric import read_stored_rubric
 from common.judging.tokens import TokenBreaker
 from common.judging.votes import fault_of
 from common.tokenizer import ensure_pad_token, load_tokenizer, render

@@ -1,4 +1,4 @@
-"""A judge's prompts once they are written: rendered and measured, told apart, and the rubric that goes with them.
+"""A judge's prompts once they are written: rendered and measured, and told apart.
 
 A row is one prompt. Prompts that were made of the same labelled row (a comparison in both orders) have the same
 "source" and stay together: if one of them is left out, so are the others.
@@ -7,19 +7,15 @@ A row is one prompt. Prompts that were made of the same labelled row (a comparis
 import hashlib
 import sys
 from collections import Counter
-from pathlib import Path
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from common.conversation import DataError
-from common.files import write_text
 from common.generation import begun_answer, check_begun
 from common.judging.tokens import TokenBreaker
 from common.parquet import Faults, check_rows, list_counts, report_fault
 from common.tokenizer import check_tokens, encode_texts, render
-
-RUBRIC_FILE = "rubric.txt"
 
 
 def measure_rows(
@@ -109,35 +105,3 @@ def digest_prompts(rows: list[dict]) -> str:
         strength = [row["strength"]] if row.get("strength") else []
         total.update(repr((row.get("written", row["prompt"]), row["label"], *strength)).encode())
     return total.hexdigest()[:16]
-
-
-def read_rubric(path: Path | None) -> str | None:
-    """Return the text of a file that says what to judge by; None if there is no path.
-
-    Raises:
-        DataError: there is no such file, or it is empty.
-    """
-    if path is None:
-        return None
-    rubric = path.read_text("utf-8").strip() if path.is_file() else ""
-    if not rubric:
-        raise DataError(f"{path}: no such file, or nothing in it (looked in {Path.cwd()})")
-    return rubric
-
-
-def store_rubric(folders: list[Path], rows: list[dict]) -> None:
-    """Leave in a judge's folders the rubric that it was trained by, if there was one, for those who ask it later."""
-    rubrics = {row["rubric"] for row in rows}
-    if len(rubrics) == 1 and None not in rubrics:
-        rubric = rubrics.pop()
-        for folder in folders:
-            write_text(folder / RUBRIC_FILE, rubric)
-        return
-    why = "are of several rubrics" if len(rubrics) > 1 else "do not say by which rubric they were written"
-    print(f"the training prompts {why}, so {folders[0].name} holds no rubric for graders: give them rubric=…")
-
-
-def read_stored_rubric(folder: str | None) -> str | None:
-    """Return the rubric that the judge in a checkpoint's folder was trained by, if its run left it there."""
-    path = Path(folder) / RUBRIC_FILE if folder else None
-    return path.read_bytes().decode() if path and path.is_file() else None

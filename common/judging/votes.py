@@ -1,9 +1,8 @@
 """What is counted of any judge's verdicts, whatever they are: scores or preferences, None if an answer has none."""
 
 import re
+from collections import Counter
 from collections.abc import Hashable, Sequence
-
-from sklearn.metrics import confusion_matrix
 
 from common.generation import CLOSING, THINKING, Answer
 from common.report import Table
@@ -25,8 +24,8 @@ def confusion(labels: Sequence, verdicts: Sequence, values: Sequence[Hashable], 
     """Return how often each label and each verdict came together: one row a label, "no verdict" the last column."""
     names = [*map(str, values), "no verdict"]
     said = ["no verdict" if verdict is None else str(verdict) for verdict in verdicts]
-    counts = confusion_matrix(list(map(str, labels)), said, labels=names)
-    return Table(title, names[:-1], names, counts[:-1].tolist())
+    counts = Counter(zip(map(str, labels), said))
+    return Table(title, names[:-1], names, [[counts[label, verdict] for verdict in names] for label in names[:-1]])
 
 
 def vote_metrics(

@@ -1,0 +1,36 @@
+"""What a start waits for: a process imports the large libraries that it needs, and no others."""
+
+import subprocess
+import sys
+
+import pytest
+
+LARGE = ("torch", "transformers", "ray", "verl", "pandas", "scipy", "sklearn", "matplotlib")
+
+
+def imported(statements: str) -> list[str]:
+    """Return which of the large libraries a new process has after some imports."""
+    program = f"{statements}\nimport sys\nprint(*[name for name in {LARGE} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    return done.stdout.splitlines()[-1].split()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "generative_pointwise.prepare_data",
+        "generative_pairwise.prepare_data",
+        "common.grpo.answering",
+        "common.parquet",
+    ],
+)
+def test_without_a_model_no_models_library_is_waited_for(module):
+    assert imported(f"import {module}") == []
+
+
+def test_models_are_loaded_without_scikit_learn():
+    """transformers is told that it is not there; whoever wants it has it."""
+    models = "from common.generation import load_answering\nfrom transformers import Qwen3ForCausalLM"
+    later = "from transformers.utils import is_sklearn_available\nassert is_sklearn_available()"
+    found = imported(f"{models}\nimport sys\nassert 'sklearn' not in sys.modules\n{later}\nimport sklearn")
+    assert "transformers" in found and "sklearn" in found
