@@ -14,15 +14,16 @@ if not os.environ.get("RAY_ADDRESS"):
 class _WithoutSklearn(MetaPathFinder):
     """Keeps transformers from importing scikit-learn, with scipy and pandas: two seconds of every process with a model.
 
-    One module of transformers wants one function of it, to tune assisted generation, which nobody uses here. While that
-    module is imported, it is told that scikit-learn is not there. Nothing else is.
+    One module of transformers wants one function of it, to tune assisted generation, which nobody uses here. That
+    module is told that scikit-learn is not there, so in these processes such tuning is left out. All others find it.
     """
 
     def find_spec(self, name, path=None, target=None) -> ModuleSpec | None:
         if name != "transformers.generation.candidate_generator":
             return None
         spec = PathFinder.find_spec(name, path, target)
-        spec.loader = _Loader(name, spec.origin)
+        if spec and type(spec.loader) is SourceFileLoader:
+            spec.loader = _Loader(name, spec.origin)
         return spec
 
 

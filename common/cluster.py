@@ -14,6 +14,7 @@ import secrets
 import shutil
 import socket
 import sys
+import sysconfig
 import tempfile
 import warnings
 from operator import itemgetter
@@ -73,6 +74,7 @@ class Machines(NamedTuple):
     precision: str  # to compute in: bf16, or fp32 where there is no bf16
     card: int | None = None  # bytes of the smallest GPU
     host: int | None = None  # bytes of memory that are free for each GPU, where they are fewest
+    compiles: bool = True  # whether torch can compile layers for the GPUs
 
 
 def connect(
@@ -118,8 +120,8 @@ def connect(
     _check_room(nodes, needed | {"CPU": workers_per_node * cores_per_worker}, cores_beside)
     if device == "cpu":
         return Machines(device, workers_per_node, "fp32")
-    capability, card, host = _check_gpus(workers_per_node)
-    return Machines(device, workers_per_node, _precision(capability), card, host // workers_per_node)
+    capability, card, host, compiles = _check_gpus(workers_per_node)
+    return Machines(device, workers_per_node, _precision(capability), card, host // workers_per_node, compiles)
 
 
 def _precision(capability: tuple[int, int]) -> str:
@@ -275,8 +277,10 @@ def pick_nodes(count: int, needed: dict[str, int]) -> list[str]:
     return fitting[:count]
 
 
-def _check_gpus(workers_per_node: int) -> tuple[tuple[int, int], int, int]:
+def _check_gpus(workers_per_node: int) -> tuple[tuple[int, int], int, int, bool]:
     """Return the lowest compute capability of the nodes' GPUs, the bytes of the smallest, and the least free memory.
+
+    And whether `can_compile` on all nodes.
 
     Raises:
         ClusterError: torch cannot use the GPUs that Ray counts on a node.
@@ -286,10 +290,10 @@ def _check_gpus(workers_per_node: int) -> tuple[tuple[int, int], int, int]:
     nodes = [node for node in ray.nodes() if free_of.get(node["NodeID"], {}).get("GPU", 0) >= workers_per_node]
     there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     answers = [ask.options(scheduling_strategy=place).remote() for place in there]
-    unusable, cards, free = [], [], []
+    unusable, cards, free, compiles = [], [], [], True
     for node, answer in zip(nodes, answers):
         try:
-            found, said, available = ray.get(answer, timeout=SECONDS_TO_ANSWER)
+            found, said, available, compiler = ray.get(answer, timeout=SECONDS_TO_ANSWER)
         except GetTimeoutError as error:
             raise ClusterError(
                 f"{node['NodeManagerAddress']} did not start a process within {SECONDS_TO_ANSWER} s. Look at `ray "
@@ -297,6 +301,7 @@ def _check_gpus(workers_per_node: int) -> tuple[tuple[int, int], int, int]:
             ) from error
         cards += found
         free.append(available)
+        compiles = compiles and compiler
         if len(found) < workers_per_node:
             unusable.append(f"{node['NodeManagerAddress']}: Ray reports {gpus_of(node)} GPU, {said}")
     if unusable:
@@ -306,12 +311,22 @@ def _check_gpus(workers_per_node: int) -> tuple[tuple[int, int], int, int]:
             "command, or before `ray start`."
         )
     capabilities, sizes = zip(*cards)
-    return min(capabilities), min(sizes), min(free)
+    return min(capabilities), min(sizes), min(free), compiles
 
 
-def _look_around() -> tuple[list[tuple[tuple[int, int], int]], str, int]:
-    """Return what `_find_by_torch` does, and the bytes of this machine's memory that are free."""
-    return *_find_by_torch(), psutil.virtual_memory().available
+def _look_around() -> tuple[list[tuple[tuple[int, int], int]], str, int, bool]:
+    """Return what `_find_by_torch` does, the bytes of this machine's memory that are free, and `can_compile`."""
+    return *_find_by_torch(), psutil.virtual_memory().available, can_compile()
+
+
+def can_compile() -> bool:
+    """Return whether this machine has what Triton, by which torch compiles for GPUs, needs to start its kernels.
+
+    This is a C compiler, CC if that is set, and Python's headers (`triton/runtime/build.py`).
+    """
+    wanted = os.environ.get("CC")
+    compiler = shutil.which(wanted) if wanted else shutil.which("gcc") or shutil.which("clang")
+    return bool(compiler) and Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file()
 
 
 def _find_by_torch() -> tuple[list[tuple[tuple[int, int], int]], str]:

@@ -8,8 +8,6 @@ compiled. And the first step already trains: verl's warm-up starts at a rate of 
 """
 
 import importlib
-import os
-import shutil
 
 import ray
 import torch
@@ -32,22 +30,18 @@ from common.network import use_interface_of
 from common.packing import for_training, own_attention
 
 
-def compiler_is_there() -> bool:
-    """Return whether torch finds the C compiler that it needs to compile a model."""
-    return any(map(shutil.which, (os.environ.get("CC") or "gcc", "gcc", "clang")))
-
-
-def compile_layers(model: PreTrainedModel) -> None:
-    """Have torch compile what each layer computes, when it is called for the first time.
+def compile_layers(model: PreTrainedModel) -> int:
+    """Have torch compile what each layer computes, when it is called for the first time; return how many there are.
 
     The many small operations of norms, rotary positions and activations become a few kernels. On an H100 they, and
     starting them, were 0.4 of a step's time. Only the forward is compiled, so FSDP2 and checkpointing stay outside.
     Attention stays as it is: its cuts are new in each batch. Batches of any size share one compilation.
     """
     AttentionInterface.register(SEGMENT_ATTENTION, torch.compiler.disable(segment_attention))
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = torch.compile(layer.forward, dynamic=True)
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+    return len(layers)
 
 
 class PackedEngine(FSDPEngineWithLMHead):
@@ -77,18 +71,7 @@ class PackedEngine(FSDPEngineWithLMHead):
             module.set_attn_implementation(SEGMENT_ATTENTION)
         if self.model_config.enable_gradient_checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
-        if self.packed and self.engine_config.use_torch_compile and get_device_name() != "cpu":
-            self._compile(module)
         return module
-
-    def _compile(self, module: PreTrainedModel) -> None:
-        if compiler_is_there():
-            compile_layers(module)
-        elif self.rank == 0:
-            print(
-                "There is no C compiler (CC, gcc or clang), so the model's layers are not compiled. The result is the "
-                "same; steps are slower and take more memory. Install one, or set use_torch_compile=False."
-            )
 
     def _load_weights(self, config: PreTrainedConfig, options: dict) -> PreTrainedModel:
         """Return the model as its folder holds it; on all workers but the first a model that waits for its weights."""
@@ -127,7 +110,15 @@ class PackedEngine(FSDPEngineWithLMHead):
         return get_peft_model(module, config)
 
     def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
-        """Shard with FSDP2: fp32 master weights, the backbone computed in `mixed_precision`, the head in fp32."""
+        """Shard with FSDP2: fp32 master weights, the backbone computed in `mixed_precision`, the head in fp32.
+
+        Before, its layers are compiled; not earlier, as they are tried on the CPU when the model is built.
+        """
+        if self.engine_config.use_torch_compile and get_device_name() != "cpu":
+            compiled = compile_layers(module) if self.packed else 0
+            if not compiled and self.rank == 0:
+                why = "they are none of transformers' own" if self.packed else "its rows are padded"
+                print(f"use_torch_compile=True: the model's layers are not compiled, because {why}. Steps are slower.")
         compute = PrecisionType.to_dtype(self.engine_config.mixed_precision["param_dtype"])
         self._autocast_dtype = compute
         offload = CPUOffloadPolicy() if self._in_host_memory() else None

@@ -227,6 +227,8 @@ def read_distinct(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor,
         pad_token_id=pad_token_id,
         return_dict_in_generate=True,
     ).past_key_values
+    if not isinstance(read, Cache):  # a model with code of its own
+        return None
     read.batch_select_indices(row_of)
     return read
 

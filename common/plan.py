@@ -23,7 +23,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayTaskError
 
-from common.cluster import ENVIRONMENT, ClusterError, Machines
+from common.cluster import ENVIRONMENT, ClusterError, Machines, can_compile
 
 if TYPE_CHECKING:
     from common.memory import Counted
@@ -34,9 +34,6 @@ PRECISION = "bf16"  # that a plan counts with, if the settings name none: as on 
 CARDS = {"24 GB": int(22.0 * GIB), "48 GB": int(44.4 * GIB), "80 GB": int(79.1 * GIB)}
 # Not counted, and so assumed: CUDA's context, cuBLAS and NCCL; and of the card, what the allocator cannot use
 OUTSIDE, UNUSABLE = int(1.5 * GIB), 0.04
-# What compiled layers keep for the backward pass, of what they keep as they are; the rest is computed again, fast. It
-# was 0.54 to 0.73 in eight families, and on an H100 0.62 and 0.63 for 0.6B and 1.7B
-COMPILED = 0.75
 RANK = 16  # of the adapters that are proposed
 GPUS, MOST_GPUS = "GPUs", 8
 ON_CPU = {"VERL_PLATFORM": "cpu"}  # counting needs no GPU, and verl's engines must not look for one
@@ -124,7 +121,7 @@ def training_phases(counted: "Counted", offload: bool, beside: dict[str, float] 
 def if_compiled(counted: "Counted", checkpointed: "Counted") -> "Counted":
     """Return what a step takes whose layers are compiled, from what it takes without and with checkpointing."""
     kept = max(0, counted.step - checkpointed.step)
-    return replace(counted, step=checkpointed.step + int(COMPILED * kept))
+    return replace(counted, step=checkpointed.step + int(counted.compiled * kept))
 
 
 def of_loop(engine_module: str, rows: list, batch_size: int, packed: bool) -> Method:
@@ -154,7 +151,7 @@ class Plan:
     """The phases of a run, for any change of its settings.
 
     Args:
-        config: the settings; `offload_policy` may be "auto".
+        config: the settings; `offload_policy` and `enable_gradient_checkpointing` may be "auto".
         workers: GPUs.
         count: `count_here`, or `count_in_cluster`.
         host: bytes of host memory that are free for each GPU, if that is known.
@@ -313,6 +310,8 @@ def settle(method: Method, config: DictConfig, workers: int, machines: Machines)
     Raises:
         ClusterError: it does not fit.
     """
+    if machines.card is not None and not machines.compiles:
+        leave_eager(config, method.keys)
     on_cpu = {method.keys.offload: False, method.keys.checkpointing: True}
     chosen = {key: on_cpu[key] for key in left_open(method.keys, config)}
     if (card := machines.card) is not None:
@@ -330,10 +329,23 @@ def settle(method: Method, config: DictConfig, workers: int, machines: Machines)
         OmegaConf.update(config, key, value)
 
 
+def leave_eager(config: DictConfig, keys: Keys) -> None:
+    """Have no layers compiled, and say why."""
+    if OmegaConf.select(config, keys.compiled):
+        print(
+            f"{keys.compiled}=True: the model's layers are not compiled, because there is no C compiler (gcc), or no "
+            "header file of Python (python3-dev). The result is the same; steps are slower and take more memory.",
+            flush=True,
+        )
+        OmegaConf.update(config, keys.compiled, False)
+
+
 def show(method: Method, config: DictConfig, nodes: int, per_node: int | None) -> None:
     """Print what a run takes on this machine's card, or on cards of usual sizes if it has none."""
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     cards = {found[0].name: min(each.total_memory for each in found)} if found else CARDS
+    if found and not can_compile():
+        leave_eager(config, method.keys)
     workers = nodes * (per_node or max(1, len(found)))
     host = psutil.virtual_memory().available // len(found) if found else None
     plan = Plan(method, config, workers, count_here, host)

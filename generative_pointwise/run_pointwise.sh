@@ -88,7 +88,7 @@ MODEL=(
     actor_rollout_ref.model.path="'$MODEL_PATH'"
     # True trades a third more compute for memory. auto: only if needed
     actor_rollout_ref.model.enable_gradient_checkpointing=$CHECKPOINTING
-    # True: on GPUs torch makes a few kernels of each layer's many; the first steps are slow, all others a third faster
+    # True: on GPUs torch makes a few kernels of each layer's many. Steps take a third less time, the first one more
     actor_rollout_ref.actor.fsdp_config.use_torch_compile=$COMPILE
 )
 ACTOR=(

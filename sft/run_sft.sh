@@ -49,7 +49,7 @@ MODEL=(
     model.path="'$MODEL_PATH'"
     # True trades a third more compute for memory. auto: only if needed
     model.enable_gradient_checkpointing=$CHECKPOINTING
-    # True: on GPUs torch makes a few kernels of each layer's many; the first steps are slow, all others a third faster
+    # True: on GPUs torch makes a few kernels of each layer's many. Steps take a third less time, the first one more
     engine.use_torch_compile=$COMPILE
 )
 OPTIM=(

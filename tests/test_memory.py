@@ -12,7 +12,7 @@ from conftest import HYBRID
 from test_judge_config import VERL_CONFIG
 from test_method_config import compose_config, script_overrides
 from torch._subclasses.fake_tensor import DataDependentOutputException
-from transformers import LlamaConfig, Qwen3Config, Qwen3NextConfig
+from transformers import GPTNeoXConfig, LlamaConfig, Qwen3Config, Qwen3NextConfig
 
 from bradley_terry.dataset import Pair
 from common import memory
@@ -157,6 +157,15 @@ def test_many_layers_follow_from_a_few(method, checkpointing, lora, tiny_model, 
     ]
     assert max(moments) == (few.pop("step"), few.pop("gathered"))
     assert few == {name: all_layers[name] for name in few}
+
+
+def test_compiled_layers_keep_less_in_families_where_that_was_measured(tiny_model, tmp_path):
+    folder = save(TIED, tiny_model, tmp_path / "model")
+    assert count(make_step("sft", folder, tmp_path, KEPT, True)).compiled == memory.COMPILED
+    assert count(make_step("sft", folder, tmp_path, KEPT, True, lora=8)).compiled == 1
+    neox = GPTNeoXConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    folder = save(neox, tiny_model, tmp_path / "neox")
+    assert count(make_step("sft", folder, tmp_path, KEPT, True)).compiled == 1
 
 
 def test_torchs_own_tracker_finds_the_same(tiny_model, tmp_path):

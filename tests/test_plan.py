@@ -44,6 +44,7 @@ def count(engine_module, config, workers, arguments) -> Counted:
         update=GIB // 2,
         largest=2 * GIB,
         parameters=4 * GIB,
+        compiled=1 if model.lora_rank else 0.75,
     )
 
 
@@ -146,6 +147,25 @@ def test_compiled_layers_keep_less(tmp_path):
     padded.method = of_loop("engine", ROWS, 64, packed=False)  # never compiled
     (training,) = (phase for phase in padded.phases(LARGE, {}) if phase.name == "training")
     assert sum(training.parts.values()) / GIB == pytest.approx(64 + once, abs=1e-3)
+
+
+def test_a_machine_that_cannot_compile_is_planned_as_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "count_in_cluster", count)
+    for compiles, again in ((True, False), (False, True)):  # 77 GiB fit without checkpointing only if compiled
+        made = make_plan(tmp_path, f"{CHECKPOINTING}=auto")
+        settle(made.method, made.config, 1, Machines("cuda", 1, "bf16", int(77 * GIB), 2000 * GIB, compiles))
+        assert made.config.engine.use_torch_compile is compiles
+        assert made.config.model.enable_gradient_checkpointing is again
+        assert ("no C compiler" in capsys.readouterr().out) is not compiles
+
+
+def test_adapters_are_planned_as_they_are(tmp_path):
+    (phase,) = (
+        phase
+        for phase in make_plan(tmp_path, f"{CHECKPOINTING}=False", "model.lora_rank=8").phases(LARGE, {})
+        if phase.name == "training"
+    )
+    assert sum(phase.parts.values()) / GIB == pytest.approx(16 + 3 * 0.16 + 1 + 16.384 / 2, abs=1e-2)
 
 
 def test_host_memory_must_be_there(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def sequences(tokenizer) -> list[tuple[list[int], list[int]]]:
     return [pairs[index][1:] for index in order]
 
 
-def make_engine(tiny_model, **model_settings):
+def make_engine(tiny_model, use_torch_compile: bool = False, **model_settings):
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 
@@ -46,7 +46,9 @@ def make_engine(tiny_model, **model_settings):
 
     built = PolicyEngine(
         HFModelConfig(path=str(tiny_model), enable_gradient_checkpointing=False, **model_settings),
-        FSDPEngineConfig(strategy="fsdp2", mixed_precision={"param_dtype": "fp32"}, use_torch_compile=False),
+        FSDPEngineConfig(
+            strategy="fsdp2", mixed_precision={"param_dtype": "fp32"}, use_torch_compile=use_torch_compile
+        ),
         FSDPOptimizerConfig(lr=0.0, weight_decay=0.0, clip_grad=1e9, total_training_steps=10),
         CheckpointConfig(),
     )

@@ -6,7 +6,7 @@ Where there is a GPU, vLLM is expected. If it is missing there, that is said, wi
 policy answers by itself. If vLLM was asked for and cannot run, nothing starts. It runs without a GPU too, on this
 machine alone, so that what a GPU run does can be tried and tested.
 
-Nothing here imports verl; and what answers the run script imports no more than it needs, as it is a start of its own.
+Nothing here imports verl. The run script starts this module as a process of its own, so it imports only what it needs.
 """
 
 import contextlib

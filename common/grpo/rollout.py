@@ -92,23 +92,21 @@ class BatchRollout:
         return self.trainer.tokenizer.apply_chat_template(list(row["raw_prompt"]), **template)
 
     def _generate(self, prompts: list[list[int]], sampling: dict, step: int, validate: bool) -> list:
-        """Give each worker its share of the prompts, in turn; return the answers in the order of the prompts."""
+        """Give each worker its share of the prompts, equal ones together; return the answers in their order."""
         first = first_seed(self.rollout.seed, step, validate)
         seeds = [seed_of(first, number) for number in range(len(prompts))]
         workers = self.trainer.actor_rollout_wg.world_size
         # a worker without a prompt would leave the others waiting for its share of the weights
         missing = max(0, workers - len(prompts))
         padded = {"prompts": prompts + prompts[:1] * missing, "seeds": seeds + seeds[:1] * missing}
-        shares = [[values[worker::workers] for worker in range(workers)] for values in padded.values()]
+        cuts = [len(padded["prompts"]) * worker // workers for worker in range(workers + 1)]
+        shares = [[values[start:end] for start, end in zip(cuts, cuts[1:])] for values in padded.values()]
         options = sampling | {
             "max_new_tokens": self.rollout.response_length,
             "max_tokens": self.rollout.max_num_batched_tokens,
         }
         answered = self.trainer.actor_rollout_wg.generate(*shares, [options] * workers)
-        answers = [None] * len(padded["prompts"])
-        for worker, share in enumerate(answered):
-            answers[worker::workers] = share
-        return answers[: len(prompts)]
+        return [answer for share in answered for answer in share][: len(prompts)]
 
     def _reward(
         self, row: dict, prompt: list[int], number: int, tokens: list[int], log_probs: list, step: int

@@ -164,12 +164,17 @@ class ServerWatch:
         self.thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> "ServerWatch":
+        # what a script starts in the background ignores Ctrl-C, by which we interrupt
+        self.handler = signal.getsignal(signal.SIGINT)
+        if self.handler is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self.thread.start()
         return self
 
     def __exit__(self, kind: type, error: BaseException, trace) -> None:
         self.left.set()
         self.thread.join()
+        signal.signal(signal.SIGINT, self.handler)
         if error is None or (isinstance(error, KeyboardInterrupt) and not self.found):
             return
         if isinstance(error, RayTaskError) and STARTING in str(error):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import ray
+import torch
 import transfer_queue
 from tqdm import tqdm
 from verl.single_controller.ray import ResourcePoolManager
@@ -152,7 +153,13 @@ class JudgeTrainer(PPOTrainerSync):
         return batch
 
     def _update_actor(self, batch, metrics: dict):
-        batch = super()._update_actor(batch, metrics)
+        try:
+            batch = super()._update_actor(batch, metrics)
+        except torch.OutOfMemoryError as error:
+            remedy = "Lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu, or set "
+            remedy += "actor_rollout_ref.model.enable_gradient_checkpointing=True"
+            said = f"step {self.global_steps}: a worker ran out of GPU memory. {remedy}. {error}"
+            raise TrainingError(said) from error
         found = {name: float(metrics[name]) for name in ("actor/pg_loss", "actor/grad_norm")}
         if not all(map(math.isfinite, found.values())):
             rows = transfer_queue.kv_batch_get(

@@ -127,7 +127,7 @@ def with_random_weights(engine_class: type) -> type:
 def cases() -> list[tuple[str, str, int, bool, tuple[int, ...]]]:
     """Return what to measure: method, model, rank of the adapters, checkpointing, and tokens of a text.
 
-    A rank of 0: all weights are trained. Checkpointing is as the plan of a run chooses it on a card of 80 GB.
+    A rank of 0: all weights are trained. Checkpointing is as a plan chose it for a card of 80 GB.
     """
     lengths = (512, 1024, 4096)
     if not ON_GPU:
