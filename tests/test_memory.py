@@ -156,6 +156,7 @@ def test_many_layers_follow_from_a_few(method, checkpointing, lora, tiny_model, 
         if f"{name}, gathered" in all_layers
     ]
     assert max(moments) == (few.pop("step"), few.pop("gathered"))
+    del few["compiled"]  # an estimate
     assert few == {name: all_layers[name] for name in few}
 
 
