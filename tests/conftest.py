@@ -19,14 +19,19 @@ settings.load_profile("tests")
 REPO = Path(__file__).parents[1]
 # These take minutes each. They start first, or one process would be at work on the last of them alone.
 LONGEST = (
-    "pairwise_run",
     "pointwise_run",
     "copies",
+    "pairwise_run",
     "bt_runs_alike",
     "sft_run",
-    "two_machines",
     "bt_run",
+    "two_machines",
+    "bt_score",
     "sft_runs_alike",
+    "gpu_check",
+    "bt_bad_runs",
+    "pointwise_bad_runs",
+    "install",
 )
 REAL_DATA = REPO.parent / "shared" / "data"
 # the shape of a model of recurrent and attention layers (Qwen3-Next), which cannot be packed

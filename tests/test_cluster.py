@@ -145,5 +145,5 @@ def test_a_local_run_leaves_no_token_for_a_later_ray_start(tmp_path):
     command = [sys.executable, "-c", code]
     shown = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=120)
     assert shown.returncode == 0, shown.stderr
-    said = "Machines(device='cpu', workers_per_node=1, precision='fp32', card=None, host=None)\nTrue\n"
+    said = "Machines(device='cpu', workers_per_node=1, precision='fp32', card=None, host=None, compiles=True)\nTrue\n"
     assert said in shown.stdout and not (tmp_path / ".ray").exists()
