@@ -41,7 +41,8 @@ DATA=(
 )
 MODEL=(
     model.path="'$MODEL_PATH'"
-    # True trades a third more compute for memory: without it a 4B model's activations alone take some 70 GiB. auto: if needed
+    # True trades a third more compute for memory: without it a 4B model's activations alone take some 70 GiB. auto: only
+    # if needed
     model.enable_gradient_checkpointing=$CHECKPOINTING
     # True: on GPUs torch makes a few kernels of each layer's many. Steps take a third less time, the first one more
     engine.use_torch_compile=$COMPILE
