@@ -4,10 +4,11 @@
     RAY_ADDRESS=head:6379 python -m bradley_terry.score …         # the same on a cluster, all paths in a shared folder
 
 Ray Data reads the files in parts, a pool of model actors scores them, and every part appears whole, as
-`scored/part-000000.parquet`: all columns kept, the rewards beside them. Started again after a crash, the command scores
-what is left, and every row is there exactly once, in its order. Texts that start alike share a batch, and the prompt of
-several responses is computed once; the others are batched by length, so that hardly anything is padding. A row that
-cannot be scored keeps its place, without a reward, and is listed with the reason in `scored/_bad_rows.jsonl`.
+`scored/part-000000.parquet`: all columns kept, the rewards beside them. Few rows are scored by one model in this
+process, since Ray takes longer to start. Started again after a crash, the command scores what is left, and every row is
+there exactly once, in its order. Texts that start alike share a batch, and the prompt of several responses is computed
+once; the others are batched by length, so that hardly anything is padding. A row that cannot be scored keeps its place,
+without a reward, and is listed with the reason in `scored/_bad_rows.jsonl`.
 """
 
 import argparse
@@ -54,6 +55,7 @@ SHAPES = {
     ("input", "output"): ("rewards",),
 }
 ERROR = "reward_error"
+FEW = 2000  # rows; Ray and its actors take some 20 s to start
 MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
 
 
@@ -106,7 +108,7 @@ def read_blocks(batch: dict, size: int) -> Iterator[dict]:
 
 
 class Scorer:
-    """An actor with its own model, which scores parts and writes them."""
+    """A model that scores parts and writes them; one of Ray Data's actors, or alone."""
 
     def __init__(self, shape: tuple[str, ...], options: argparse.Namespace):
         transformers.utils.logging.disable_progress_bar()
@@ -117,11 +119,14 @@ class Scorer:
 
     def __call__(self, batch: dict) -> dict:
         (number,), (stream,) = batch["part"], batch["rows"]
-        table = self.score_part(pa.ipc.open_stream(stream).read_all())
-        write_part(self.options.output, int(number), table)
-        return {"rows": [table.num_rows]}
+        return {"rows": [self.score_part(int(number), pa.ipc.open_stream(stream).read_all())]}
 
-    def score_part(self, table: pa.Table) -> pa.Table:
+    def score_part(self, number: int, table: pa.Table) -> int:
+        """Write a part, and return how many rows it holds."""
+        write_part(self.options.output, number, self.score_rows(table))
+        return table.num_rows
+
+    def score_rows(self, table: pa.Table) -> pa.Table:
         """Return rows with their rewards, or with the reason why there are none."""
         encoded, errors = [], []  # of each row: the token ids of its texts, and what is wrong with it
         for row in table.select(columns_of(self.shape, table.column_names)).to_pylist():
@@ -159,10 +164,29 @@ class Scorer:
         }
 
 
-def score_parts(
+def score_left(
     plans: list[FilePlan], size: int, shape: tuple[str, ...], options: argparse.Namespace, done: int
 ) -> None:
-    """Have a pool of actors score what is left, with a progress bar over all rows."""
+    """Score what is left, with a progress bar over all rows."""
+    total = sum(plan.rows for plan in plans)
+    few = total - done <= FEW and options.workers in (None, 1) and not os.environ.get("RAY_ADDRESS")
+    with tqdm(total=total, initial=done, desc="score", unit="row") as progress:
+        for rows in (score_here if few else score_by_actors)(plans, size, shape, options):
+            progress.update(rows)
+
+
+def score_here(plans: list[FilePlan], size: int, shape: tuple[str, ...], options: argparse.Namespace) -> Iterator[int]:
+    """Score what is left in this process, and yield how many rows of it are done."""
+    scorer = Scorer(shape, options)
+    for plan in plans:
+        for number, table in read_parts(plan, size):
+            yield scorer.score_part(number, table)
+
+
+def score_by_actors(
+    plans: list[FilePlan], size: int, shape: tuple[str, ...], options: argparse.Namespace
+) -> Iterator[int]:
+    """Have a pool of actors score what is left, and yield how many rows of it are done."""
     device, workers = start_ray(options.workers)
     check_shared_folder(options.output, nodes=1)
     context = ray.data.DataContext.get_current()
@@ -176,9 +200,8 @@ def score_parts(
         .map_batches(read_blocks, fn_kwargs={"size": size}, batch_size=1, num_cpus=0.5)
         .map_batches(Scorer, fn_constructor_kwargs={"shape": shape, "options": options}, batch_size=1, **pool)
     )
-    with tqdm(total=sum(plan.rows for plan in plans), initial=done, desc="score", unit="row") as progress:
-        for part in scored.iter_rows():
-            progress.update(part["rows"])
+    for part in scored.iter_rows():
+        yield part["rows"]
 
 
 def start_ray(workers: int | None) -> tuple[str, int]:
@@ -281,7 +304,7 @@ def main() -> None:
         print(f"{total} rows in {len(files)} files, {done} of them scored already")
         if done < total:
             try:
-                score_parts(plans, size, shape, options, done)
+                score_left(plans, size, shape, options, done)
             except ray.exceptions.RayError as error:
                 raise ClusterError(
                     f"{error}\nA worker failed. Started again, the command scores what is left."

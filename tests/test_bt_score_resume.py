@@ -1,4 +1,4 @@
-"""What an output folder of `score.py` holds decides what a further start does; scored in one process, without Ray."""
+"""What an output folder of `score.py` holds decides what a further start does."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from shapes import assistant, user
 
 from bradley_terry import score as bt_score
-from bradley_terry.parts import part_path, read_parts, write_part
+from bradley_terry.parts import part_path
 from common.conversation import DataError
 
 ROWS = 250  # three parts
@@ -19,13 +19,6 @@ ROWS = 250  # three parts
 def write_file(path, word: str) -> None:
     talks = [json.dumps([user("Name a thing."), assistant(f"A {word}, {number}.")]) for number in range(ROWS)]
     pq.write_table(pa.table({"id": range(ROWS), "messages": talks}), path)
-
-
-def score_in_this_process(plans, size, shape, options, done) -> None:
-    scorer = bt_score.Scorer(shape, options)
-    for plan in plans:
-        for number, table in read_parts(plan, size):
-            write_part(options.output, number, scorer.score_part(table))
 
 
 @pytest.fixture
@@ -37,7 +30,6 @@ def command(monkeypatch, reward_checkpoint, tmp_path):
     def run(*more: str) -> None:
         arguments = ["--input", str(tmp_path / "rows.parquet"), "--output", str(tmp_path / "out"), *more]
         monkeypatch.setattr(sys, "argv", ["score.py", "--model", str(tmp_path / "model"), *arguments])
-        monkeypatch.setattr(bt_score, "score_parts", score_in_this_process)
         bt_score.main()
 
     return run

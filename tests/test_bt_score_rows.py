@@ -73,7 +73,7 @@ def test_a_row_that_holds_nothing_to_score_is_refused_by_its_column(row, shape, 
     assert fault.value.column == column
 
 
-# ---- score_part
+# ---- score_rows
 
 
 def make_scorer(reward_checkpoint, shape, **changes):
@@ -95,7 +95,7 @@ def test_one_reward_a_row(reward_checkpoint, columns, max_tokens):
     talks = [[user(query), assistant(answer)] for query, answer in answers(5)]
     rows = [{"query": talk[0]["content"], "response": talk[1]["content"], "messages": talk} for talk in talks]
     table = pa.Table.from_pylist([{name: row[name] for name in columns} for row in rows])
-    scored = make_scorer(reward_checkpoint, columns, max_tokens=max_tokens).score_part(table)
+    scored = make_scorer(reward_checkpoint, columns, max_tokens=max_tokens).score_rows(table)
     assert scored.column_names == [*columns, "reward", "reward_error"]
     assert scored.schema.field("reward").type == pa.float32()
     assert scored.select(columns).equals(table) and scored["reward_error"].null_count == 10
@@ -111,7 +111,7 @@ def test_several_responses_have_a_list_of_rewards_in_their_order(reward_checkpoi
         {"input": "Name a thing.", "output": outputs(texts[0], "")},
         {"input": "What else?", "output": outputs(texts[2])},
     ]
-    scored = make_scorer(reward_checkpoint, ("input", "output")).score_part(pa.Table.from_pylist(rows))
+    scored = make_scorer(reward_checkpoint, ("input", "output")).score_rows(pa.Table.from_pylist(rows))
     assert scored.schema.field("rewards").type == pa.list_(pa.float32())
     first, second, third = scored["rewards"].to_pylist()
     talks = [[user("Name a thing."), assistant(text)] for text in texts] + [[user("What else?"), assistant(texts[2])]]
@@ -122,7 +122,7 @@ def test_several_responses_have_a_list_of_rewards_in_their_order(reward_checkpoi
 
 def test_a_part_of_bad_rows_alone_keeps_the_types_of_its_columns(reward_checkpoint):
     table = pa.table({"messages": pa.array([None, None], pa.string())})
-    scored = make_scorer(reward_checkpoint, ("messages",)).score_part(table)
+    scored = make_scorer(reward_checkpoint, ("messages",)).score_rows(table)
     assert scored.schema.field("reward").type == pa.float32()
     assert scored["reward"].to_pylist() == [None, None] and scored["reward_error"].null_count == 0
 
@@ -132,7 +132,7 @@ def test_a_row_has_both_rewards_or_none(reward_checkpoint):
     long = [user("Name a thing."), assistant("kettle " * 40)]
     rows = [{"chosen": TALKS[0], "rejected": long}, {"chosen": long, "rejected": TALKS[0]}]
     rows.append({"chosen": TALKS[0], "rejected": TALKS[1]})
-    scored = scorer.score_part(pa.Table.from_pylist(rows))
+    scored = scorer.score_rows(pa.Table.from_pylist(rows))
     rewards = [scored[name].to_pylist() for name in ("chosen_reward", "rejected_reward")]
     assert [values[:2] for values in rewards] == [[None, None]] * 2
     expected = plain_rewards(reward_checkpoint, TALKS[:2])
@@ -143,7 +143,7 @@ def test_a_row_has_both_rewards_or_none(reward_checkpoint):
 def test_bfloat16_moves_rewards_by_little(reward_checkpoint):
     table = pa.Table.from_pylist([{"query": query, "response": answer} for query, answer in answers(5)])
     exact, rounded = (
-        make_scorer(reward_checkpoint, ("query", "response"), dtype=dtype).score_part(table)["reward"].to_numpy()
+        make_scorer(reward_checkpoint, ("query", "response"), dtype=dtype).score_rows(table)["reward"].to_numpy()
         for dtype in ("float32", "bfloat16")
     )
     assert 0 < np.abs(exact - rounded).max() < 0.05
