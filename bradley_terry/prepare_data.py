@@ -2,6 +2,7 @@
 
     python -m bradley_terry.prepare_data --source demo          --output data
     python -m bradley_terry.prepare_data --source pairs         --path mine.jsonl --output data         # your own pairs
+    python -m bradley_terry.prepare_data --source pairs         --path mine.csv --columns chosen=better rejected=worse …
     python -m bradley_terry.prepare_data --source helpsteer3    --output data                           # from the hub
     python -m bradley_terry.prepare_data --source ultrafeedback --path train_prefs.parquet --output data  # a file
 
@@ -33,11 +34,12 @@ from common.data_report import data_report
 from common.demo.world import preference_pairs
 from common.pairs import DIFFERENT_PROMPTS, optional_columns
 from common.parquet import check_rows, list_counts, report_unread, split_by_prompt, write_rows
-from common.sources import load_source
+from common.sources import check_demo, load_source
 
 from .dataset import as_item, check_pair, prompt_of
 
 WRITTEN = ("chosen", "rejected", "margin")
+TEXT = ("chosen", "rejected", "prompt", "system")  # in a .csv file, also where all of it looks like numbers
 
 
 def prefer(prompt: Conversation, first: object, second: object, second_is_better_by: object) -> dict | None:
@@ -162,6 +164,7 @@ def main() -> None:
     )
     parser.add_argument("--source", required=True, choices=["demo", *SOURCES])
     parser.add_argument("--path", help="local file or hub id, if it is not the source's own; not for the demo")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=THEIRS", help="what the data calls a column")
     parser.add_argument("--split", help="of a hub set; default: the source's own for training")
     parser.add_argument("--output", required=True, help="folder to write into")
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
@@ -171,6 +174,7 @@ def main() -> None:
     parser.add_argument("--demo-pairs", type=int, default=10000, help="training pairs of the demo")
     options = parser.parse_args()
 
+    check_demo(options.source, options.path, options.columns)
     if options.source == "demo":
         sizes = {"train": options.demo_pairs, "val": 500, "test": 1000}
         splits = {split: preference_pairs(split, size, options.seed) for split, size in sizes.items()}
@@ -179,7 +183,8 @@ def main() -> None:
         source = SOURCES[options.source]
         if not (options.path or source.hub):
             raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
-        rows = load_source(options.path or source.hub, options.split or source.split, **source.options)
+        place, split = options.path or source.hub, options.split or source.split
+        rows = load_source(place, split, options.columns, TEXT, **source.options)
         rows, left_out = convert_pairs(rows, source.convert, options.on_bad_row, options.different_prompts)
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}

@@ -37,7 +37,7 @@ from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
 from common.judging.rubric import read_rubric
 from common.pairs import optional_columns, read_pair
 from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
-from common.sources import load_source
+from common.sources import check_demo, load_source
 
 from .dataset import as_item, prompt_of, turn_round, write_prompts
 from .prompt import RUBRIC, SWAPPED, VERDICTS, read_row, transcripts
@@ -234,6 +234,7 @@ def main() -> None:
     )
     parser.add_argument("--source", required=True, choices=SOURCES)
     parser.add_argument("--path", help="local file or hub id, if it is not the source's own; not for the demo")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=THEIRS", help="what the data calls a column")
     parser.add_argument("--split", help="of a hub set; default: the source's own for training")
     parser.add_argument("--output", required=True, help="folder to write into")
     parser.add_argument("--transcripts", action="store_true", help="also write transcripts/*.parquet for sft")
@@ -245,6 +246,7 @@ def main() -> None:
     parser.add_argument("--biased-transcripts", type=int, default=0, help="of the demo, as warm_start.parquet for SFT")
     options = parser.parse_args()
 
+    check_demo(options.source, options.path, options.columns)
     source = SOURCES[options.source]
     rubric = read_rubric(options.rubric)
     if options.biased_transcripts and options.source != "demo":
@@ -264,7 +266,8 @@ def main() -> None:
     elif not (options.path or source.hub):
         raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
     else:
-        rows = load_source(options.path or source.hub, options.split or source.split, **source.options)
+        place, split = options.path or source.hub, options.split or source.split
+        rows = load_source(place, split, options.columns, **source.options)
         rows, left_out = convert_comparisons(rows, options.source, rubric, options.on_bad_row)
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}

@@ -31,7 +31,7 @@ from common.demo.world import SCORE_RUBRIC, pointwise_rows
 from common.judging.quoting import quote
 from common.judging.rubric import read_rubric
 from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
-from common.sources import load_source
+from common.sources import check_demo, load_source
 
 from .dataset import as_item, prompt_of, write_prompt
 from .prompt import FRAME, RUBRIC, RUBRICS, VERDICTS, read_row, transcripts
@@ -223,6 +223,7 @@ def main() -> None:
     )
     parser.add_argument("--source", required=True, choices=SOURCES)
     parser.add_argument("--path", help="local file or hub id, if it is not the source's own; not for the demo")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=THEIRS", help="what the data calls a column")
     parser.add_argument("--split", default="train", help="of a hub set")
     parser.add_argument("--attribute", help="what helpsteer2 and ultrafeedback are scored by; default: helpfulness")
     parser.add_argument("--output", required=True, help="folder to write into")
@@ -235,6 +236,7 @@ def main() -> None:
     parser.add_argument("--lenient-transcripts", type=int, default=0, help="of the demo, as warm_start.parquet for SFT")
     options = parser.parse_args()
 
+    check_demo(options.source, options.path, options.columns)
     source = SOURCES[options.source]
     attribute = options.attribute or ("helpfulness" if source.rubrics else None)
     if attribute and attribute not in source.rubrics:
@@ -257,7 +259,7 @@ def main() -> None:
     elif not (options.path or source.hub):
         raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
     else:
-        rows = load_source(options.path or source.hub, options.split)
+        rows = load_source(options.path or source.hub, options.split, options.columns)
         rows, left_out = convert_scores(rows, options.source, attribute, rubric, options.on_bad_row)
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}

@@ -21,7 +21,7 @@ from common.demo.transcripts import comparing, scoring
 from common.demo.world import pairwise_rows, pointwise_rows
 from common.pairs import prompt_columns
 from common.parquet import check_rows, list_counts, report_unread, split_by_prompt, write_rows
-from common.sources import load_source
+from common.sources import check_demo, load_source
 
 from .dataset import WEIGHTS, as_item, check_conversation, prompt_of
 from .evaluate import are_numbers, find_judgements
@@ -80,6 +80,7 @@ def main() -> None:
     )
     parser.add_argument("--source", required=True, choices=("demo", "messages"))
     parser.add_argument("--path", help="local file or hub id; not for the demo")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=THEIRS", help="what the data calls a column")
     parser.add_argument("--split", default="train", help="of a hub set")
     parser.add_argument("--output", required=True, help="folder to write into")
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
@@ -88,12 +89,14 @@ def main() -> None:
     parser.add_argument("--demo-rows", type=int, default=6000, help="training conversations of the demo")
     options = parser.parse_args()
 
+    check_demo(options.source, options.path, options.columns)
     if options.source == "demo":
         splits, left_out = demo_splits({"train": options.demo_rows, "val": 300, "test": 600}, options.seed), Counter()
     elif not options.path:
         raise DataError("--source messages needs --path: a local file or a hub id")
     else:
-        rows, left_out = convert_conversations(load_source(options.path, options.split), options.on_bad_row)
+        rows = load_source(options.path, options.split, options.columns)
+        rows, left_out = convert_conversations(rows, options.on_bad_row)
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}
         splits = split_by_prompt(rows, ratio, options.seed, prompt_of)

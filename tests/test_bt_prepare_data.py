@@ -263,7 +263,7 @@ def test_a_damaged_local_file_is_refused_in_one_message(run_main, tmp_path):
 def test_a_local_file_of_another_format_is_refused_and_not_looked_up_on_the_hub(run_main, tmp_path, monkeypatch, name):
     (tmp_path / name).write_text("x")
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **_: pytest.fail(f"asked for {args}"))
-    with pytest.raises(DataError, match=r"expected a \.parquet, \.json or \.jsonl file"):
+    with pytest.raises(DataError, match=r"expected a \.parquet, \.json, \.jsonl or \.csv file"):
         run_main("--source", "skywork", "--path", tmp_path / name, "--output", tmp_path)
 
 
