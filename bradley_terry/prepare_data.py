@@ -34,7 +34,7 @@ from common.data_report import data_report
 from common.demo.world import preference_pairs
 from common.pairs import DIFFERENT_PROMPTS, optional_columns
 from common.parquet import check_rows, list_counts, report_unread, split_by_prompt, write_rows
-from common.sources import check_demo, load_source
+from common.sources import check_demo, load_source, sets_of
 
 from .dataset import as_item, check_pair, prompt_of
 
@@ -175,6 +175,7 @@ def main() -> None:
     options = parser.parse_args()
 
     check_demo(options.source, options.path, options.columns)
+    datasets = set()
     if options.source == "demo":
         sizes = {"train": options.demo_pairs, "val": 500, "test": 1000}
         splits = {split: preference_pairs(split, size, options.seed) for split, size in sizes.items()}
@@ -184,15 +185,14 @@ def main() -> None:
         if not (options.path or source.hub):
             raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
         place, split = options.path or source.hub, options.split or source.split
-        rows = load_source(place, split, options.columns, TEXT, **source.options)
+        rows, datasets = load_source(place, split, options.columns, TEXT, **source.options), sets_of(place)
         rows, left_out = convert_pairs(rows, source.convert, options.on_bad_row, options.different_prompts)
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}
         splits = split_by_prompt(rows, ratio, options.seed, prompt_of)
     for split, rows in splits.items():
-        path = write_rows(
-            Path(options.output) / f"{split}.parquet", [{name: row[name] for name in WRITTEN} for row in rows]
-        )
+        written = [{name: row[name] for name in WRITTEN} for row in rows]
+        path = write_rows(Path(options.output) / f"{split}.parquet", written, datasets)
         print(f"{path}: {len(rows)} pairs, the longer answer is the better one in {longer_wins(rows):.1%}")
     for kind, count in left_out.items():
         print(f"left out: {count} x {kind}")

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification as AutoModel
 
 from common import cluster, failures, plan, training
 from common.base_model import BaseModel, limit_length, load_base
+from common.card import write_model_card
 from common.checkpoint import (
     CheckpointError,
     EpochShuffle,
@@ -41,7 +42,6 @@ from common.report import (
     read_history,
     start_tracking,
     training_curves,
-    write_model_card,
 )
 from common.tokenizer import end_at_turn
 
@@ -304,7 +304,10 @@ def write_report(
         usage=usage,
         figures=figures,
         settings=about,
-        pipeline_tag="text-classification",
+        base=config.model.path,
+        files={name: config.data[f"{name}_files"] for name in ("train", "test")},
+        results={"accuracy": "test/accuracy"},
+        task="text-classification",
         tags=["reward-model", "bradley-terry"],
     )
 

@@ -24,6 +24,7 @@ from common.files import write_text, written_whole
 
 BAD_ROWS_SHOWN = 5
 ROW_GROUP = 10_000  # rows; nested columns of more than 2 GB in one group cannot be read
+DATASETS = b"reward_recipes.datasets"  # a note beside the columns
 ROWS_LOOKED_THROUGH = 1000  # for fields of messages that are not read
 Columns = tuple[str, ...] | Callable[[list[str]], tuple[str, ...]]
 
@@ -146,6 +147,12 @@ def expand_paths(files: str | Path | Iterable[str | Path]) -> list[Path]:
         else:
             paths.append(path)
     return paths
+
+
+def datasets_of(files: str | Path | Iterable[str | Path]) -> set[str]:
+    """Return which sets of the Hugging Face hub Parquet files were made from, as far as `write_rows` noted it."""
+    notes = [(pq.read_schema(path).metadata or {}).get(DATASETS, b"[]") for path in expand_paths(files)]
+    return {name for note in notes for name in json.loads(note)}
 
 
 def column_names(path: Path) -> list[str]:
@@ -287,8 +294,11 @@ def split_by_prompt(
     return splits
 
 
-def write_rows(path: str | Path, rows: list[dict]) -> Path:
+def write_rows(path: str | Path, rows: list[dict], datasets: Iterable[str] = ()) -> Path:
     """Write rows as .parquet, .jsonl or .json, by the path's ending; the file appears whole or not at all.
+
+    Args:
+        datasets: sets of the hub that the rows come from, noted in Parquet for the model card.
 
     Raises:
         DataError: no rows, rows with different columns, values that share no Parquet type, an unknown ending.
@@ -303,6 +313,8 @@ def write_rows(path: str | Path, rows: list[dict]) -> Path:
     if path.suffix == ".parquet":
         try:
             table = pa.Table.from_pylist(rows)
+            if datasets:
+                table = table.replace_schema_metadata({DATASETS: json.dumps(sorted(datasets))})
             with written_whole(path) as partial:
                 pq.write_table(table, partial, row_group_size=ROW_GROUP)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:

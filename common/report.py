@@ -1,4 +1,4 @@
-"""What a finished run leaves for people: its metrics, a picture, a model card.
+"""What a finished run leaves for people: its metrics and a picture.
 
 verl's `Tracking` writes the metrics (TensorBoard and a JSON-lines file by default). Its file logger empties the file it
 opens, so every start of a run gets a file of its own, named by the step it starts from, and `read_history` joins them.
@@ -9,14 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import ModelCardData
-
-from common.files import write_text, written_whole
-
-CAPPED = (
-    'Load it with `attn_implementation="eager"`. Its attention scores are capped, and transformers\' default '
-    "attention leaves the cap out."
-)
+from common.files import written_whole
 
 
 def set_log_file(folder: Path, from_step: int) -> None:
@@ -126,54 +119,6 @@ def training_curves(history: dict[str, list[tuple[int, float]]], panels: dict[st
     return [
         Curves(title, {name: history[name] for name in names if name in history}) for title, names in panels.items()
     ]
-
-
-def write_model_card(
-    folder: Path,
-    title: str,
-    summary: str,
-    usage: str,
-    figures: dict[str, object],
-    settings: dict[str, object],
-    **metadata,
-) -> None:
-    """Write the checkpoint's README.md.
-
-    Args:
-        figures: what was measured, shown as a table.
-        settings: how it was made, shown as a table.
-        metadata: Hugging Face front matter: pipeline_tag, tags, base_model, …
-    """
-    config = folder / "config.json"
-    if config.exists() and json.loads(config.read_text()).get("attn_logit_softcapping"):  # Gemma 2
-        summary += f"\n\n{CAPPED}"
-    front = ModelCardData(library_name="transformers", **metadata).to_yaml()
-    body = "\n\n".join(
-        [
-            f"# {title}",
-            summary,
-            f"## Use\n\n```python\n{usage.strip()}\n```",
-            f"## Measured\n\n{_table(figures)}",
-            "![Training curves and held-out results](run.png)",
-            f"## How it was made\n\n{_table(settings)}",
-        ]
-    )
-    write_text(folder / "README.md", f"---\n{front}\n---\n\n{body}\n")
-
-
-def extend_model_card(folder: Path, title: str, figures: dict[str, object], picture: str) -> None:
-    """Add a section of figures to a checkpoint's card, or replace the section of that title; its picture if there."""
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8") if card.exists() else ""
-    before, _, replaced = text.partition(f"\n## {title}\n")
-    _, heading, after = replaced.partition("\n## ")
-    shown = f"\n\n![{title}]({picture})" if (folder / picture).exists() else ""
-    write_text(card, f"{before.rstrip()}\n\n## {title}\n\n{_table(figures)}{shown}\n{heading}{after}")
-
-
-def _table(values: dict[str, object]) -> str:
-    rows = [f"| {name} | {format_value(value)} |" for name, value in values.items()]
-    return "\n".join(["| | |", "|---|---|", *rows])
 
 
 def format_value(value: object) -> str:

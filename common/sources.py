@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from common.conversation import DataError
-from common.parquet import column_names
+from common.parquet import column_names, datasets_of
 
 LOCAL_FORMS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 FORMS = ".parquet, .json, .jsonl or .csv"
@@ -50,6 +50,14 @@ def load_source(
         raise DataError(f"{path}: cannot be read: {error.__cause__ or error}") from error
     names = rows.column_names
     return rows.rename_columns(dict(zip(names, new_names(names, theirs, path))))
+
+
+def sets_of(path: str) -> set[str]:
+    """Return which sets of the hub the rows of `load_source` come from: itself, or what a Parquet file notes."""
+    files = local_files(path)
+    if not files:
+        return {path}
+    return datasets_of(files) if form_of(files[0]) == "parquet" else set()
 
 
 def check_demo(source: str, path: str | None, renamed: Iterable[str]) -> None:

@@ -37,7 +37,7 @@ from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
 from common.judging.rubric import read_rubric
 from common.pairs import optional_columns, read_pair
 from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
-from common.sources import check_demo, load_source
+from common.sources import check_demo, load_source, sets_of
 
 from .dataset import as_item, prompt_of, turn_round, write_prompts
 from .prompt import RUBRIC, SWAPPED, VERDICTS, read_row, transcripts
@@ -251,7 +251,7 @@ def main() -> None:
     rubric = read_rubric(options.rubric)
     if options.biased_transcripts and options.source != "demo":
         raise DataError("--biased-transcripts can be made of --source demo alone")
-    output, left_out = Path(options.output), Counter()
+    output, left_out, datasets = Path(options.output), Counter(), set()
     shown = output / "transcripts"
     if shown.is_dir() and not options.transcripts:  # of an earlier split: they may hold what is held out now
         raise DataError(f"{shown} is of an earlier run. Give --transcripts, or use another --output.")
@@ -267,7 +267,7 @@ def main() -> None:
         raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
     else:
         place, split = options.path or source.hub, options.split or source.split
-        rows = load_source(place, split, options.columns, **source.options)
+        rows, datasets = load_source(place, split, options.columns, **source.options), sets_of(place)
         rows, left_out = convert_comparisons(rows, options.source, rubric, options.on_bad_row)
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}
@@ -275,11 +275,11 @@ def main() -> None:
     items_of = {}
     for split, rows in splits.items():
         written = [{column: row[column] for column in WRITTEN} for row in rows]
-        path = write_rows(output / f"{split}.parquet", written)
+        path = write_rows(output / f"{split}.parquet", written, datasets)
         print(f"{path}: {describe(rows)}")
         items_of[split] = [as_item({**row, "source": f"{split} row {number}"}) for number, row in enumerate(rows)]
         if options.transcripts:
-            write_rows(shown / f"{split}.parquet", conversations(rows))
+            write_rows(shown / f"{split}.parquet", conversations(rows), datasets)
     for kind, count in left_out.items():
         print(f"left out: {count} x {kind}")
     print("\n".join(data_report(items_of)))

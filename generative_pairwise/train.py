@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from common import cluster, failures, plan
 from common.base_model import BaseModel, load_base
+from common.card import write_model_card
 from common.checkpoint import CheckpointError, check_resume, claim_folder
 from common.conversation import DataError
 from common.data_report import data_report
@@ -30,7 +31,7 @@ from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.rubric import store_rubric
 from common.packing import PACKED, attention_of, choose_packing
 from common.parquet import Faults, left_out_figures, split_by_prompt
-from common.report import draw, format_value, read_history, training_curves, write_model_card
+from common.report import draw, format_value, read_history, training_curves
 
 from .dataset import as_items, load_rows, prompt_of, report_rows, write_for_verl
 from .prompt import FRAME, VERDICTS, parse, write
@@ -236,7 +237,9 @@ def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dic
         usage=USAGE,
         figures=figures,
         settings=about,
-        pipeline_tag="text-generation",
+        base=policy.model.path,
+        files={"train": config.data.train_files},
+        task="text-generation",
         tags=["grpo", "llm-judge"],
     )
 

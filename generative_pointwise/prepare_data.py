@@ -31,7 +31,7 @@ from common.demo.world import SCORE_RUBRIC, pointwise_rows
 from common.judging.quoting import quote
 from common.judging.rubric import read_rubric
 from common.parquet import check_rows, list_counts, split_by_prompt, write_rows
-from common.sources import check_demo, load_source
+from common.sources import check_demo, load_source, sets_of
 
 from .dataset import as_item, prompt_of, write_prompt
 from .prompt import FRAME, RUBRIC, RUBRICS, VERDICTS, read_row, transcripts
@@ -244,7 +244,7 @@ def main() -> None:
     rubric = read_rubric(options.rubric)
     if options.lenient_transcripts and options.source != "demo":
         raise DataError("--lenient-transcripts can be made of --source demo alone")
-    output, left_out = Path(options.output), Counter()
+    output, left_out, datasets = Path(options.output), Counter(), set()
     shown = output / "transcripts"
     if shown.is_dir() and not options.transcripts:  # of an earlier split: they may hold what is held out now
         raise DataError(f"{shown} is of an earlier run. Give --transcripts, or use another --output.")
@@ -259,7 +259,8 @@ def main() -> None:
     elif not (options.path or source.hub):
         raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
     else:
-        rows = load_source(options.path or source.hub, options.split, options.columns)
+        place = options.path or source.hub
+        rows, datasets = load_source(place, options.split, options.columns), sets_of(place)
         rows, left_out = convert_scores(rows, options.source, attribute, rubric, options.on_bad_row)
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}
@@ -269,11 +270,11 @@ def main() -> None:
     items_of = {}
     for split, rows in splits.items():
         written = [{column: row[column] for column in WRITTEN if column in row} for row in rows]
-        path = write_rows(output / f"{split}.parquet", written)
+        path = write_rows(output / f"{split}.parquet", written, datasets)
         print(f"{path}: {describe(rows)}")
         items_of[split] = [as_item({**row, "source": f"{split} row {number}"}) for number, row in enumerate(rows)]
         if options.transcripts:
-            write_rows(shown / f"{split}.parquet", conversations(rows))
+            write_rows(shown / f"{split}.parquet", conversations(rows), datasets)
     for kind, count in left_out.items():
         print(f"left out: {count} x {kind}")
     print("\n".join(data_report(items_of)))

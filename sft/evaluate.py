@@ -25,16 +25,18 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from common.base_model import readable_tokens
+from common.card import extend_model_card
 from common.conversation import DataError
 from common.files import write_text
 from common.generation import answer_prompts, batches_of, begun_answer
 from common.parquet import write_rows
-from common.report import Table, draw, extend_model_card, format_value
+from common.report import Table, draw, format_value
 from common.tokenizer import ensure_pad_token, load_tokenizer
 
 from .dataset import Example, encode_conversations, load_conversations
 from .loss import token_losses
 
+RESULTS = ("loss", "token_accuracy", "accuracy", "parse_rate")  # for the hub
 MOST_VERDICTS = 25  # different ones that a judge's data holds, if they are words; answers to questions are many more
 LONGEST_VERDICT = 60  # characters
 NO_TAG = "verdict"  # the kind of those that stand between no tags
@@ -259,7 +261,8 @@ def main() -> None:
     if options.card:
         if judged:
             draw(Path(options.model) / f"{name}.png", tables)
-        extend_model_card(Path(options.model), f"Measured on {Path(options.data).name}", metrics, f"{name}.png")
+        title, picture = f"Measured on {Path(options.data).name}", f"{name}.png"
+        extend_model_card(Path(options.model), title, metrics, picture, RESULTS, options.data)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from common.demo.transcripts import comparing, scoring
 from common.demo.world import pairwise_rows, pointwise_rows
 from common.pairs import prompt_columns
 from common.parquet import check_rows, list_counts, report_unread, split_by_prompt, write_rows
-from common.sources import check_demo, load_source
+from common.sources import check_demo, load_source, sets_of
 
 from .dataset import WEIGHTS, as_item, check_conversation, prompt_of
 from .evaluate import are_numbers, find_judgements
@@ -90,18 +90,19 @@ def main() -> None:
     options = parser.parse_args()
 
     check_demo(options.source, options.path, options.columns)
+    datasets = set()
     if options.source == "demo":
         splits, left_out = demo_splits({"train": options.demo_rows, "val": 300, "test": 600}, options.seed), Counter()
     elif not options.path:
         raise DataError("--source messages needs --path: a local file or a hub id")
     else:
-        rows = load_source(options.path, options.split, options.columns)
+        rows, datasets = load_source(options.path, options.split, options.columns), sets_of(options.path)
         rows, left_out = convert_conversations(rows, options.on_bad_row)
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}
         splits = split_by_prompt(rows, ratio, options.seed, prompt_of)
     for split, rows in splits.items():
-        path = write_rows(Path(options.output) / f"{split}.parquet", rows)
+        path = write_rows(Path(options.output) / f"{split}.parquet", rows, datasets)
         print(f"{path}: {len(rows)} conversations; {describe_verdicts(rows)}")
     for kind, count in left_out.items():
         print(f"left out: {count} x {kind}")

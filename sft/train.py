@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM as AutoModel
 
 from common import cluster, failures, plan, training
 from common.base_model import BaseModel, limit_length, load_base
+from common.card import write_model_card
 from common.checkpoint import (
     CheckpointError,
     EpochShuffle,
@@ -41,7 +42,6 @@ from common.report import (
     read_history,
     start_tracking,
     training_curves,
-    write_model_card,
 )
 
 from .dataset import (
@@ -283,7 +283,10 @@ def write_report(config: DictConfig, output: Path, figures: dict, about: dict) -
         usage=USAGE,
         figures=figures,
         settings=about,
-        pipeline_tag="text-generation",
+        base=config.model.path,
+        files={name: config.data[f"{name}_files"] for name in ("train", "test")},
+        results={"loss": "test/loss", "token_accuracy": "test/token_accuracy"},
+        task="text-generation",
         tags=["sft", "llm-judge"],
     )
 

@@ -1,4 +1,4 @@
-"""What people see of a run: its metrics over all starts, the card and its sections, the pictures."""
+"""What people see of a run: its metrics over all starts, and the pictures."""
 
 import json
 
@@ -9,83 +9,15 @@ from common.report import (
     Histogram,
     Table,
     draw,
-    extend_model_card,
     format_value,
     read_history,
     training_curves,
-    write_model_card,
 )
-
-CARD = "---\ntags: [x]\n---\n\n# Model\n\n## Measured\n\nvalidation\n"
-
-
-def section(title: str, accuracy: str) -> str:
-    return f"## {title}\n\n| | |\n|---|---|\n| accuracy | {accuracy} |\n"
-
-
-def test_a_section_is_added_behind_the_card_and_the_second_time_replaced(tmp_path):
-    card = tmp_path / "README.md"
-    card.write_text(CARD, encoding="utf-8")
-    extend_model_card(tmp_path, "Measured on a.parquet", {"accuracy": 0.5}, "a.png")
-    assert card.read_text(encoding="utf-8") == f"{CARD}\n{section('Measured on a.parquet', '0.5')}"
-    extend_model_card(tmp_path, "Measured on a.parquet", {"accuracy": 0.75}, "a.png")
-    assert card.read_text(encoding="utf-8") == f"{CARD}\n{section('Measured on a.parquet', '0.75')}"
-
-
-def test_a_replaced_section_leaves_those_behind_it(tmp_path):
-    card = tmp_path / "README.md"
-    card.write_text(CARD, encoding="utf-8")
-    for title, accuracy in (("On a", 0.5), ("On b", 0.25), ("On a", 0.75)):
-        extend_model_card(tmp_path, title, {"accuracy": accuracy}, "a.png")
-    assert card.read_text(encoding="utf-8") == f"{CARD}\n{section('On a', '0.75')}\n{section('On b', '0.25')}"
-
-
-def test_the_picture_is_shown_where_there_is_one_and_a_missing_card_is_begun(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"")
-    extend_model_card(tmp_path, "On a", {"accuracy": 1 / 3, "rows": 7}, "a.png")
-    text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert text.strip() == "## On a\n\n| | |\n|---|---|\n| accuracy | 0.3333 |\n| rows | 7 |\n\n![On a](a.png)"
 
 
 @pytest.mark.parametrize(("value", "shown"), [(1 / 3, "0.3333"), (2.0, "2"), (12345, "12345"), (None, "None")])
 def test_floats_are_shown_with_four_digits_and_the_rest_as_it_is(value, shown):
     assert format_value(value) == shown
-
-
-@pytest.mark.parametrize("cap", [None, 50.0])
-def test_a_card_says_how_a_model_whose_attention_is_capped_is_loaded(tmp_path, cap):
-    (tmp_path / "config.json").write_text(json.dumps({"attn_logit_softcapping": cap}))
-    write_model_card(tmp_path, "A judge", "It judges.", "judge(x)", figures={}, settings={})
-    assert ('`attn_implementation="eager"`' in (tmp_path / "README.md").read_text()) == (cap is not None)
-
-
-def test_a_card_holds_front_matter_figures_usage_and_settings(tmp_path):
-    write_model_card(
-        tmp_path,
-        title="A judge",
-        summary="It judges.",
-        usage="\njudge(x)\n",
-        figures={"val/accuracy": 2 / 3},
-        settings={"steps": 7},
-        pipeline_tag="text-generation",
-        tags=["sft"],
-    )
-    front, body = (tmp_path / "README.md").read_text(encoding="utf-8").removeprefix("---\n").split("\n---\n", 1)
-    assert front.splitlines() == ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- sft"]
-    assert body.strip().split("\n\n") == [
-        "# A judge",
-        "It judges.",
-        "## Use",
-        "```python\njudge(x)\n```",
-        "## Measured",
-        "| | |\n|---|---|\n| val/accuracy | 0.6667 |",
-        "![Training curves and held-out results](run.png)",
-        "## How it was made",
-        "| | |\n|---|---|\n| steps | 7 |",
-    ]
-
-
-# ---- metrics
 
 
 def log(folder, start: int, *steps: tuple[int, dict], rest: str = "") -> None:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig
 
 from common.base_model import cannot_load, readable_tokens
+from common.card import extend_model_card
 from common.conversation import DataError
 from common.files import write_text
 from common.generation import Answer, answer_prompts, load_answering
@@ -23,7 +24,7 @@ from common.grading.endpoint import ask
 from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.votes import confusion, fault_of, vote_metrics, vote_table
 from common.parquet import write_rows
-from common.report import draw, extend_model_card, format_value
+from common.report import draw, format_value
 from common.tokenizer import ensure_pad_token, load_tokenizer
 
 # options that a run's settings set, unless the command does; else these values
@@ -34,6 +35,7 @@ USUAL = {
     "on_bad_row": "error",
     "trust_remote_code": False,
 }
+RESULTS = ("accuracy", "both_right", "kappa", "parse_rate")  # for the hub, those that a judge has
 KEPT = ("source", "order", "data_source", "prompt", "label")  # what is written of a row beside its answers
 
 
@@ -261,4 +263,5 @@ def report(
     print(f"written: {place}.*")
     if options.card:
         draw(Path(options.model) / f"{place.name}.png", panels)
-        extend_model_card(Path(options.model), f"Measured on {Path(options.data).name}", metrics, f"{place.name}.png")
+        title, picture = f"Measured on {Path(options.data).name}", f"{place.name}.png"
+        extend_model_card(Path(options.model), title, metrics, picture, RESULTS, options.data)
