@@ -205,9 +205,10 @@ def tokenise(rows: list[dict], tokenizer: PreTrainedTokenizerBase, special_token
     with tqdm(total=len(rows), desc="tokenise", unit="pair", delay=1) as progress:
         for start in range(0, len(rows), TOKENIZE_AT_ONCE):
             chunk = rows[start : start + TOKENIZE_AT_ONCE]
-            ids = encode_texts([text for row in chunk for text in row["texts"]], tokenizer, special_tokens)
-            for row, chosen, rejected in zip(chunk, ids[::2], ids[1::2]):
-                row["ids"] = [chosen, rejected]
+            distinct = list({text: None for row in chunk for text in row["texts"]})  # of a ranking, each comes often
+            ids_of = dict(zip(distinct, encode_texts(distinct, tokenizer, special_tokens)))
+            for row in chunk:
+                row["ids"] = [ids_of[text] for text in row["texts"]]
             progress.update(len(chunk))
 
 
