@@ -28,6 +28,7 @@ from common.checkpoint import (
     check_resume,
     claim_folder,
     export_checkpoint,
+    how_to_go_on,
     save_checkpoint,
 )
 from common.conversation import DataError
@@ -76,7 +77,7 @@ def main(config: DictConfig) -> None:
     except failures.OF_WORKERS as error:
         raise SystemExit(f"\ntrain.py: {failures.explain(error)}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"\ntrain.py: stopped; {failures.GO_ON}") from None
+        raise SystemExit(f"\ntrain.py: stopped; {how_to_go_on(Path(config.trainer.output))}") from None
     finally:
         cluster.disconnect()
 
@@ -86,7 +87,8 @@ def train(config: DictConfig) -> None:
     output = Path(trainer.output).absolute()
 
     # 1. Check the input
-    base = load_base(config.model, data, AutoModel, data.template_options, "data.template_options")
+    planned = plan.is_asked(config.plan)
+    base = load_base(config.model, data, AutoModel, data.template_options, "data.template_options", not planned)
     tokenizer = base.tokenizer
     end_at_turn(tokenizer)
     data.max_length = limit_length(data.max_length, base, "data.max_length")
@@ -99,7 +101,7 @@ def train(config: DictConfig) -> None:
     check_pair_sizes(config, rows_of, packing == PACKED)
     heaviest = sorted(train_rows, key=lambda pair: -pair.tokens)
     method = plan.of_loop(f"{__package__}.engine", heaviest, data.train_batch_size, packing == PACKED)
-    if config.plan:
+    if planned:
         config.engine.mixed_precision = config.engine.mixed_precision or {"param_dtype": plan.PRECISION}
         plan.show(method, config, trainer.nnodes, trainer.n_gpus_per_node)
         return

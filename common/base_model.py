@@ -45,7 +45,12 @@ class BaseModel:
 
 
 def load_base(
-    model: DictConfig, data: DictConfig, auto_class: type, options: DictConfig | None, setting: str
+    model: DictConfig,
+    data: DictConfig,
+    auto_class: type,
+    options: DictConfig | None,
+    setting: str,
+    with_weights: bool = True,
 ) -> BaseModel:
     """Return the model that `model.path` names, its tokenizer made fit for training.
 
@@ -55,10 +60,13 @@ def load_base(
         data: gives `pad_token` and `chat_template`.
         auto_class: transformers' class for the task.
         options, setting: the chat template's own switches, and what they are called in the method's config.
+        with_weights: whether they must be there; a plan needs none.
 
     Raises:
         DataError: the model cannot be loaded or trained for the task, or its tokenizer cannot be used.
     """
+    if not isinstance(model.lora_rank, int):
+        raise DataError(f"model.lora_rank={model.lora_rank}: expected a whole number, 0 for no adapters")
     path = os.path.expanduser(model.path)
     if os.path.isdir(path):
         model.path = path = os.path.abspath(path)
@@ -72,7 +80,8 @@ def load_base(
         where = "" if os.path.isdir(path) else f" (there is no folder {os.path.abspath(path)}, so a hub id was assumed)"
         raise DataError(f"model.path={model.path}: cannot be loaded{where}: {error}") from error
     check_config(path, config, auto_class)
-    check_weights(path)
+    if with_weights:
+        check_weights(path)
     choose_template(tokenizer, data.chat_template)
     set_template_options(tokenizer, OmegaConf.to_container(OmegaConf.create(options or {})), setting)
     ensure_pad_token(tokenizer, config.get_text_config().vocab_size, data.pad_token)

@@ -101,6 +101,14 @@ def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
     write_text(note, json.dumps(run, indent=1))
 
 
+def how_to_go_on(folder: Path) -> str:
+    """Say from which step a run in a folder goes on if it is started again."""
+    tracker = folder / TRACKER
+    if not tracker.is_file():
+        return "no checkpoint was written yet (see trainer.save_freq), so the same command starts from step 0"
+    return f"the same command goes on from step {int(tracker.read_text())}"
+
+
 def save_checkpoint(save: Callable[[], None], folder: Path, step: int, keep: int | None) -> None:
     """Save as verl does, then delete all but the newest `keep` checkpoints; None keeps all.
 

@@ -98,6 +98,7 @@ def connect(
     Raises:
         ClusterError: no cluster answers, or it has too little.
     """
+    check_counts(nodes, workers_per_node)
     if address := os.environ.get("RAY_ADDRESS"):
         _check_reachable(address)
         _start_ray(package, {})
@@ -122,6 +123,13 @@ def connect(
         return Machines(device, workers_per_node, "fp32")
     capability, card, host, compiles = _check_gpus(workers_per_node)
     return Machines(device, workers_per_node, _precision(capability), card, host // workers_per_node, compiles)
+
+
+def check_counts(nodes: int, workers_per_node: int | None) -> None:
+    """Raise `ClusterError` if what the user set is no number of machines or workers."""
+    for name, value in (("NNODES", nodes), ("N_GPUS_PER_NODE", workers_per_node)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ClusterError(f"{name}={value}: expected a whole number of at least 1")
 
 
 def _precision(capability: tuple[int, int]) -> str:

@@ -1,6 +1,7 @@
 """Does a run fit on its GPUs? Answered before a model starts, from what `common.memory` counts.
 
     bash run_bt.sh plan=true             # a table for this machine's card, or for 24, 48 and 80 GB; nothing is started
+    bash run_bt.sh plan=141              # for a card of 141 GB
 
 A run goes through phases: weights are loaded, a step is made, with GRPO a server answers. Each phase is a list of parts
 in bytes, and fits if their sum does. If one does not, settings are changed, the mildest first, until all fit. Two of
@@ -23,7 +24,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayTaskError
 
-from common.cluster import ENVIRONMENT, ClusterError, Machines, can_compile
+from common.cluster import ENVIRONMENT, ClusterError, Machines, can_compile, check_counts
+from common.conversation import DataError
 
 if TYPE_CHECKING:
     from common.memory import Counted
@@ -32,10 +34,13 @@ GIB = 2**30
 PRECISION = "bf16"  # that a plan counts with, if the settings name none: as on GPUs from Ampere on
 # What torch reports of such cards: an L4 or A10G, an L40S, an A100 or H100
 CARDS = {"24 GB": int(22.0 * GIB), "48 GB": int(44.4 * GIB), "80 GB": int(79.1 * GIB)}
+USABLE = 0.97 * GIB  # of each GB of other cards; of those above 0.92 to 0.99
+LEAST_CARD = 4  # GB
 # Not counted, and so assumed: CUDA's context, cuBLAS and NCCL; and of the card, what the allocator cannot use
 OUTSIDE, UNUSABLE = int(1.5 * GIB), 0.04
 RANK = 16  # of the adapters that are proposed
 GPUS, MOST_GPUS = "GPUs", 8
+HOST = "host memory"
 ON_CPU = {"VERL_PLATFORM": "cpu"}  # counting needs no GPU, and verl's engines must not look for one
 
 
@@ -169,7 +174,7 @@ class Plan:
         needed = max(phase.host for phase in phases)
         if self.host is not None and needed > self.host:
             said = f"the host needs {needed / GIB:.0f} GiB of memory for each GPU, and has {self.host / GIB:.0f} free."
-            phases.append(Phase("host memory", {}, ("lora", "gpus"), needed, fault=said))
+            phases.append(Phase(HOST, {}, ("checkpointing", "tokens", "lora", "gpus"), needed, fault=said))
         return phases
 
     def _count(self, config: DictConfig, workers: int) -> "Counted":
@@ -184,31 +189,43 @@ class Plan:
             return counted
         return if_compiled(counted, self._count(with_changes(config, {keys.checkpointing: True}), workers))
 
-    def choose(self, card: int) -> dict[str, bool]:
-        """Return what is decided about the settings that are left open: the fastest with which the run fits."""
-        open_keys = left_open(self.method.keys, self.config)
+    def choose(self, card: int, changes: dict[str, Any] | None = None) -> dict[str, bool]:
+        """Return what is decided about the settings that are left open: the fastest with which the run fits.
+
+        If it fits with none, those that take the least of the card.
+
+        Args:
+            changes: of other settings.
+        """
+        open_keys, changes = left_open(self.method.keys, self.config), changes or {}
         for values in itertools.product((False, True), repeat=len(open_keys)):
             chosen = dict(zip(open_keys, values))
-            phases = self.phases(card, chosen) if open_keys else []
-            if all(phase.fits(card) for phase in phases if "offload" in phase.remedies):
+            phases = self.phases(card, changes | chosen) if open_keys else []
+            if all(phase.fits(card) for phase in phases if "offload" in phase.remedies or phase.name == HOST):
                 break
         return chosen
 
     def remedy(self, card: int) -> dict[str, Any] | None:
         """Return settings with which the run fits, besides what is chosen without asking; None if there are none."""
-        chosen, changes = self.choose(card), {}
-        while tight := self._tight(card, chosen | changes):
-            milder = next(self._milder(tight, chosen | changes), None)
+        changes = {}
+        while tight := self._tight(card, changes):
+            milder = next(self._milder(tight, changes), None)
             if milder is None:
                 return None
             changes |= milder
+        for key in list(changes):  # a later change may have made it needless
+            others = {other: value for other, value in changes.items() if other != key}
+            if not self._tight(card, others):
+                changes = others
         return changes
 
     def verdict(self, card: int) -> tuple[bool, str]:
         """Return whether the run fits, and what there is to say about it."""
         chosen = self.choose(card)
-        if tight := self._tight(card, chosen):
-            return False, f"does not fit: {self._describe(tight, card)} {self._propose(card)}"
+        if tight := self._tight(card, {}):
+            tried = {key: value for key, value in chosen.items() if value and "offload" in tight.remedies}
+            even = f", even with {as_settings(tried)}" if tried else ""
+            return False, f"does not fit{even}: {self._describe(tight, card)} {self._propose(card)}"
         phases = self.phases(card, chosen)
         largest = max(phases, key=lambda phase: phase.sum(card))
         said = [f"fits, at most {largest.sum(card) / GIB:.1f} of {card / GIB:.1f} GiB ({largest.name})"]
@@ -227,21 +244,24 @@ class Plan:
         if phase.fault:
             return phase.fault
         largest = sorted(phase.parts.items(), key=lambda part: -part[1])[:3]
-        return (
-            f"{phase.name} takes {phase.sum(card) / GIB:.1f} GiB on each of {self.workers} GPU, and the card has "
-            f"{card / GIB:.1f}. The largest parts: {', '.join(f'{name} {size / GIB:.1f}' for name, size in largest)}."
-        )
+        gpus = "the GPU" if self.workers == 1 else f"each of {self.workers} GPUs"
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in largest)
+        takes = f"{phase.name} takes {phase.sum(card) / GIB:.1f} GiB on {gpus}, and the card has {card / GIB:.1f}."
+        return f"{takes} The largest parts: {parts}."
 
     def _propose(self, card: int) -> str:
         changes = self.remedy(card)
         if changes is None:
             return f"It fits on no {MOST_GPUS} such GPUs. Take a smaller model, or larger GPUs."
-        most = max(phase.sum(card) for phase in self.phases(card, self.choose(card) | changes))
-        return f"It fits with {as_settings(changes)}: {most / GIB:.1f} GiB."
+        phases = self.phases(card, self.choose(card, changes) | changes)
+        most, host = max(phase.sum(card) for phase in phases), max(phase.host for phase in phases)
+        more = f", and {host / GIB:.0f} GiB of host memory for each GPU" if host else ""
+        return f"It fits with {as_settings(changes)}: {most / GIB:.1f} GiB{more}."
 
     def _tight(self, card: int, changes: dict[str, Any]) -> Phase | None:
-        """Return the first phase that does not fit."""
-        return next((phase for phase in self.phases(card, changes) if not phase.fits(card)), None)
+        """Return the first phase that does not fit, if some settings are changed and the open ones chosen."""
+        phases = self.phases(card, self.choose(card, changes) | changes)
+        return next((phase for phase in phases if not phase.fits(card)), None)
 
     def _milder(self, phase: Phase, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield changes that make a phase smaller, the mildest first."""
@@ -251,7 +271,7 @@ class Plan:
             now = gpus if key == GPUS else changes.get(key, OmegaConf.select(self.config, key))
             match name:
                 case "checkpointing" | "offload":
-                    better = True
+                    better = True if now != "auto" else now  # what is open is chosen anyway
                 case "tokens" | "batched":
                     better = now // 2 if now // 2 >= self.method.least_tokens else now
                 case "lora":
@@ -272,8 +292,10 @@ def left_open(keys: Keys, config: DictConfig) -> list[str]:
 
 
 def as_settings(changes: dict[str, Any]) -> str:
-    """Return changes as the user writes them behind the run script's name."""
-    return " ".join(f"{value} GPUs" if key == GPUS else f"{key}={value}" for key, value in changes.items())
+    """Return changes as the user writes them behind the run script's name; the GPUs stand before it."""
+    settings = " ".join(f"{key}={value}" for key, value in changes.items() if key != GPUS)
+    gpus = f"{changes[GPUS]} GPUs (N_GPUS_PER_NODE)" if GPUS in changes else ""
+    return " and ".join(filter(None, (settings, gpus)))
 
 
 def with_changes(config: DictConfig, changes: dict[str, Any]) -> DictConfig:
@@ -340,14 +362,32 @@ def leave_eager(config: DictConfig, keys: Keys) -> None:
         OmegaConf.update(config, keys.compiled, False)
 
 
+def is_asked(value: bool | int | str) -> bool:
+    """Return whether `plan` asks for a plan; raise `DataError` if it is neither true nor false nor a card's size."""
+    return value is not False and (value is True or size_of(value) > 0)
+
+
+def size_of(value: int | str) -> int:
+    """Return the bytes of a card of so many GB; raise `DataError` if that is no card's size."""
+    size = str(value).strip().upper().removesuffix("GB").strip()
+    if not size.isdecimal() or int(size) < LEAST_CARD:
+        raise DataError(f"plan={value}: expected true, false, or the size of a card in GB, such as plan=24")
+    return CARDS.get(f"{int(size)} GB", int(int(size) * USABLE))
+
+
 def show(method: Method, config: DictConfig, nodes: int, per_node: int | None) -> None:
-    """Print what a run takes on this machine's card, or on cards of usual sizes if it has none."""
-    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    """Print what a run takes on this machine's card, or on cards of usual sizes if it has none, or on the one named."""
+    check_counts(nodes, per_node)
+    named = config.plan is not True
+    found = [] if named else [torch.cuda.get_device_properties(each) for each in range(torch.cuda.device_count())]
     cards = {found[0].name: min(each.total_memory for each in found)} if found else CARDS
+    if named:
+        cards = {str(config.plan): size_of(config.plan)}
     if found and not can_compile():
         leave_eager(config, method.keys)
-    workers = nodes * (per_node or max(1, len(found)))
-    host = psutil.virtual_memory().available // len(found) if found else None
+    per_node = per_node or max(1, len(found))
+    workers = nodes * per_node
+    host = psutil.virtual_memory().available // per_node if found else None
     plan = Plan(method, config, workers, count_here, host)
     print("\n".join(["", *table(plan, cards)]), flush=True)
 
@@ -358,6 +398,8 @@ def table(plan: Plan, cards: dict[str, int]) -> list[str]:
     tokens = OmegaConf.select(plan.config, plan.method.keys.tokens)
     lines = [_line(f"GiB per GPU, of {plan.workers}; micro-batches up to {tokens} tokens", cards)]
     for of_cards in zip(*phases_of.values()):
+        if of_cards[0].name == HOST:  # is said below
+            continue
         sums = [phase.sum(size) for phase, size in zip(of_cards, cards.values())]
         lines += [_line(of_cards[0].name, sums)]
         names = {name: None for phase in of_cards for name in phase.parts}  # in order, each once

@@ -20,7 +20,7 @@ ROLLOUT=${ROLLOUT:-}                    # vllm, or hf: the policy answers by its
 # -------------------------------------------------------------------------------------------------------------------
 PLAN=false
 for SETTING in "$@"; do
-    if [[ "$SETTING" == plan=[Tt]rue ]]; then PLAN=true; fi # say whether it fits, and start nothing
+    if [[ "$SETTING" == plan=* && "$SETTING" != plan=[Ff]alse ]]; then PLAN=true; fi # say whether it fits, and start nothing
 done
 
 if [[ -z "$MODEL_PATH" && ! -f "$HERE/../sft/run_sft.sh" ]]; then

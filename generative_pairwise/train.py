@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from common import cluster, failures, plan
 from common.base_model import BaseModel, load_base
 from common.card import write_model_card
-from common.checkpoint import CheckpointError, check_resume, claim_folder
+from common.checkpoint import CheckpointError, check_resume, claim_folder, how_to_go_on
 from common.conversation import DataError
 from common.data_report import data_report
 from common.files import content_digest
@@ -58,15 +58,17 @@ def main(config: DictConfig) -> None:
     except failures.OF_WORKERS as error:
         raise SystemExit(f"\ntrain.py: {failures.explain(error)}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"\ntrain.py: stopped; {failures.GO_ON}") from None
+        raise SystemExit(f"\ntrain.py: stopped; {how_to_go_on(Path(config.trainer.output))}") from None
     finally:
         cluster.disconnect()
 
 
 def train(config: DictConfig) -> None:
     # 1. Check the input
+    planned = plan.is_asked(config.plan)
     model, options = config.actor_rollout_ref.model, config.data.apply_chat_template_kwargs
-    base = load_base(model, config.data, AutoModelForCausalLM, options, "data.apply_chat_template_kwargs")
+    name = "data.apply_chat_template_kwargs"
+    base = load_base(model, config.data, AutoModelForCausalLM, options, name, not planned)
     tokenizer = base.tokenizer
     right = write(VERDICTS[0], "because")
     preflight.check_vocabulary(tokenizer, right, parse)
@@ -82,7 +84,7 @@ def train(config: DictConfig) -> None:
 
     trainer = config.trainer
     method = of_policy(config, base.config, [row["tokens"] for row in train_rows], packing == PACKED)
-    if config.plan:
+    if planned:
         preflight.set_precision(config, plan.PRECISION)
         plan.show(method, config, trainer.nnodes, trainer.n_gpus_per_node)
         return

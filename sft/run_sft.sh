@@ -19,7 +19,7 @@ SEED=${SEED:-0}
 # -------------------------------------------------------------------------------------------------------------------
 PLAN=false
 for SETTING in "$@"; do
-    if [[ "$SETTING" == plan=[Tt]rue ]]; then PLAN=true; fi # say whether it fits, and start nothing
+    if [[ "$SETTING" == plan=* && "$SETTING" != plan=[Ff]alse ]]; then PLAN=true; fi # say whether it fits, and start nothing
 done
 
 if [[ -z "$TRAIN_FILES" ]]; then

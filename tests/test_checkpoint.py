@@ -13,6 +13,7 @@ from common.checkpoint import (
     check_resume,
     claim_folder,
     export_checkpoint,
+    how_to_go_on,
     save_checkpoint,
 )
 
@@ -38,6 +39,12 @@ def save(handler: Handler, step: int, keep: int | None) -> None:
 
 def saved_steps(folder) -> list[int]:
     return sorted(int(path.name.split("_")[-1]) for path in folder.glob("global_step_*"))
+
+
+def test_a_stopped_run_is_told_from_where_it_goes_on(tmp_path):
+    assert "no checkpoint was written yet (see trainer.save_freq)" in how_to_go_on(tmp_path)
+    save(Handler(tmp_path), 20, keep=1)
+    assert how_to_go_on(tmp_path) == "the same command goes on from step 20"
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import types
 
@@ -48,11 +49,11 @@ def count(engine_module, config, workers, arguments) -> Counted:
     )
 
 
-def make_plan(tmp_path, *settings: str, workers: int = 1) -> Plan:
+def make_plan(tmp_path, *settings: str, workers: int = 1, host: int | None = None) -> Plan:
     overrides = script_overrides("bradley_terry", tmp_path, MODEL_PATH="m", TRAIN_FILES="t")
     overrides += [f"{CHECKPOINTING}=True"]
     config = compose_config("bradley_terry", [*overrides, *settings])
-    return Plan(of_loop("engine", ROWS, config.data.train_batch_size, True), config, workers, count)
+    return Plan(of_loop("engine", ROWS, config.data.train_batch_size, True), config, workers, count, host)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,44 @@ def test_host_memory_must_be_there(tmp_path, monkeypatch):
     settle(made.method, made.config, 1, on(LARGE, 0))  # that is for the card alone
 
 
+def test_what_lacks_host_memory_is_not_told_more_than_it_needs(tmp_path):
+    """What was chosen for the run as it is may be needless once a setting is changed."""
+    keeps = f"{CHECKPOINTING}=False"
+    made = make_plan(tmp_path, keeps, "data.max_tokens_per_gpu=32768", host=32 * GIB)  # 16 GiB are kept
+    assert made.choose(LARGE) == {"engine.offload_policy": True}
+    assert made.remedy(LARGE) == {CHECKPOINTING: True}
+    fits, said = made.verdict(LARGE)
+    assert not fits and "even with engine.offload_policy=True" not in said
+    assert said.endswith(f"It fits with {CHECKPOINTING}=True: 71.3 GiB.")  # on the card alone
+    made = make_plan(tmp_path, f"{CHECKPOINTING}=auto", host=20 * GIB)
+    assert made.remedy(MIDDLE) == {"model.lora_rank": 16}  # and no shorter micro-batches, and no second GPU
+    assert made.choose(MIDDLE, {"model.lora_rank": 16})["engine.offload_policy"] is False
+
+
+def test_a_verdict_says_what_was_tried_and_what_is_needed_beside_the_card(tmp_path):
+    said = make_plan(tmp_path, f"{CHECKPOINTING}=auto", "data.max_tokens_per_gpu=1600000").verdict(MIDDLE)[1]
+    tried = f"engine.offload_policy=True {CHECKPOINTING}=True"
+    assert said.startswith(f"does not fit, even with {tried}: training takes 84.7 GiB on the GPU, ")
+    said = make_plan(tmp_path, workers=2).verdict(int(10 * GIB))[1]
+    assert "GiB on each of 2 GPUs, and the card has 10.0" in said
+    assert "It fits with 4 GPUs (N_GPUS_PER_NODE): " in said and "16 GiB of host memory for each GPU." in said
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [(24, CARDS["24 GB"]), ("80GB", CARDS["80 GB"]), ("48 gb", CARDS["48 GB"]), (141, 141 * 0.97 * GIB)],
+)
+def test_a_plan_may_name_a_card(value, size):
+    assert plan.is_asked(value) and plan.size_of(value) == int(size)
+
+
+@pytest.mark.parametrize("value", ["yes", "flase", 1, 0, "24GiB", "", None, -24, 24.5])
+def test_what_is_no_card_is_refused(value):
+    assert plan.is_asked(True) and not plan.is_asked(False)
+    with pytest.raises(DataError, match="expected true, false, or the size of a card in GB, such as plan=24"):
+        plan.is_asked(value)
+
+
 def test_the_mildest_settings_are_proposed(tmp_path):
     keeps = f"{CHECKPOINTING}=False"
     tight = int(10 * GIB)
@@ -292,9 +331,9 @@ def test_what_cannot_fit_is_refused_with_the_number_and_the_setting(tmp_path, mo
     with pytest.raises(ClusterError) as refused:
         settle(made.method, made.config, 1, on(LARGE))
     assert str(refused.value) == (
-        "GPU memory: does not fit: training takes 109.7 GiB on each of 1 GPU, and the card has 79.1. The largest "
-        "parts: activations, logits, their gradients 40.0, Adam's two averages, fp32 32.0, weights, fp32 16.0. It fits "
-        "with engine.offload_policy=True: 46.1 GiB."
+        "GPU memory: does not fit: training takes 109.7 GiB on the GPU, and the card has 79.1. The largest parts: "
+        "activations, logits, their gradients 40.0, Adam's two averages, fp32 32.0, weights, fp32 16.0. It fits with "
+        "engine.offload_policy=True: 46.1 GiB, and 64 GiB of host memory for each GPU."
     )
 
 
@@ -359,6 +398,20 @@ def test_plan_true_counts_the_run_and_starts_nothing(small_run, tmp_path, no_ray
         assert f"{card}: fits, at most" in said
     assert not (tmp_path / "outputs").exists()
 
+    config.plan, config.trainer.n_gpus_per_node = "141GB", 8
+    model = shutil.copytree(config.model.path, tmp_path / "without_weights")
+    (model / "model.safetensors").unlink()
+    config.model.path = str(model)
+    train(config)
+    said = capsys.readouterr().out
+    assert "141GB: fits, at most" in said and "GiB per GPU, of 8" in said and "24 GB" not in said
+    config.trainer.n_gpus_per_node = "eight"
+    with pytest.raises(ClusterError, match="N_GPUS_PER_NODE=eight: expected a whole number of at least 1"):
+        train(config)
+    config.model.lora_rank = "abc"
+    with pytest.raises(DataError, match="model.lora_rank=abc: expected a whole number, 0 for no adapters"):
+        train(config)
+
 
 def test_plan_true_of_a_judge_starts_nothing(tiny_model, tmp_path, no_ray, monkeypatch, capsys):
     monkeypatch.setenv("VERL_CONFIG", VERL_CONFIG)
@@ -383,10 +436,12 @@ def test_a_plans_script_ends_with_it(method, tmp_path):
     (tmp_path / "python").write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$2" >> "$NOTE"\n')
     (tmp_path / "python").chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTE": str(tmp_path / "note"), "ROLLOUT": "hf"}
-    command = ["bash", REPO / method / SCRIPTS[method], "plan=true"]
-    result = subprocess.run(command, env={**os.environ, **environment}, cwd=tmp_path, timeout=30)
-    assert result.returncode == 0
-    assert (tmp_path / "note").read_text().split() == ["prepare_data", "common.demo.tiny_model", "train"]
+    for plan_for in ("plan=true", "plan=24GB"):
+        (tmp_path / "note").unlink(missing_ok=True)
+        command = ["bash", REPO / method / SCRIPTS[method], plan_for]
+        result = subprocess.run(command, env={**os.environ, **environment}, cwd=tmp_path, timeout=30)
+        assert result.returncode == 0
+        assert (tmp_path / "note").read_text().split() == ["prepare_data", "common.demo.tiny_model", "train"]
 
 
 def test_verls_settings_follow_for_a_server(judges_config, tmp_path):

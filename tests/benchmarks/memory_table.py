@@ -65,14 +65,15 @@ def main() -> None:
 
 def cell(plan, card: int) -> str:
     """Say with which changes a run fits, and how many GiB its largest phase then takes."""
-    from common.plan import GIB, as_settings
+    from common.plan import GIB, GPUS, as_settings
 
     changes = plan.remedy(card)
     if changes is None:
         return "no"
-    chosen = plan.choose(card) | changes
+    chosen = plan.choose(card, changes) | changes
     most = max(phase.sum(card) for phase in plan.phases(card, chosen))
-    said = [as_settings({key.rpartition(".")[2]: value}) for key, value in changes.items()]
+    named = {key.rpartition(".")[2]: value for key, value in changes.items()}
+    said = [f"{value} GPUs" if key == GPUS else as_settings({key: value}) for key, value in named.items()]
     keys = {plan.method.keys.checkpointing: "checkpointing", plan.method.keys.offload: "host memory"}
     said += [word for key, word in keys.items() if chosen.get(key) is True]
     return f"{most / GIB:.0f}" + "".join(f", {word}" for word in said)
