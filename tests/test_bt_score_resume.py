@@ -7,7 +7,9 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from shapes import assistant, user
+from transformers import AutoModelForSequenceClassification
 
 from bradley_terry import score as bt_score
 from bradley_terry.parts import part_path
@@ -60,6 +62,16 @@ def test_options_that_change_no_reward_go_on(command, tmp_path):
     part_path(tmp_path / "out", 2).unlink()
     command("--max-tokens", "100", "--workers", "1")
     assert pq.read_metadata(part_path(tmp_path / "out", 2)).num_rows == 50
+
+
+def test_another_model_is_refused(command, tmp_path):
+    command()
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        model.score.weight.mul_(2)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(DataError, match="holds another run, different in model: "):
+        command()
 
 
 def test_other_rows_in_a_file_of_the_same_size_are_refused(command, tmp_path):
