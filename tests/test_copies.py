@@ -220,7 +220,7 @@ def test_a_pairwise_copy_judges_without_ties(tiny_model, tmp_path):
     def rows(split: str, size: int, seed: int) -> list[dict]:
         return [row for row in pairwise_rows(split, size, seed) if row["metadata"]["preferred"] != "tie"]
 
-    judge = judge_of(folder, rows("train", 2000, 1), tiny_model, tmp_path)
+    judge = judge_of(folder, rows("train", 1400, 1), tiny_model, tmp_path)
     files = {
         name: str(write_rows(tmp_path / f"{name}.parquet", rows(split, size, 0)))
         for name, split, size in (("TRAIN_FILES", "train", 48), ("VAL_FILES", "val", 24), ("TEST_FILES", "test", 40))
