@@ -93,3 +93,38 @@ def test_reading_pairs_takes_a_few_files_only():
     used = {path.name for path in reached(REPO / "bradley_terry" / "dataset.py")}
     rows = {"conversation.py", "pairs.py", "parquet.py", "files.py", "cases.py"}
     assert used == {"dataset.py", "tokenizer.py", "data_report.py", "similar_texts.py"} | rows
+
+
+def names_in(path: Path) -> set[str]:
+    """What a module defines or imports at its top level."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(name.asname or name.name).split(".")[0] for name in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def test_what_benchmarks_import_is_there():
+    """No test runs most of them, so a name that was taken away would be missed."""
+    modules = {
+        path.relative_to(REPO).with_suffix(""): path
+        for part in (*METHODS, "common")
+        for path in (REPO / part).rglob("*.py")
+    }
+    known = {str(module).replace("/", ".").removesuffix(".__init__"): path for module, path in modules.items()}
+    files = [*(REPO / "tests" / "benchmarks").glob("*.py"), *(REPO / "tests" / "gpu").glob("*.py")]
+    checked = 0
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (*METHODS, "common"):
+                there = names_in(known[node.module]) | {
+                    name.rpartition(".")[2] for name in known if name.startswith(f"{node.module}.")
+                }
+                missing = {name.name for name in node.names} - there
+                assert not missing, f"{path}: {node.module} has no {missing}"
+                checked += len(node.names)
+    assert checked > 50

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/bt_scoring.py --model outputs/checkpoint --data pairs.parquet
 
-Ours is the command as a user starts it, Ray included, with as many workers as it takes by default. The other side is a
-script with `pipeline("text-classification")` in a loop, one text at a time on all threads of the CPU. Both have two
-rates: with everything from the start of Python to its end, and of scoring alone, which is what counts where rows are
-many: ours from the first finished part on, the pipeline's without loading the model. Both score the same rows: the
-first usable ones that the model can read.
+Ours is the command as a user starts it, with Ray where it starts it, and as many workers as it takes by default. The
+other side is a script with `pipeline("text-classification")` in a loop, one text at a time on all threads of the CPU.
+Both have two rates: with everything from the start of Python to its end, and of scoring alone, which is what counts
+where rows are many: ours from the first finished part on, the pipeline's without loading the model. Both score the same
+rows: the first usable ones that the model can read.
 """
 
 import argparse
@@ -30,17 +30,17 @@ WHOLE, ALONE = "start to end", "scoring alone"
 
 def usable_rows(options: argparse.Namespace) -> list[dict]:
     """Return the first rows that hold two responses short enough for the model, as both sides read them."""
-    from bradley_terry.reward_model import encode, load_reward_tokenizer
+    from bradley_terry.reward_model import encode, load_reading
     from bradley_terry.score import read_texts, shape_of
     from common.conversation import BadRow
 
-    tokenizer, longest = load_reward_tokenizer(options.model)
+    reading = load_reading(options.model)
     rows = []
     for file in options.data:
         for row in pq.read_table(file).to_pylist():
             try:
                 chosen, rejected = read_texts(row, shape_of(file))
-                tokens = sum(len(encode(text, tokenizer, longest, "text")) for text in (chosen, rejected))
+                tokens = sum(len(encode(text, reading, "text")) for text in (chosen, rejected))
             except BadRow:
                 continue
             rows.append({"chosen": chosen, "rejected": rejected, "tokens": tokens})
