@@ -39,7 +39,6 @@ from common.sources import check_demo, load_source, sets_of
 from .dataset import as_item, check_pair, prompt_of
 
 WRITTEN = ("chosen", "rejected", "margin")
-TEXT = ("chosen", "rejected", "prompt", "system")  # in a .csv file, also where all of it looks like numbers
 
 
 def prefer(prompt: Conversation, first: object, second: object, second_is_better_by: object) -> dict | None:
@@ -185,7 +184,7 @@ def main() -> None:
         if not (options.path or source.hub):
             raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
         place, split = options.path or source.hub, options.split or source.split
-        rows, datasets = load_source(place, split, options.columns, TEXT, **source.options), sets_of(place)
+        rows, datasets = load_source(place, split, options.columns, ["margin"], **source.options), sets_of(place)
         rows, left_out = convert_pairs(rows, source.convert, options.on_bad_row, options.different_prompts)
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}

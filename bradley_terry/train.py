@@ -35,7 +35,7 @@ from common.conversation import DataError
 from common.data_report import data_report
 from common.files import content_digest
 from common.packing import PACKED, attention_of, choose_packing
-from common.parquet import Faults, left_out_figures
+from common.parquet import Faults, datasets_of, left_out_figures
 from common.report import (
     Histogram,
     draw,
@@ -77,7 +77,7 @@ def main(config: DictConfig) -> None:
     except failures.OF_WORKERS as error:
         raise SystemExit(f"\ntrain.py: {failures.explain(error)}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"\ntrain.py: stopped; {how_to_go_on(Path(config.trainer.output))}") from None
+        raise SystemExit(f"\ntrain.py: stopped; {how_to_go_on(config.trainer)}") from None
     finally:
         cluster.disconnect()
 
@@ -88,12 +88,14 @@ def train(config: DictConfig) -> None:
 
     # 1. Check the input
     planned = plan.is_asked(config.plan)
+    cluster.check_counts(trainer.nnodes, trainer.n_gpus_per_node)
     base = load_base(config.model, data, AutoModel, data.template_options, "data.template_options", not planned)
     tokenizer = base.tokenizer
     end_at_turn(tokenizer)
     data.max_length = limit_length(data.max_length, base, "data.max_length")
     rows_of, set_aside_of = read_data(config, base)
     train_rows, val_rows = rows_of["train"], rows_of["val"]
+    datasets = datasets_of(data.train_files)
     print(f"\nThe first training pair, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
 
     packing = choose_packing(base.config, AutoModel, data.packing, config.model.path)
@@ -177,7 +179,7 @@ def train(config: DictConfig) -> None:
     about |= {f"{name}: set aside or cut": dict(counts) for name, counts in set_aside_of.items()}
     figures |= left_out_figures(set_aside_of)
     usage = USAGE if tokenizer.chat_template else USAGE_OF_PLAIN_TEXT
-    write_report(config, output, rewards_of["val"], figures, about, usage)
+    write_report(config, output, rewards_of["val"], figures, about, usage, datasets)
     claim.release()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     lines = lines or ["nothing was held out: set VAL_FILES or TEST_FILES to measure the model"]
@@ -282,7 +284,13 @@ def log_metrics(name: str, rows: list[Pair], rewards: np.ndarray, tracking, step
 
 
 def write_report(
-    config: DictConfig, output: Path, val_rewards: np.ndarray, figures: dict, about: dict, usage: str
+    config: DictConfig,
+    output: Path,
+    val_rewards: np.ndarray,
+    figures: dict,
+    about: dict,
+    usage: str,
+    datasets: set[str],
 ) -> None:
     """Write the picture and the model card."""
     history = read_history(output)
@@ -307,7 +315,8 @@ def write_report(
         figures=figures,
         settings=about,
         base=config.model.path,
-        files={name: config.data[f"{name}_files"] for name in ("train", "test")},
+        datasets=datasets,
+        tested=config.data.test_files,
         results={"accuracy": "test/accuracy"},
         task="text-classification",
         tags=["reward-model", "bradley-terry"],

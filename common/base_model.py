@@ -65,8 +65,9 @@ def load_base(
     Raises:
         DataError: the model cannot be loaded or trained for the task, or its tokenizer cannot be used.
     """
-    if not isinstance(rank := model.get("lora_rank", 0), int):
-        raise DataError(f"model.lora_rank={rank}: expected a whole number, 0 for no adapters")
+    rank = model.get("lora_rank", 0)
+    if type(rank) is not int or rank < 0:
+        raise DataError(f"lora_rank={rank}: expected a whole number, 0 for no adapters")
     path = os.path.expanduser(model.path)
     if os.path.isdir(path):
         model.path = path = os.path.abspath(path)

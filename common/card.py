@@ -10,12 +10,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData, metadata_load
 from huggingface_hub.repocard import metadata_save
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from omegaconf import OmegaConf
 
 from common.files import write_text
-from common.parquet import datasets_of
 from common.report import format_value
 
 OURS = "reward-recipes"  # the tag of our own checkpoints
@@ -33,10 +34,11 @@ def write_model_card(
     figures: dict[str, object],
     settings: dict[str, object],
     base: str,
-    files: dict[str, str | list[str]],
+    datasets: Iterable[str],
     task: str,
     tags: list[str],
     results: dict[str, str] | None = None,
+    tested: str | list[str] = "",
 ) -> None:
     """Write the checkpoint's README.md.
 
@@ -44,17 +46,18 @@ def write_model_card(
         figures: what was measured, shown as a table.
         settings: how it was made, shown as a table; of paths only the last name is shown.
         base: `model.path`, a folder or a hub id.
-        files: the data, as data.train_files and data.test_files name it, by "train" and "test".
+        datasets: sets of the hub that the training data is made of, as far as they are known.
         task: the hub's name of what the model does.
         results: which figures were measured on the test rows, by the hub's name of the metric.
+        tested: the test rows, as data.test_files names them.
     """
     config = folder / "config.json"
     if config.exists() and json.loads(config.read_text()).get("attn_logit_softcapping"):  # Gemma 2
         summary += f"\n\n{CAPPED}"
     about = origin_of(base)
-    about["datasets"] = sorted({*about.get("datasets", []), *datasets_of(files["train"])}) or None
+    about["datasets"] = sorted({*about.get("datasets", []), *datasets}) or None
     measured = {metric: figures[name] for metric, name in (results or {}).items() if name in figures}
-    evaluated = eval_results(task, names_of(files["test"]), measured) if measured else None
+    evaluated = eval_results(task, names_of(tested), measured) if measured else None
     front = ModelCardData(
         library_name="transformers",
         pipeline_tag=task,
@@ -85,13 +88,28 @@ def origin_of(base: str) -> dict[str, object]:
     folder = Path(base)
     if not folder.is_dir():
         return {"base_model": base}
-    card = (metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None) or {}
-    known = [name for name in ("license", "license_name", "license_link") if card.get(name)]
-    if OURS in (card.get("tags") or []):
-        known += [name for name in ("base_model", "datasets") if card.get(name)]
-    origin = {name: card[name] for name in known}
+    card = read_front(folder / "README.md")
+    origin = {name: card[name] for name in ("license", "license_name", "license_link") if card.get(name)}
+    if is_ours(card):
+        origin |= {name: card[name] for name in ("base_model", "datasets") if card.get(name)}
+    if isinstance(origin.get("datasets"), str):
+        origin["datasets"] = [origin["datasets"]]
     cached = [part for part in folder.resolve().parts if part.startswith("models--")]
     return origin | ({"base_model": cached[-1].removeprefix("models--").replace("--", "/", 1)} if cached else {})
+
+
+def read_front(card: Path) -> dict[str, object]:
+    """Return the lines for the hub at the top of a card; nothing if there are none, or none that can be read."""
+    try:
+        return (metadata_load(card) if card.is_file() else None) or {}
+    except (yaml.YAMLError, ValueError) as error:  # the hub shows such a card, too, and says that its top is no YAML
+        print(f"{card}: the lines at its top cannot be read, so nothing is taken from them: {error}", flush=True)
+        return {}
+
+
+def is_ours(front: dict[str, object]) -> bool:
+    tags = front.get("tags")
+    return isinstance(tags, list) and OURS in tags
 
 
 def extend_model_card(
@@ -105,18 +123,18 @@ def extend_model_card(
     """Add a section of figures to a checkpoint's card, or replace the section of that title; its picture if there.
 
     Args:
-        results: which figures become results for the hub, if the card has lines for it.
+        results: which figures become results for the hub, in a card of ours; the lines of other cards stay as they are.
         data: files of the rows that were measured.
     """
     card = folder / "README.md"
+    front = read_front(card)
     text = card.read_text(encoding="utf-8") if card.exists() else ""
     before, _, replaced = text.partition(f"\n## {title}\n")
     _, heading, after = replaced.partition("\n## ")
     shown = f"\n\n![{title}]({picture})" if (folder / picture).exists() else ""
     write_text(card, f"{before.rstrip()}\n\n## {title}\n\n{_table(figures)}{shown}\n{heading}{after}")
     measured = {name: figures[name] for name in results if name in figures}
-    front = metadata_load(card)
-    if front and measured:
+    if is_ours(front) and measured:
         index = front.get("model-index")
         name, earlier = model_index_to_eval_results(index) if index else (folder.name, [])
         new = eval_results(front.get("pipeline_tag", "text-generation"), names_of(data), measured)
@@ -139,9 +157,11 @@ def names_of(files: str | list[str]) -> str:
 
 def without_folders(value: object) -> object:
     """Return a setting as a card may show it: of paths that exist, the last names."""
-    if isinstance(value, str) and all(os.path.exists(part.strip()) for part in value.split(",")):
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    if isinstance(value, str) and value and all(os.path.exists(part.strip()) for part in value.split(",")):
         return names_of(value)
-    if isinstance(value, list) and all(isinstance(part, str) and os.path.exists(part) for part in value):
+    if isinstance(value, list) and value and all(isinstance(part, str) and os.path.exists(part) for part in value):
         return names_of(value)
     return value
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
+from omegaconf import DictConfig
 from ray.exceptions import RayTaskError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import Sampler
@@ -101,11 +102,13 @@ def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
     write_text(note, json.dumps(run, indent=1))
 
 
-def how_to_go_on(folder: Path) -> str:
-    """Say from which step a run in a folder goes on if it is started again."""
-    tracker = folder / TRACKER
+def how_to_go_on(trainer: DictConfig) -> str:
+    """Say from which step a run goes on if it is started again; `trainer` has its `output` and `resume_mode`."""
+    tracker = Path(trainer.output) / TRACKER
     if not tracker.is_file():
         return "no checkpoint was written yet (see trainer.save_freq), so the same command starts from step 0"
+    if trainer.resume_mode == "disable":
+        return f"without trainer.resume_mode=disable the same command goes on from step {int(tracker.read_text())}"
     return f"the same command goes on from step {int(tracker.read_text())}"
 
 

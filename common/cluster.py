@@ -98,7 +98,6 @@ def connect(
     Raises:
         ClusterError: no cluster answers, or it has too little.
     """
-    check_counts(nodes, workers_per_node)
     if address := os.environ.get("RAY_ADDRESS"):
         _check_reachable(address)
         _start_ray(package, {})
@@ -126,7 +125,7 @@ def connect(
 
 
 def check_counts(nodes: int, workers_per_node: int | None) -> None:
-    """Raise `ClusterError` if what the user set is no number of machines or workers."""
+    """Raise `ClusterError` if what the user set is no number of machines or workers; for the start of a run."""
     for name, value in (("NNODES", nodes), ("N_GPUS_PER_NODE", workers_per_node)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ClusterError(f"{name}={value}: expected a whole number of at least 1")

@@ -24,7 +24,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayTaskError
 
-from common.cluster import ENVIRONMENT, ClusterError, Machines, can_compile, check_counts
+from common.cluster import ENVIRONMENT, ClusterError, Machines, can_compile
 from common.conversation import DataError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ GIB = 2**30
 PRECISION = "bf16"  # that a plan counts with, if the settings name none: as on GPUs from Ampere on
 # What torch reports of such cards: an L4 or A10G, an L40S, an A100 or H100
 CARDS = {"24 GB": int(22.0 * GIB), "48 GB": int(44.4 * GIB), "80 GB": int(79.1 * GIB)}
-USABLE = 0.97 * GIB  # of each GB of other cards; of those above 0.92 to 0.99
+USABLE = 0.92 * GIB  # assumed of each GB of other cards, as of the smallest of these
 LEAST_CARD = 4  # GB
 # Not counted, and so assumed: CUDA's context, cuBLAS and NCCL; and of the card, what the allocator cannot use
 OUTSIDE, UNUSABLE = int(1.5 * GIB), 0.04
@@ -172,8 +172,9 @@ class Plan:
         config = with_changes(self.config, {key: value for key, value in changes.items() if key != GPUS})
         phases = self.method.phases(self._count(config, workers), config, workers, card)
         needed = max(phase.host for phase in phases)
-        if self.host is not None and needed > self.host:
-            said = f"the host needs {needed / GIB:.0f} GiB of memory for each GPU, and has {self.host / GIB:.0f} free."
+        free = None if self.host is None else self.host * self.workers / workers  # more GPUs share the same memory
+        if free is not None and needed > free:
+            said = f"the host needs {needed / GIB:.0f} GiB of memory for each GPU, and has {free / GIB:.0f} free."
             phases.append(Phase(HOST, {}, ("checkpointing", "tokens", "lora", "gpus"), needed, fault=said))
         return phases
 
@@ -213,11 +214,29 @@ class Plan:
             if milder is None:
                 return None
             changes |= milder
-        for key in list(changes):  # a later change may have made it needless
+        return self._without_needless(card, changes)
+
+    def _without_needless(self, card: int, changes: dict[str, Any]) -> dict[str, Any]:
+        """Return what is left of changes if those are taken back, as far as it goes, that later ones made needless."""
+        for key in reversed(list(changes)):  # the one that costs the most first
             others = {other: value for other, value in changes.items() if other != key}
             if not self._tight(card, others):
                 changes = others
+        for key, value in changes.items():
+            for milder in self._towards(key, value):
+                if self._tight(card, changes | {key: milder}):
+                    break
+                changes = changes | {key: milder}
         return changes
+
+    def _towards(self, key: str, value: Any) -> Iterator[int]:
+        """Yield numbers from a changed one towards the run's own: doubled or halved, as `_milder` came to it."""
+        keys = self.method.keys
+        own = self.workers if key == GPUS else OmegaConf.select(self.config, key)
+        while key in (keys.tokens, keys.batched) and 2 * value < own:
+            yield (value := 2 * value)
+        while key in (GPUS, keys.split) and value // 2 > own:
+            yield (value := value // 2)
 
     def verdict(self, card: int) -> tuple[bool, str]:
         """Return whether the run fits, and what there is to say about it."""
@@ -252,7 +271,7 @@ class Plan:
     def _propose(self, card: int) -> str:
         changes = self.remedy(card)
         if changes is None:
-            return f"It fits on no {MOST_GPUS} such GPUs. Take a smaller model, or larger GPUs."
+            return f"It fits on no {max(self.workers, MOST_GPUS)} such GPUs. Take a smaller model, or a larger machine."
         phases = self.phases(card, self.choose(card, changes) | changes)
         most, host = max(phase.sum(card) for phase in phases), max(phase.host for phase in phases)
         more = f", and {host / GIB:.0f} GiB of host memory for each GPU" if host else ""
@@ -294,7 +313,7 @@ def left_open(keys: Keys, config: DictConfig) -> list[str]:
 def as_settings(changes: dict[str, Any]) -> str:
     """Return changes as the user writes them behind the run script's name; the GPUs stand before it."""
     settings = " ".join(f"{key}={value}" for key, value in changes.items() if key != GPUS)
-    gpus = f"{changes[GPUS]} GPUs (N_GPUS_PER_NODE)" if GPUS in changes else ""
+    gpus = f"{changes[GPUS]} GPUs (N_GPUS_PER_NODE times NNODES)" if GPUS in changes else ""
     return " and ".join(filter(None, (settings, gpus)))
 
 
@@ -364,25 +383,25 @@ def leave_eager(config: DictConfig, keys: Keys) -> None:
 
 def is_asked(value: bool | int | str) -> bool:
     """Return whether `plan` asks for a plan; raise `DataError` if it is neither true nor false nor a card's size."""
-    return value is not False and (value is True or size_of(value) > 0)
+    return value is not False and (value is True or bool(card_of(value)))
 
 
-def size_of(value: int | str) -> int:
-    """Return the bytes of a card of so many GB; raise `DataError` if that is no card's size."""
+def card_of(value: int | str) -> dict[str, int]:
+    """Return the bytes of a card of so many GB, by its name; raise `DataError` if that is no card's size."""
     size = str(value).strip().upper().removesuffix("GB").strip()
     if not size.isdecimal() or int(size) < LEAST_CARD:
         raise DataError(f"plan={value}: expected true, false, or the size of a card in GB, such as plan=24")
-    return CARDS.get(f"{int(size)} GB", int(int(size) * USABLE))
+    name = f"{int(size)} GB"
+    return {name: CARDS.get(name, int(int(size) * USABLE))}
 
 
 def show(method: Method, config: DictConfig, nodes: int, per_node: int | None) -> None:
     """Print what a run takes on this machine's card, or on cards of usual sizes if it has none, or on the one named."""
-    check_counts(nodes, per_node)
     named = config.plan is not True
     found = [] if named else [torch.cuda.get_device_properties(each) for each in range(torch.cuda.device_count())]
     cards = {found[0].name: min(each.total_memory for each in found)} if found else CARDS
     if named:
-        cards = {str(config.plan): size_of(config.plan)}
+        cards = card_of(config.plan)
     if found and not can_compile():
         leave_eager(config, method.keys)
     per_node = per_node or max(1, len(found))

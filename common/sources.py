@@ -12,18 +12,20 @@ from common.conversation import DataError
 from common.parquet import column_names, datasets_of
 
 LOCAL_FORMS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+LONGEST_ROW = 2**26  # bytes, in a .csv file
 FORMS = ".parquet, .json, .jsonl or .csv"
 
 
 def load_source(
-    path: str, split: str, renamed: Iterable[str] = (), text: Iterable[str] = (), **options: str
+    path: str, split: str, renamed: Iterable[str] = (), numbers: Iterable[str] = (), **options: str
 ) -> Iterable[dict]:
     """Return the rows of a local .parquet, .json, .jsonl, .csv (also gzipped) file or of a set on the Hugging Face hub.
 
     Args:
         path: a file, a folder of files of one form, or a hub id.
         renamed: "NAME=THEIRS": the column that the data calls THEIRS is called NAME in the rows.
-        text: columns, by their names in the rows, that are text in a .csv file even if all of it looks like numbers.
+        numbers: columns, by their names in the rows, that hold numbers in a .csv file. All others are text there: an
+            answer may be "7", "NA" or "true".
         split, options: of a hub set; see `datasets.load_dataset`.
 
     Raises:
@@ -36,7 +38,7 @@ def load_source(
     try:
         files = local_files(path)
         if files and form_of(files[0]) == "csv":
-            table = read_csv(files, {theirs.get(name, name) for name in text})
+            table = read_csv(files, {theirs.get(name, name) for name in numbers})
             return table.rename_columns(new_names(table.column_names, theirs, path)).to_pylist()
         if files:
             # a name with brackets would be taken for a pattern
@@ -44,7 +46,7 @@ def load_source(
             rows = datasets.load_dataset(form_of(files[0]), data_files=escaped, split="train")
         else:
             rows = datasets.load_dataset(path, split=split, **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read: {error.__cause__ or error}") from error
@@ -87,13 +89,15 @@ def new_names(names: list[str], theirs: dict[str, str], path: str) -> list[str]:
     return [ours.get(name, name) for name in names]
 
 
-def read_csv(files: list[Path], text: set[str]) -> pa.Table:
+def read_csv(files: list[Path], numbers: set[str]) -> pa.Table:
     """Return the rows of comma-separated files with a header. Line breaks may stand in quotes; an empty cell is ""."""
-    parse = pa.csv.ParseOptions(newlines_in_values=True)
-    convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), null_values=[""])
+    read, parse = pa.csv.ReadOptions(block_size=LONGEST_ROW), pa.csv.ParseOptions(newlines_in_values=True)
     tables = []
     for file in files:
-        tables.append(pa.csv.read_csv(file, parse_options=parse, convert_options=convert))
+        with pa.csv.open_csv(file, read, parse) as opened:
+            text = [name for name in opened.schema.names if name not in numbers]
+        convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), null_values=[""])
+        tables.append(pa.csv.read_csv(file, read, parse, convert))
         if doubled := [name for name, count in Counter(tables[-1].column_names).items() if count > 1]:
             raise DataError(
                 f"{file}: more than one column is called {', '.join(doubled)}. Rename or take out the others."

@@ -30,7 +30,7 @@ from common.grpo.plan import of_policy
 from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.rubric import store_rubric
 from common.packing import PACKED, attention_of, choose_packing
-from common.parquet import Faults, left_out_figures, split_by_prompt
+from common.parquet import Faults, datasets_of, left_out_figures, split_by_prompt
 from common.report import draw, format_value, read_history, training_curves
 
 from .dataset import as_items, load_rows, prompt_of, report_rows, write_for_verl
@@ -58,7 +58,7 @@ def main(config: DictConfig) -> None:
     except failures.OF_WORKERS as error:
         raise SystemExit(f"\ntrain.py: {failures.explain(error)}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"\ntrain.py: stopped; {how_to_go_on(Path(config.trainer.output))}") from None
+        raise SystemExit(f"\ntrain.py: stopped; {how_to_go_on(config.trainer)}") from None
     finally:
         cluster.disconnect()
 
@@ -66,6 +66,7 @@ def main(config: DictConfig) -> None:
 def train(config: DictConfig) -> None:
     # 1. Check the input
     planned = plan.is_asked(config.plan)
+    cluster.check_counts(config.trainer.nnodes, config.trainer.n_gpus_per_node)
     model, options = config.actor_rollout_ref.model, config.data.apply_chat_template_kwargs
     name = "data.apply_chat_template_kwargs"
     base = load_base(model, config.data, AutoModelForCausalLM, options, name, not planned)
@@ -74,7 +75,7 @@ def train(config: DictConfig) -> None:
     preflight.check_vocabulary(tokenizer, right, parse)
     preflight.check_reward(config, __package__, right, VERDICTS[0])
     rows_of, left_out_of = read_data(config, base)
-    train_rows = rows_of["train"]
+    train_rows, datasets = rows_of["train"], datasets_of(config.data.train_files)
     show_first(train_rows[0], tokenizer)
     preflight.check_settings(config, len(train_rows), base.longest)
     check_strength(config, train_rows)
@@ -128,8 +129,8 @@ def train(config: DictConfig) -> None:
     chosen = "the best on the validation rows" if figures["best step"] else "the one that training started from"
     about = {"base model": base.name, "training prompts": len(train_rows)}
     about |= {f"{name}: left out": dict(counts) for name, counts in left_out_of.items()}
-    write_report(config, output / CHECKPOINT, figures, about | {"policy": chosen})
-    write_report(config, output / LAST, last, about | {"policy": "the last one"})
+    write_report(config, output / CHECKPOINT, figures, about | {"policy": chosen}, datasets)
+    write_report(config, output / LAST, last, about | {"policy": "the last one"}, datasets)
     store_rubric([output / folder for folder in (CHECKPOINT, LAST, "tokenizer")], train_rows)
     claim.release()
     figures |= left_out_figures(left_out_of)
@@ -216,7 +217,7 @@ def identity(
     }
 
 
-def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dict) -> None:
+def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dict, datasets: set[str]) -> None:
     """Write a policy's picture and model card."""
     history, policy = read_history(Path(config.trainer.default_local_dir)), config.actor_rollout_ref
     panels = {
@@ -240,7 +241,7 @@ def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dic
         figures=figures,
         settings=about,
         base=policy.model.path,
-        files={"train": config.data.train_files},
+        datasets=datasets,
         task="text-generation",
         tags=["grpo", "llm-judge"],
     )

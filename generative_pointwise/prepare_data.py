@@ -260,7 +260,7 @@ def main() -> None:
         raise DataError(f"--source {options.source} needs --path: a local file or a hub id")
     else:
         place = options.path or source.hub
-        rows, datasets = load_source(place, options.split, options.columns), sets_of(place)
+        rows, datasets = load_source(place, options.split, options.columns, ["label"]), sets_of(place)
         rows, left_out = convert_scores(rows, options.source, attribute, rubric, options.on_bad_row)
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}

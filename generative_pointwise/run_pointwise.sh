@@ -20,7 +20,10 @@ ROLLOUT=${ROLLOUT:-}                    # vllm, or hf: the policy answers by its
 # -------------------------------------------------------------------------------------------------------------------
 PLAN=false
 for SETTING in "$@"; do
-    if [[ "$SETTING" == plan=* && "$SETTING" != plan=[Ff]alse ]]; then PLAN=true; fi # say whether it fits, and start nothing
+    case $SETTING in # say whether it fits, and start nothing
+        plan=false | plan=False | plan=FALSE) PLAN=false ;;
+        plan=*) PLAN=true ;;
+    esac
 done
 
 if [[ -z "$MODEL_PATH" && ! -f "$HERE/../sft/run_sft.sh" ]]; then

@@ -19,7 +19,10 @@ SEED=${SEED:-0}
 # -------------------------------------------------------------------------------------------------------------------
 PLAN=false
 for SETTING in "$@"; do
-    if [[ "$SETTING" == plan=* && "$SETTING" != plan=[Ff]alse ]]; then PLAN=true; fi # say whether it fits, and start nothing
+    case $SETTING in # say whether it fits, and start nothing
+        plan=false | plan=False | plan=FALSE) PLAN=false ;;
+        plan=*) PLAN=true ;;
+    esac
 done
 
 if [[ -z "$TRAIN_FILES" ]]; then

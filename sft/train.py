@@ -36,7 +36,7 @@ from common.conversation import DataError
 from common.data_report import data_report
 from common.files import content_digest
 from common.packing import PACKED, attention_of, choose_packing
-from common.parquet import Faults, left_out_figures
+from common.parquet import Faults, datasets_of, left_out_figures
 from common.report import (
     draw,
     format_value,
@@ -77,7 +77,7 @@ def main(config: DictConfig) -> None:
     except failures.OF_WORKERS as error:
         raise SystemExit(f"\ntrain.py: {failures.explain(error)}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"\ntrain.py: stopped; {how_to_go_on(Path(config.trainer.output))}") from None
+        raise SystemExit(f"\ntrain.py: stopped; {how_to_go_on(config.trainer)}") from None
     finally:
         cluster.disconnect()
 
@@ -88,11 +88,13 @@ def train(config: DictConfig) -> None:
 
     # 1. Check the input
     planned = plan.is_asked(config.plan)
+    cluster.check_counts(trainer.nnodes, trainer.n_gpus_per_node)
     base = load_base(config.model, data, AutoModel, data.template_options, "data.template_options", not planned)
     tokenizer = base.tokenizer
     data.max_length = limit_length(data.max_length, base, "data.max_length")
     rows_of, set_aside_of = read_data(config, base)
     train_rows, val_rows = rows_of["train"], rows_of["val"]
+    datasets = datasets_of(data.train_files)
     print(f"\nThe first conversation, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
 
     packing = choose_packing(base.config, AutoModel, data.packing, config.model.path)
@@ -174,7 +176,7 @@ def train(config: DictConfig) -> None:
     about = {"base model": base.name, "training conversations": len(train_rows), "steps": step}
     about |= {f"{name}: set aside or cut": dict(counts) for name, counts in set_aside_of.items()}
     figures |= left_out_figures(set_aside_of)
-    write_report(config, output, figures, about)
+    write_report(config, output, figures, about, datasets)
     claim.release()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     lines = lines or ["nothing was held out: set VAL_FILES or TEST_FILES to measure the model"]
@@ -267,7 +269,7 @@ def log_metrics(name: str, rows: list[Example], measured: list, tracking, step: 
     return metrics
 
 
-def write_report(config: DictConfig, output: Path, figures: dict, about: dict) -> None:
+def write_report(config: DictConfig, output: Path, figures: dict, about: dict, datasets: set[str]) -> None:
     """Write the picture and the model card."""
     history = read_history(output)
     panels = {
@@ -286,7 +288,8 @@ def write_report(config: DictConfig, output: Path, figures: dict, about: dict) -
         figures=figures,
         settings=about,
         base=config.model.path,
-        files={name: config.data[f"{name}_files"] for name in ("train", "test")},
+        datasets=datasets,
+        tested=config.data.test_files,
         results={"loss": "test/loss", "token_accuracy": "test/token_accuracy"},
         task="text-generation",
         tags=["sft", "llm-judge"],

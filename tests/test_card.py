@@ -5,6 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
+from omegaconf import OmegaConf
 
 from common.card import extend_model_card, origin_of, write_model_card
 from common.conversation import DataError
@@ -54,9 +55,8 @@ def data(tmp_path):
 
 def write(folder, data, base="Qwen/Qwen3-0.6B", figures=None, settings=None, **more) -> None:
     folder.mkdir(exist_ok=True)
-    write_model_card(
-        folder, "A judge", figures=figures or {}, settings=settings or {}, base=base, files=data, **GIVEN, **more
-    )
+    datasets, given = datasets_of(data["train"]), GIVEN | {"figures": figures or {}, "settings": settings or {}}
+    write_model_card(folder, "A judge", base=base, datasets=datasets, tested=data["test"], **given, **more)
 
 
 @pytest.mark.parametrize("cap", [None, 50.0])
@@ -108,7 +108,12 @@ def test_a_card_names_no_folder_of_the_machine(tmp_path, data):
     base = tmp_path / "base"
     base.mkdir()
     several = f"{data['train']},{data['test']}"
-    settings = {"model.path": str(base), "data.train_files": several, "data.val_files": [data["test"]], "a/b": "c/d"}
+    settings = {
+        "model.path": str(base),
+        "data.train_files": several,
+        "data.val_files": OmegaConf.create([data["test"]]),
+        "a/b": "c/d",
+    }
     write(
         tmp_path,
         data | {"train": several},
@@ -145,8 +150,33 @@ def test_what_is_known_of_a_base(tmp_path, data):
     write(ours, data, str(cached))
     licence = {"license": "other", "license_name": "x"}
     assert origin_of(str(ours)) == {"base_model": "Qwen/Qwen3-0.6B", "datasets": ["nvidia/HelpSteer3"], **licence}
-    write(tmp_path / "next", {"train": data["test"]}, str(ours))  # a judge from our SFT: what it was made of counts on
+    write(
+        tmp_path / "next", {"train": data["test"], "test": ""}, str(ours)
+    )  # a judge from our SFT: what it was made of counts on
     assert ModelCard.load(tmp_path / "next" / "README.md").data.datasets == ["nvidia/HelpSteer3"]
+
+
+@pytest.mark.parametrize(
+    "front", ["base_model: a: b", "- a\n- b", "tags: not-reward-recipes", "tags: 5", "license: [apache-2.0\n  x"]
+)
+def test_an_odd_card_of_a_base_ends_no_run(tmp_path, front):
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# It\n")
+    assert origin_of(str(tmp_path)) == {}
+    before = (tmp_path / "README.md").read_text()
+    extend_model_card(tmp_path, "On a", {"accuracy": 0.5}, "a.png", ("accuracy",), "a.parquet")
+    assert (tmp_path / "README.md").read_text().startswith(before)
+
+
+def test_a_card_that_was_completed_by_hand_is_read(tmp_path):
+    (tmp_path / "README.md").write_text("---\ntags: [reward-recipes]\ndatasets: me/mine\nlanguage: no\n---\n# It\n")
+    assert origin_of(str(tmp_path)) == {"datasets": ["me/mine"]}
+
+
+def test_the_lines_of_a_foreign_card_stay_as_they_are(tmp_path):
+    front = "---\nlanguage: no  # Norwegian\nmodel-index:\n- name: a\n  results: []\n---\n"
+    (tmp_path / "README.md").write_text(f"{front}# It\n")
+    extend_model_card(tmp_path, "On a", {"accuracy": 0.5}, "a.png", ("accuracy",), "a.parquet")
+    assert (tmp_path / "README.md").read_text().startswith(front)
 
 
 def test_parquet_notes_which_sets_of_the_hub_it_is_made_of(tmp_path, data):

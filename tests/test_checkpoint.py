@@ -5,6 +5,7 @@ import os
 from functools import partial
 
 import pytest
+from omegaconf import OmegaConf
 
 from common.checkpoint import (
     TRACKER,
@@ -42,9 +43,13 @@ def saved_steps(folder) -> list[int]:
 
 
 def test_a_stopped_run_is_told_from_where_it_goes_on(tmp_path):
-    assert "no checkpoint was written yet (see trainer.save_freq)" in how_to_go_on(tmp_path)
+    settings = OmegaConf.create({"output": str(tmp_path), "resume_mode": "auto"})
+    assert "no checkpoint was written yet (see trainer.save_freq)" in how_to_go_on(settings)
     save(Handler(tmp_path), 20, keep=1)
-    assert how_to_go_on(tmp_path) == "the same command goes on from step 20"
+    assert how_to_go_on(settings) == "the same command goes on from step 20"
+    assert how_to_go_on(OmegaConf.merge(settings, {"resume_mode": "disable"})).startswith(
+        "without trainer.resume_mode=disable the same command goes on"
+    )
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from shapes import assistant, user
 
 from common.conversation import DataError
@@ -179,8 +180,8 @@ def test_options_that_would_not_be_read_are_refused(convert, tmp_path, monkeypat
 
 
 def test_a_hub_set_is_asked_for_by_its_own_name_part_and_split(convert, monkeypatch):
-    asked = []
-    monkeypatch.setattr("datasets.load_dataset", lambda *names, **options: asked.append((*names, options)) or [])
+    asked, no_rows = [], Dataset.from_list([])
+    monkeypatch.setattr("datasets.load_dataset", lambda *names, **options: asked.append((*names, options)) or no_rows)
     for source in [name for name, known in prepare_data.SOURCES.items() if known.hub]:
         with pytest.raises(DataError, match="no usable row"):
             convert(source, None)

@@ -1,6 +1,7 @@
 """The arithmetic of a plan: what is where in which phase, what is changed so that it fits, what is said and refused."""
 
 import copy
+import itertools
 import os
 import shutil
 import subprocess
@@ -191,6 +192,31 @@ def test_what_lacks_host_memory_is_not_told_more_than_it_needs(tmp_path):
     made = make_plan(tmp_path, f"{CHECKPOINTING}=auto", host=20 * GIB)
     assert made.remedy(MIDDLE) == {"model.lora_rank": 16}  # and no shorter micro-batches, and no second GPU
     assert made.choose(MIDDLE, {"model.lora_rank": 16})["engine.offload_policy"] is False
+    made = make_plan(tmp_path, keeps, "data.max_tokens_per_gpu=300000", host=20 * GIB)
+    assert made.remedy(MIDDLE) == {CHECKPOINTING: True, "model.lora_rank": 16}  # the mild one stays, tokens come back
+    assert make_plan(tmp_path, "engine.offload_policy=False", host=20 * GIB).remedy(MIDDLE) == {"model.lora_rank": 16}
+
+
+def test_no_more_is_proposed_than_is_needed(tmp_path):
+    """Whatever is taken back, or half of it, the run does not fit."""
+    for tokens, keeps, offload, host, card in itertools.product(
+        (16384, 300_000), (False, "auto"), (False, "auto"), (5, 30, 200), (10, 48, 80)
+    ):
+        settings = (f"data.max_tokens_per_gpu={tokens}", f"{CHECKPOINTING}={keeps}", f"engine.offload_policy={offload}")
+        made, size = make_plan(tmp_path, *settings, host=host * GIB), card * GIB
+        changes = made.remedy(size) or {}
+        for key, value in changes.items():
+            others = {other: kept for other, kept in changes.items() if other != key}
+            assert made._tight(size, others), (settings, host, card, changes)
+            for milder in made._towards(key, value):
+                assert made._tight(size, others | {key: milder}), (settings, host, card, changes)
+
+
+def test_more_gpus_of_a_machine_share_its_memory(tmp_path):
+    made = make_plan(tmp_path, "engine.offload_policy=True", "model.lora_rank=16", host=10 * GIB)
+    assert made.remedy(LARGE) is None
+    (lacking,) = (phase for phase in made.phases(LARGE, {"GPUs": 2}) if phase.name == "host memory")
+    assert lacking.fault.endswith("and has 5 free.")
 
 
 def test_a_verdict_says_what_was_tried_and_what_is_needed_beside_the_card(tmp_path):
@@ -199,15 +225,22 @@ def test_a_verdict_says_what_was_tried_and_what_is_needed_beside_the_card(tmp_pa
     assert said.startswith(f"does not fit, even with {tried}: training takes 84.7 GiB on the GPU, ")
     said = make_plan(tmp_path, workers=2).verdict(int(10 * GIB))[1]
     assert "GiB on each of 2 GPUs, and the card has 10.0" in said
-    assert "It fits with 4 GPUs (N_GPUS_PER_NODE): " in said and "16 GiB of host memory for each GPU." in said
+    assert (
+        "It fits with 4 GPUs (N_GPUS_PER_NODE times NNODES): " in said and "16 GiB of host memory for each GPU." in said
+    )
 
 
 @pytest.mark.parametrize(
-    ("value", "size"),
-    [(24, CARDS["24 GB"]), ("80GB", CARDS["80 GB"]), ("48 gb", CARDS["48 GB"]), (141, 141 * 0.97 * GIB)],
+    ("value", "name", "size"),
+    [
+        (24, "24 GB", CARDS["24 GB"]),
+        ("80GB", "80 GB", CARDS["80 GB"]),
+        ("48 gb", "48 GB", CARDS["48 GB"]),
+        (141, "141 GB", int(141 * 0.92 * GIB)),
+    ],
 )
-def test_a_plan_may_name_a_card(value, size):
-    assert plan.is_asked(value) and plan.size_of(value) == int(size)
+def test_a_plan_may_name_a_card(value, name, size):
+    assert plan.is_asked(value) and plan.card_of(value) == {name: size}
 
 
 @pytest.mark.parametrize("value", ["yes", "flase", 1, 0, "24GiB", "", None, -24, 24.5])
@@ -404,12 +437,12 @@ def test_plan_true_counts_the_run_and_starts_nothing(small_run, tmp_path, no_ray
     config.model.path = str(model)
     train(config)
     said = capsys.readouterr().out
-    assert "141GB: fits, at most" in said and "GiB per GPU, of 8" in said and "24 GB" not in said
+    assert "141 GB: fits, at most" in said and "GiB per GPU, of 8" in said and "24 GB" not in said
     config.trainer.n_gpus_per_node = "eight"
     with pytest.raises(ClusterError, match="N_GPUS_PER_NODE=eight: expected a whole number of at least 1"):
         train(config)
-    config.model.lora_rank = "abc"
-    with pytest.raises(DataError, match="model.lora_rank=abc: expected a whole number, 0 for no adapters"):
+    config.trainer.n_gpus_per_node, config.model.lora_rank = 8, "abc"
+    with pytest.raises(DataError, match="lora_rank=abc: expected a whole number, 0 for no adapters"):
         train(config)
 
 

@@ -21,7 +21,6 @@ and a nut.","An apple, a ""walnut"".",A stone.,1.5,ann
 Say NA.,NA,null,2,bob
 """
 PAIRS = ("prompt=question", "chosen=better", "rejected=worse")
-TEXT = bradley_terry.prepare_data.TEXT
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def file(tmp_path):
 
 
 def test_csv_is_read_as_it_is_written(file):
-    rows = load_source(str(file), "train", PAIRS, TEXT)
+    rows = load_source(str(file), "train", PAIRS, ["margin"])
     assert rows == [
         {
             "prompt": "Name a fruit,\nand a nut.",
@@ -46,16 +45,31 @@ def test_csv_is_read_as_it_is_written(file):
 
 
 def test_answers_that_all_look_like_numbers_stay_text(tmp_path):
-    (tmp_path / "sums.csv").write_text("prompt,chosen,rejected,margin\n2+2?,4,05\n".replace("05\n", "05,1\n"))
-    (row,) = load_source(str(tmp_path / "sums.csv"), "train", text=TEXT)
-    assert row == {"prompt": "2+2?", "chosen": "4", "rejected": "05", "margin": 1}
+    (tmp_path / "sums.csv").write_text("question,chosen,rejected,margin\n7,4,05,1\n8,true,2020-01-01,\n")
+    rows = load_source(str(tmp_path / "sums.csv"), "train", numbers=["margin"])
+    assert rows[0] == {"question": "7", "chosen": "4", "rejected": "05", "margin": 1}
+    assert rows[1] == {"question": "8", "chosen": "true", "rejected": "2020-01-01", "margin": None}
+
+
+def test_a_question_of_digits_is_not_left_out(monkeypatch, tmp_path):
+    """A number in a column that looks like the question is no text, so it would not be missed in the conversations."""
+    (tmp_path / "sums.csv").write_text("question,chosen,rejected\n7,4,5\n8,4,5\n")
+    arguments = ("--source", "pairs", "--path", tmp_path / "sums.csv", "--output", tmp_path)
+    with pytest.raises(DataError, match="column 'question': looks like a part of the prompt"):
+        run(monkeypatch, bradley_terry, *arguments)
+
+
+def test_a_row_may_be_longer_than_a_megabyte(tmp_path):
+    long = "word " * 500_000
+    (tmp_path / "long.csv").write_text(f'prompt,chosen,rejected\nA,b,c\n"{long}",b,c\n')
+    assert [row["prompt"] for row in load_source(str(tmp_path / "long.csv"), "train")] == ["A", long]
 
 
 def test_an_empty_answer_stays_empty_and_several_files_are_one(tmp_path):
     with gzip.open(tmp_path / "a.csv.gz", "wt") as packed:
         packed.write("chosen,rejected\n,no\n")
     (tmp_path / "b.csv").write_text("chosen,rejected,margin\nyes,no,1\n")
-    rows = load_source(str(tmp_path), "train", text=TEXT)
+    rows = load_source(str(tmp_path), "train", numbers=["margin"])
     assert [row["chosen"] for row in rows] == ["", "yes"] and [row["margin"] for row in rows] == [None, 1]
 
 
@@ -71,6 +85,13 @@ def test_broken_csv_is_one_clear_line(file, text, message):
     file.write_text(text)
     with pytest.raises(DataError, match=message):
         load_source(str(file), "train")
+
+
+def test_files_whose_numbers_are_of_two_kinds_are_one_clear_line(tmp_path):
+    for name, label in (("a", "1"), ("b", "good")):
+        (tmp_path / f"{name}.csv").write_text(f"input,label\nq,{label}\n")
+    with pytest.raises(DataError, match="cannot be read: .*label"):
+        load_source(str(tmp_path), "train", numbers=["label"])
 
 
 @pytest.mark.parametrize(
