@@ -107,4 +107,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NotThere as error:
+        raise SystemExit(f"real_model.py: {error}") from None

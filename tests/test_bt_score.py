@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from rewards import plain_rewards
 from runs import kill_group, wait_for
+from test_bt_score_few import native_file, score, text_file
 
 pytestmark = pytest.mark.run
 
@@ -114,3 +115,21 @@ def test_killed_in_the_middle_and_started_again_every_row_is_there_once(tmp_path
     assert status == 0 and f"{ROWS} rows in 1 files, {ROWS} of them scored already" in log
     assert time.monotonic() - started < 60
     assert {path: path.stat().st_mtime_ns for path in parts_of(output)} == finished
+
+
+def test_actors_write_what_one_process_writes(tmp_path, reward_checkpoint, monkeypatch):
+    """Of two files, with rows that cannot be scored and columns whose types are easily lost."""
+    native_file(tmp_path / "a.parquet"), text_file(tmp_path / "b.parquet")
+    rows, folders = tmp_path / "*.parquet", {name: tmp_path / name for name in ("here", "actors")}
+    score(monkeypatch, reward_checkpoint, rows, folders["here"], "--max-length", "250")
+    status, log = run(reward_checkpoint, rows, folders["actors"], "--max-length", "250", "--workers", "2")
+    assert status == 0, log[-4000:]
+    for here, there in zip(parts_of(folders["here"]), parts_of(folders["actors"]), strict=True):
+        here, there = pq.read_table(here), pq.read_table(there)
+        assert here.schema.equals(there.schema)
+        names = ("chosen_reward", "rejected_reward")
+        assert here.drop_columns(names).to_pylist() == there.drop_columns(names).to_pylist()
+        for name in names:
+            rewards = [np.array(table[name].to_pylist(), dtype=float) for table in (here, there)]
+            np.testing.assert_allclose(*rewards, atol=1e-5, rtol=0)
+    assert len({(folder / "_bad_rows.jsonl").read_text() for folder in folders.values()}) == 1

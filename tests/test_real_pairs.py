@@ -18,21 +18,21 @@ from common.tokenizer import load_tokenizer
 
 MODEL = cache() / "SmolLM2-135M-Instruct"
 MISSING = f"needs a real model: {MODEL} is missing, and `python tests/real_model.py` makes it"
-pytestmark = [pytest.mark.run, pytest.mark.skipif(not MODEL.is_dir(), reason=MISSING)]
+pytestmark = pytest.mark.run
 
 
-def test_the_benchmark_runs_two_variants_at_a_time_and_never_twice(tmp_path, tiny_model):
-    """Each with a Ray of its own. The table says what the runs measured, and the baselines on the same rows."""
+def test_the_benchmark_says_what_its_runs_measured_and_makes_none_twice(tmp_path, tiny_model):
+    """Beside the baselines on the same rows."""
     write_rows(tmp_path / "bt_train.parquet", preference_pairs("train", 96, seed=0))
     write_rows(tmp_path / "bt_val_json.parquet", preference_pairs("val", 24, seed=0))
     command = [sys.executable, REPO / "tests" / "benchmarks" / "real_pairs.py", "--data", tmp_path, "--seeds", "3"]
-    command += ["--model", tiny_model, "--output", tmp_path / "runs", "--parallel", "2", "--set", "optim.lr=1e-3"]
-    command += ["--variants", "baseline", "two_epochs"]
+    command += ["--model", tiny_model, "--output", tmp_path / "runs", "--set", "optim.lr=1e-3"]
+    command += ["--variants", "baseline"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert said.returncode == 0, said.stdout + said.stderr
     lines = (tmp_path / "runs" / "results.jsonl").read_text().splitlines()
     rows = {row["variant"]: row for row in map(json.loads, lines)}
-    assert len(lines) == 2 and {row["seed"] for row in rows.values()} == {3}
+    assert len(lines) == 1 and {row["seed"] for row in rows.values()} == {3}
 
     for name, row in rows.items():
         output = tmp_path / "runs" / f"{name}_seed_3"
@@ -42,13 +42,13 @@ def test_the_benchmark_runs_two_variants_at_a_time_and_never_twice(tmp_path, tin
         assert not list(output.glob("global_step_*")) and not (output / "checkpoint").exists()
     (longer,) = metrics_of(output, "test/longer_wins_accuracy").values()
     assert f"| the longer answer | {longer:.3f} ± " in said.stdout and "| bag of words | " in said.stdout
-    assert len(rows["two_epochs"]["loss"]) == 2 * len(rows["baseline"]["loss"])
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert again.returncode == 0 and again.stdout == said.stdout.replace("\r", "")[-len(again.stdout) :]
     assert (tmp_path / "runs" / "results.jsonl").read_text().splitlines() == lines
 
 
+@pytest.mark.skipif(not MODEL.is_dir(), reason=MISSING)
 def test_a_real_model_learns_real_pairs_by_lora_and_scores_alike_elsewhere(tmp_path, shared_data):
     """Twelve short pairs, four times: the loss falls, and transformers gives the rewards that the trainer gave."""
     rows, _ = load_pairs(shared_data / "bt_train.parquet", "drop")

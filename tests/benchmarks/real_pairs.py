@@ -77,6 +77,8 @@ def main() -> None:
         return train_with_trl(options.output)
     if not options.data or not options.model:
         parser.error("--data and --model are needed")
+    if options.trl_python and (BASELINE not in options.variants or options.set):
+        parser.error(f"--trl-python repeats the variant {BASELINE}, without --set")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     sys.path.insert(0, str(REPO))
@@ -117,15 +119,15 @@ def split_data(options: argparse.Namespace) -> dict[str, list]:
 
     folder, about = options.output / "data", options.output / "data" / "about.json"
     wanted = {name: str(getattr(options, name)) for name in ("data", "model", "max_length", "pairs")}
-    if not about.exists() or json.loads(about.read_text()) != wanted:
+    if not about.exists():
         rows_of = {}
         for name, file in FILES.items():
             rows, _ = load_pairs(options.data / file, "drop")
             fits = {pair.source for pair in encode(rows, options) if pair.longest <= options.max_length}
             rows_of[name] = [row for row in rows if row["source"] in fits]
-            if options.pairs and options.pairs < sum(map(len, rows_of.values())):
-                random.Random(0).shuffle(rows_of[name])
-                rows_of[name] = rows_of[name][: options.pairs * (4 if name == "train" else 1) // 5]
+        for name, rows in rows_of.items() if options.pairs else ():
+            random.Random(0).shuffle(rows)
+            rows_of[name] = rows[: options.pairs * (4 if name == "train" else 1) // 5]
         if shared := {prompt_of(row) for row in rows_of["train"]} & {prompt_of(row) for row in rows_of["test"]}:
             raise SystemExit(f"{len(shared)} prompts are in both files of {options.data}, so nothing is held out")
         splits = split_by_prompt(rows_of["train"], {"train": 0.9, "val": 0.1}, 0, prompt_of) | {"test": rows_of["test"]}
@@ -134,6 +136,8 @@ def split_data(options: argparse.Namespace) -> dict[str, list]:
                 folder / f"{name}.parquet", [{side: row[side] for side in ("chosen", "rejected")} for row in rows]
             )
         about.write_text(json.dumps(wanted))
+    elif json.loads(about.read_text()) != wanted:
+        raise SystemExit(f"{options.output} holds runs of {json.loads(about.read_text())}. Choose another --output.")
     read = {name: load_pairs(folder / f"{name}.parquet")[0] for name in ("train", "val", "test")}
     return {name: list(zip(rows, encode(rows, options))) for name, rows in read.items()}
 
@@ -403,18 +407,13 @@ def table(rows: list[dict], splits: dict[str, list], options: argparse.Namespace
     gaps = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
     longer, shorter = gaps > 0, gaps < 0
 
-    def error(values: np.ndarray) -> float:
-        """Return the standard error of a mean over pairs, whose prompts were drawn at random."""
-        of_prompts = np.bincount(prompts, values - values.mean())
-        return float(np.square(of_prompts).sum() ** 0.5 / len(values))
-
     def accuracy(right: np.ndarray, kind: np.ndarray) -> str:
-        share = right[kind].mean()
-        return f"{share:.3f} ± {(share * (1 - share) / kind.sum()) ** 0.5:.3f}"
+        """Return a mean over pairs, with its standard error if their prompts are drawn at random."""
+        of_prompts = np.bincount(prompts[kind], right[kind] - right[kind].mean())
+        return f"{right[kind].mean():.3f} ± {np.square(of_prompts).sum() ** 0.5 / kind.sum():.3f}"
 
     def line(name: str, right: np.ndarray, more: list[str]) -> list[str]:
-        shown = f"{right.mean():.3f} ± {error(right):.3f}"
-        return [name, shown, accuracy(right, longer), accuracy(right, shorter), *more]
+        return [name, *(accuracy(right, kind) for kind in (longer | True, longer, shorter)), *more]
 
     nothing = [""] * 5
     lines = [["majority", "0.500", "0.500", "0.500", *nothing]]
@@ -433,7 +432,7 @@ def table(rows: list[dict], splits: dict[str, list], options: argparse.Namespace
         gain = ""
         if name != BASELINE and (both := sorted(right_of.get(BASELINE, {}).keys() & found.keys())):
             gains = sum(right_of[name][seed] * 1.0 - right_of[BASELINE][seed] for seed in both) / len(both)
-            gain = f"{gains.mean():+.3f} ± {error(gains):.3f}"
+            gain = f"{gains.mean():+.3f} ± {accuracy(gains, longer | True).split()[-1]}"
         losses = [np.logaddexp(0, -np.array(row["margins"])).mean() for row in found.values()]
         seconds = f"{np.mean([row['training'] for row in found.values()]):.0f}"
         right = sum(right * 1.0 for right in right_of[name].values()) / len(found)
@@ -477,7 +476,7 @@ def bag_of_words(splits: dict[str, list]):
     ]
     right_of = [model.fit(both_ways, label).decision_function(gap["val"]) > 0 for model in models]
     best = models[int(np.argmax([right.mean() for right in right_of]))]
-    return (best.decision_function(gap["test"]) > 0) * 1.0
+    return (np.sign(best.decision_function(gap["test"])) + 1) / 2  # half right where it sees no difference
 
 
 if __name__ == "__main__":
