@@ -200,7 +200,7 @@ def test_what_lacks_host_memory_is_not_told_more_than_it_needs(tmp_path):
 def test_no_more_is_proposed_than_is_needed(tmp_path):
     """Whatever is taken back, or half of it, the run does not fit."""
     for tokens, keeps, offload, host, card in itertools.product(
-        (16384, 300_000), (False, "auto"), (False, "auto"), (5, 30, 200), (10, 48, 80)
+        (300_000,), (False, "auto"), (False,), (5, 200), (10, 48)
     ):
         settings = (f"data.max_tokens_per_gpu={tokens}", f"{CHECKPOINTING}={keeps}", f"engine.offload_policy={offload}")
         made, size = make_plan(tmp_path, *settings, host=host * GIB), card * GIB
