@@ -36,7 +36,7 @@ from common.tokenizer import ensure_pad_token, load_tokenizer
 from .dataset import Example, encode_conversations, load_conversations
 from .loss import token_losses
 
-RESULTS = ("loss", "token_accuracy", "accuracy", "parse_rate")  # for the hub
+RESULTS = ("loss", "token_accuracy", "accuracy", "parse_rate")  # for the hub, of each kind of verdict
 MOST_VERDICTS = 25  # different ones that a judge's data holds, if they are words; answers to questions are many more
 LONGEST_VERDICT = 60  # characters
 NO_TAG = "verdict"  # the kind of those that stand between no tags
@@ -262,7 +262,8 @@ def main() -> None:
         if judged:
             draw(Path(options.model) / f"{name}.png", tables)
         title, picture = f"Measured on {Path(options.data).name}", f"{name}.png"
-        extend_model_card(Path(options.model), title, metrics, picture, RESULTS, options.data)
+        results = [each for each in metrics if each.rpartition("/")[2] in RESULTS]
+        extend_model_card(Path(options.model), title, metrics, picture, results, options.data)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import ModelCard
 from test_endpoint import completion, serve
 
 from common.conversation import DataError
@@ -243,6 +244,13 @@ def test_the_card_has_the_figures_and_their_picture(run, loaded, tiny_model, tmp
     card = (checkpoint / "README.md").read_text()
     assert "## Measured on held_out.parquet" in card and "| accuracy | 0.75 |" in card
     assert "(evaluation_held_out.png)" in card and (checkpoint / "evaluation_held_out.png").exists()
+
+    (checkpoint / "README.md").write_text("---\ntags: [reward-recipes]\n---\n# Judge\n")
+    run("--card", model=checkpoint)
+    results = {
+        each.metric_type: each.metric_value for each in ModelCard.load(checkpoint / "README.md").data.eval_results
+    }
+    assert results["accuracy"] == 0.75 and results.keys() == {"accuracy", "parse_rate", "kappa"}
 
 
 @pytest.mark.parametrize(

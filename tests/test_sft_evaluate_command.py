@@ -6,6 +6,7 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import ModelCard
 
 from common.conversation import DataError
 from common.demo.world import pairwise_rows, pointwise_rows
@@ -180,4 +181,12 @@ def test_figures_are_added_to_the_card_of_a_folder_only(monkeypatch, run, tiny_t
     card = (checkpoint / "README.md").read_text()
     assert card.startswith("# Judge\n\n## Measured on held_out.parquet\n")
     assert "| score/accuracy | 1 |" in card and "![Measured on held_out.parquet](evaluation_held_out.png)" in card
+
+    (checkpoint / "README.md").write_text("---\ntags: [reward-recipes]\n---\n# Judge\n")
+    run(conversations, from_the_data(conversations, tiny_tokenizer), "--model", checkpoint, "--card")
+    results = {
+        each.metric_type: each.metric_value for each in ModelCard.load(checkpoint / "README.md").data.eval_results
+    }
+    assert results.keys() >= {"loss", "token_accuracy", "preference/accuracy", "preference/parse_rate"}
+    assert results["score/accuracy"] == results["score/parse_rate"] == 1
     assert (checkpoint / "evaluation_held_out.png").read_bytes().startswith(b"\x89PNG")
