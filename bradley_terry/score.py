@@ -55,7 +55,6 @@ SHAPES = {
     ("input", "output"): ("rewards",),
 }
 ERROR = "reward_error"
-GO_ON = "Scoring failed. Started again, the command scores what is left."
 FEW = 2000  # rows; Ray and its actors take some 20 s to start
 MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
 
@@ -307,8 +306,9 @@ def main() -> None:
             try:
                 score_left(plans, size, shape, options, done)
             except (ray.exceptions.RayError, torch.OutOfMemoryError, OSError) as error:
-                few = " Set --max-tokens lower." if isinstance(error, torch.OutOfMemoryError) else ""
-                raise ClusterError(f"{error}\n{GO_ON}{few}") from error
+                advice = " Set --max-tokens lower." if isinstance(error, torch.OutOfMemoryError) else ""
+                said = f"{error}\nScoring failed. Started again, the command scores what is left.{advice}"
+                raise ClusterError(said) from error
             finally:
                 disconnect()
         kinds = list_bad_rows(plans, size, options.output)

@@ -6,7 +6,6 @@ rows as the hub's `model-index`. The card names no folder of the machine that ma
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from omegaconf import OmegaConf
 
 from common.files import write_text
+from common.parquet import named_paths
 from common.report import format_value
 
 OURS = "reward-recipes"  # the tag of our own checkpoints
@@ -150,18 +150,15 @@ def eval_results(task: str, rows: str, measured: dict[str, float]) -> list[EvalR
 
 def names_of(files: str | list[str]) -> str:
     """Return the last names of files, one or several, named as data.train_files and so on name them."""
-    if isinstance(files, str):
-        files = [files] if os.path.exists(files) else files.split(",")
-    return ", ".join(Path(file.strip()).name for file in files)
+    return ", ".join(path.name for path in named_paths(files))
 
 
 def without_folders(value: object) -> object:
     """Return a setting as a card may show it: of paths that exist, the last names."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
-    if isinstance(value, str) and value and all(os.path.exists(part.strip()) for part in value.split(",")):
-        return names_of(value)
-    if isinstance(value, list) and value and all(isinstance(part, str) and os.path.exists(part) for part in value):
+    is_text = isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+    if value and is_text and all(path.exists() for path in named_paths(value)):
         return names_of(value)
     return value
 

@@ -107,9 +107,8 @@ def how_to_go_on(trainer: DictConfig) -> str:
     tracker = Path(trainer.output) / TRACKER
     if not tracker.is_file():
         return "no checkpoint was written yet (see trainer.save_freq), so the same command starts from step 0"
-    if trainer.resume_mode == "disable":
-        return f"without trainer.resume_mode=disable the same command goes on from step {int(tracker.read_text())}"
-    return f"the same command goes on from step {int(tracker.read_text())}"
+    condition = "without trainer.resume_mode=disable " if trainer.resume_mode == "disable" else ""
+    return f"{condition}the same command goes on from step {int(tracker.read_text())}"
 
 
 def save_checkpoint(save: Callable[[], None], folder: Path, step: int, keep: int | None) -> None:

@@ -125,7 +125,7 @@ def connect(
 
 
 def check_counts(nodes: int, workers_per_node: int | None) -> None:
-    """Raise `ClusterError` if what the user set is no number of machines or workers; for the start of a run."""
+    """Raise `ClusterError` if NNODES or N_GPUS_PER_NODE is no whole number of at least 1. A run begins with this."""
     for name, value in (("NNODES", nodes), ("N_GPUS_PER_NODE", workers_per_node)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ClusterError(f"{name}={value}: expected a whole number of at least 1")

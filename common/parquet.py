@@ -127,18 +127,21 @@ def check_rows(
     return good, kinds
 
 
+def named_paths(files: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return paths that are named by one, by several with commas between them, or by a list."""
+    if isinstance(files, str):
+        files = [files] if Path(files).exists() else [part.strip() for part in files.split(",")]
+    return [files] if isinstance(files, Path) else [*map(Path, files)]
+
+
 def expand_paths(files: str | Path | Iterable[str | Path]) -> list[Path]:
     """Return the paths that are named; a folder stands for all Parquet files in it, at any depth.
 
     Raises:
         DataError: a folder without a Parquet file.
     """
-    if isinstance(files, str):
-        files = [files] if Path(files).exists() else [part.strip() for part in files.split(",")]
-    elif isinstance(files, Path):
-        files = [files]
     paths = []
-    for path in map(Path, files):
+    for path in named_paths(files):
         if path.is_dir():
             inside = sorted(found for found in path.rglob("*.parquet") if not found.name.startswith((".", "_")))
             if not inside:
@@ -169,9 +172,15 @@ def column_names(path: Path) -> list[str]:
         names = pq.read_schema(path).names
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a Parquet file ({error}). Convert it with prepare_data.py.") from error
-    if doubled := [repr(name) for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{path}: more than one column is called {', '.join(doubled)}. Rename or take out the others.")
+    if doubled := named_twice(names):
+        called = ", ".join(map(repr, doubled))
+        raise DataError(f"{path}: more than one column is called {called}. Rename or take out the others.")
     return names
+
+
+def named_twice(names: Iterable[str]) -> list[str]:
+    """Return the names that come more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _choose_columns(path: Path, required: Columns, optional: Columns) -> tuple[list[str], list[str]]:

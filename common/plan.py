@@ -165,9 +165,15 @@ class Plan:
     def __init__(self, method: Method, config: DictConfig, workers: int, count: Callable, host: int | None = None):
         self.method, self.config, self.workers, self.count, self.host = method, config, workers, count, host
         self.counted: dict[tuple, Counted] = {}
+        self.known: dict[tuple, list[Phase]] = {}
 
     def phases(self, card: int, changes: dict[str, Any]) -> list[Phase]:
         """Return what the run takes on a card, in bytes, if some settings are changed."""
+        if (asked := (card, frozenset(changes.items()))) not in self.known:
+            self.known[asked] = self._phases(card, changes)
+        return self.known[asked]
+
+    def _phases(self, card: int, changes: dict[str, Any]) -> list[Phase]:
         workers = changes.get(GPUS, self.workers)
         config = with_changes(self.config, {key: value for key, value in changes.items() if key != GPUS})
         phases = self.method.phases(self._count(config, workers), config, workers, card)

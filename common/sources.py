@@ -1,7 +1,6 @@
 """Where labelled rows come from: local files, or sets on the Hugging Face hub."""
 
 import glob
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from common.conversation import DataError
-from common.parquet import column_names, datasets_of
+from common.parquet import column_names, datasets_of, named_twice
 
 LOCAL_FORMS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 LONGEST_ROW = 2**26  # bytes, in a .csv file
@@ -74,7 +73,7 @@ def read_names(renamed: Iterable[str]) -> dict[str, str]:
     if wrong := ["".join(parts) for parts in pairs if not all(parts)]:
         raise DataError(f"--columns {' '.join(wrong)}: expected NAME=THEIRS, such as chosen=better")
     for side in (0, 2):
-        if twice := [name for name, count in Counter(parts[side] for parts in pairs).items() if count > 1]:
+        if twice := named_twice(parts[side] for parts in pairs):
             raise DataError(f"--columns names {', '.join(twice)} twice")
     return {name: called for name, _, called in pairs}
 
@@ -98,7 +97,7 @@ def read_csv(files: list[Path], numbers: set[str]) -> pa.Table:
             text = [name for name in opened.schema.names if name not in numbers]
         convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), null_values=[""])
         tables.append(pa.csv.read_csv(file, read, parse, convert))
-        if doubled := [name for name, count in Counter(tables[-1].column_names).items() if count > 1]:
+        if doubled := named_twice(tables[-1].column_names):
             raise DataError(
                 f"{file}: more than one column is called {', '.join(doubled)}. Rename or take out the others."
             )

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from rewards import plain_rewards
 from runs import kill_group, wait_for
-from test_bt_score_few import native_file, score, text_file
+from test_bt_score_few import native_file, parts_of, score, text_file
 
 pytestmark = pytest.mark.run
 
@@ -58,10 +58,6 @@ def run(*arguments, timeout: float = 240, **environment: str) -> tuple[int, str]
     finally:
         kill_group(process)
     return process.returncode, Path(f"{arguments[2]}.log").read_text(errors="replace")
-
-
-def parts_of(output: Path) -> list[Path]:
-    return sorted(output.glob("part-*.parquet"))
 
 
 # ---- killed in the middle

@@ -23,6 +23,10 @@ def score(monkeypatch, model: Path, rows: Path, output: Path, *more: str) -> Non
     bt_score.main()
 
 
+def parts_of(output: Path) -> list[Path]:
+    return sorted(output.glob("part-*.parquet"))
+
+
 def labelled_rows(count: int, first: int) -> dict[str, list]:
     pairs = preference_pairs("test", count, seed=first)
     return {
@@ -83,7 +87,7 @@ def test_every_row_comes_back_in_its_place_with_its_rewards_or_the_reason(
     assert "320 rows, 315 of them with rewards" in log
     assert "no reward, see _bad_rows.jsonl: 1 x column 'rejected': empty response" in log
 
-    parts = [pq.read_table(path) for path in sorted(output.glob("part-*.parquet"))]
+    parts = [pq.read_table(path) for path in parts_of(output)]
     assert [part.num_rows for part in parts] == [100, 100, 30, 90]
     added = ["chosen_reward", "rejected_reward", "reward_error"]
     scored = [pa.concat_tables(parts[:3]), parts[3]]

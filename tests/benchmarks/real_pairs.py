@@ -405,15 +405,16 @@ def table(rows: list[dict], splits: dict[str, list], options: argparse.Namespace
     prompts = [prompt_of(row) for row, _ in splits["test"]]
     prompts = np.unique(prompts, return_inverse=True)[1]
     gaps = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
-    longer, shorter = gaps > 0, gaps < 0
+    longer, shorter, every = gaps > 0, gaps < 0, np.full(len(gaps), True)
 
-    def accuracy(right: np.ndarray, kind: np.ndarray) -> str:
+    def mean_of(values: np.ndarray, kind: np.ndarray, sign: str = "") -> str:
         """Return a mean over pairs, with its standard error if their prompts are drawn at random."""
-        of_prompts = np.bincount(prompts[kind], right[kind] - right[kind].mean())
-        return f"{right[kind].mean():.3f} ± {np.square(of_prompts).sum() ** 0.5 / kind.sum():.3f}"
+        mean = values[kind].mean()
+        of_prompts = np.bincount(prompts[kind], values[kind] - mean)
+        return f"{mean:{sign}.3f} ± {np.square(of_prompts).sum() ** 0.5 / kind.sum():.3f}"
 
     def line(name: str, right: np.ndarray, more: list[str]) -> list[str]:
-        return [name, *(accuracy(right, kind) for kind in (longer | True, longer, shorter)), *more]
+        return [name, *(mean_of(right, kind) for kind in (every, longer, shorter)), *more]
 
     nothing = [""] * 5
     lines = [["majority", "0.500", "0.500", "0.500", *nothing]]
@@ -432,7 +433,7 @@ def table(rows: list[dict], splits: dict[str, list], options: argparse.Namespace
         gain = ""
         if name != BASELINE and (both := sorted(right_of.get(BASELINE, {}).keys() & found.keys())):
             gains = sum(right_of[name][seed] * 1.0 - right_of[BASELINE][seed] for seed in both) / len(both)
-            gain = f"{gains.mean():+.3f} ± {accuracy(gains, longer | True).split()[-1]}"
+            gain = mean_of(gains, every, "+")
         losses = [np.logaddexp(0, -np.array(row["margins"])).mean() for row in found.values()]
         seconds = f"{np.mean([row['training'] for row in found.values()]):.0f}"
         right = sum(right * 1.0 for right in right_of[name].values()) / len(found)
