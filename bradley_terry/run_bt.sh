@@ -61,7 +61,8 @@ LOSS=(
 )
 TRAINER=(
     trainer.output="'$OUTPUT'"
-    trainer.total_epochs=1              # a second pass over preferences overfits (Ouyang et al. 2022, appendix C.2)
+    # a second pass over preferences often overfits (Ouyang et al. 2022, appendix C.2; README.md, "On real preferences")
+    trainer.total_epochs=1
     trainer.seed="$SEED"
     trainer.test_freq=100
     trainer.save_freq=200
