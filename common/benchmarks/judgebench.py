@@ -1,0 +1,48 @@
+"""JudgeBench (Tan et al., arXiv:2410.12784): pairs of answers by one strong model, one right and one wrong.
+
+A judge sees each pair in both orders. An order counts +1 if it prefers the right answer, -1 if it prefers the wrong
+one, else 0; the pair is right if the sum is above 0. A reward model scores each answer once, so both orders say the
+same, and of two equal scores the official code names the second in each order: such a pair is wrong.
+
+The published figure is over the 350 pairs of GPT-4o, by the four groups of sources and over all pairs. The 270 pairs of
+Claude 3.5 Sonnet are reported beside it. The rule is `compute_final_metrics` in utils/metrics.py of
+ScalerLab/JudgeBench, at e2c52c284e. Data: https://huggingface.co/datasets/ScalerLab/JudgeBench, or the folder data/ on
+GitHub. The authors state no licence.
+"""
+
+from pathlib import Path
+
+from common.conversation import BadRow, read_response
+
+from .questions import Question, cell, check_questions, hub_rows, id_of, numbered, read_files, text_of, user_turn
+
+HOME = "ScalerLab/JudgeBench"
+GROUPS = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")  # a source's name starts with one
+RESPONSE_MODELS = {"gpt-4o-2024-05-13": "gpt", "claude-3-5-sonnet-20240620": "claude"}  # as the hub names the splits
+
+
+def read(path: str | Path | None = None) -> list[Question]:
+    """Return the questions of a file or folder, or by default of the hub. See `check_questions` for what is raised.
+
+    Files of judges' answers, which the authors keep beside the pairs (judge_name=…), are not read.
+    """
+    if path is None:
+        rows = [row for split in RESPONSE_MODELS.values() for row in hub_rows(HOME, split)]
+    else:
+        files = read_files(path, lambda file: "judge_name=" not in file.name)
+        rows = [row for file, rows in files for row in numbered(file.name, rows)]
+    return check_questions(rows, to_question)
+
+
+def to_question(row: dict) -> Question:
+    label, source, model = text_of(row, "label"), text_of(row, "source"), text_of(row, "response_model")
+    if label not in ("A>B", "B>A"):
+        raise BadRow("label", "expected A>B or B>A", label)
+    if model not in RESPONSE_MODELS:
+        raise BadRow("response_model", f"expected one of {', '.join(RESPONSE_MODELS)}", model)
+    group = next((group for group in GROUPS if source.startswith(group)), None)
+    if group is None:
+        raise BadRow("source", f"expected a name that starts with one of {', '.join(GROUPS)}", source)
+    answers = [read_response(cell(row, f"response_{letter}"), f"response_{letter}") for letter in label.split(">")]
+    subset = f"{RESPONSE_MODELS[model]}/{group}"
+    return Question(f"{subset}/{id_of(row, 'pair_id')}", subset, user_turn(text_of(row, "question")), answers)

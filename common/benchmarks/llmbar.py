@@ -1,0 +1,43 @@
+"""LLMBar (Zeng et al., arXiv:2310.07641): does a judge see which of two answers follows the instruction?
+
+Five sets: Natural, and four adversarial ones whose wrong answer looks the better. The figure is the mean of the five.
+The official code shows a judge each pair in both orders and takes the mean of the two; by ratings, a tie is right in
+one of the two orders, so it counts one half. (LLMEvaluator/evaluate.py of princeton-nlp/LLMBar.)
+
+Data: the folder Dataset/LLMBar of https://github.com/princeton-nlp/LLMBar (MIT). Its set on the Hugging Face hub is a
+script, which `datasets` no longer runs.
+"""
+
+from pathlib import Path
+
+from common.conversation import BadRow, DataError, read_response
+
+from .questions import Question, cell, check_questions, numbered, read_files, text_of, user_turn
+
+HOME = "https://github.com/princeton-nlp/LLMBar"
+SETS = ("Natural", "Neighbor", "GPTInst", "GPTOut", "Manual")  # folders, each with a dataset.json
+
+
+def read(path: str | Path | None = None) -> list[Question]:
+    """Return the questions of the five sets in a folder. See `check_questions` for what is raised.
+
+    The case studies and the sets of other authors, which stand in the same repository, are no part of the benchmark.
+    """
+    if path is None:
+        raise DataError(f"llmbar: `git clone {HOME}`, and give its folder: --path llmbar=FOLDER")
+    files = read_files(path, lambda file: file.name == "dataset.json" and file.parent.name in SETS)
+    rows = []
+    for file, of_file in files:
+        if file.parent.name not in SETS:
+            raise DataError(f"{file}: its folder says which set it is. Expected one of {', '.join(SETS)}.")
+        named = numbered(f"{file.parent.name}/{file.name}", of_file)
+        rows += [(place, row | {"set": file.parent.name, "number": n}) for n, (place, row) in enumerate(named)]
+    return check_questions(rows, to_question)
+
+
+def to_question(row: dict) -> Question:
+    label = cell(row, "label")
+    if label not in (1, 2):
+        raise BadRow("label", "expected 1 or 2", label)
+    answers = [read_response(cell(row, f"output_{number}"), f"output_{number}") for number in (label, 3 - label)]
+    return Question(f"{row['set']}/{row['number']}", row["set"], user_turn(text_of(row, "input")), answers)
