@@ -5,18 +5,13 @@ A benchmark's module knows its files and its rule; the rest of this room is what
 
 from pathlib import Path
 
+from common.benchmarks import judgebench, llmbar, rewardbench2, rm_bench, rmb
+from common.benchmarks.benchmark import Benchmark
+from common.benchmarks.questions import Question
 from common.conversation import DataError
 
-from . import judgebench, llmbar, rewardbench2, rm_bench, rmb
-from .questions import Question
-
-BENCHMARKS = {
-    "rewardbench2": rewardbench2,
-    "rm_bench": rm_bench,
-    "judgebench": judgebench,
-    "rmb": rmb,
-    "llmbar": llmbar,
-}
+MODULES = (rewardbench2, rm_bench, judgebench, rmb, llmbar)
+BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES}
 
 
 def read_questions(name: str, path: str | Path | None = None) -> list[Question]:

@@ -10,11 +10,22 @@ ScalerLab/JudgeBench, at e2c52c284e. Data: https://huggingface.co/datasets/Scale
 GitHub. The authors state no licence.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from common.benchmarks.benchmark import Benchmark, Credits, Votes, compare, won
+from common.benchmarks.questions import (
+    Question,
+    cell,
+    check_questions,
+    hub_rows,
+    id_of,
+    numbered,
+    read_files,
+    text_of,
+    user_turn,
+)
 from common.conversation import BadRow, read_response
-
-from .questions import Question, cell, check_questions, hub_rows, id_of, numbered, read_files, text_of, user_turn
 
 HOME = "ScalerLab/JudgeBench"
 GROUPS = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")  # a source's name starts with one
@@ -46,3 +57,34 @@ def to_question(row: dict) -> Question:
     answers = [read_response(cell(row, f"response_{letter}"), f"response_{letter}") for letter in label.split(">")]
     subset = f"{RESPONSE_MODELS[model]}/{group}"
     return Question(f"{subset}/{id_of(row, 'pair_id')}", subset, user_turn(text_of(row, "question")), answers)
+
+
+def credits(
+    questions: Sequence[Question],
+    scores: Sequence[Sequence[float]],
+    official_missing: bool = False,
+    share_ties: bool = False,
+) -> list[Credits]:
+    """Return what each question earns; see `Benchmark`. The official code knows no answer without a score."""
+    return [{"right": compare(*given, tie=0.5 if share_ties else 0.0)} for given in scores]
+
+
+def vote_credits(
+    questions: Sequence[Question], votes: Sequence[Votes], official_missing: bool = False
+) -> list[Credits]:
+    """Return the same for a judge that was shown each pair in both orders; officially no verdict counts as a tie."""
+    return [{"right": won(given[0, 1], official_missing)} for given in votes]
+
+
+BENCHMARK = Benchmark(
+    name="judgebench",
+    title="JudgeBench",
+    read=read,
+    credits=credits,
+    vote_credits=vote_credits,
+    subsets=tuple(f"{model}/{group}" for model in RESPONSE_MODELS.values() for group in GROUPS),
+    section_of=lambda subset: subset.partition("/")[0],
+    official=("gpt",),
+    sizes={"gpt/mmlu-pro": 154, "gpt/livebench-reasoning": 98, "gpt/livebench-math": 56, "gpt/livecodebench": 42},
+    notes="The official code scores whole texts, in the precision that a model's authors advise (fp16 or bf16).",
+)

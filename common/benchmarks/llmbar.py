@@ -8,11 +8,14 @@ Data: the folder Dataset/LLMBar of https://github.com/princeton-nlp/LLMBar (MIT)
 script, which `datasets` no longer runs.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from common.conversation import BadRow, DataError, read_response
+import numpy as np
 
-from .questions import Question, cell, check_questions, numbered, read_files, text_of, user_turn
+from common.benchmarks.benchmark import Benchmark, Credits, Votes, compare
+from common.benchmarks.questions import Question, cell, check_questions, numbered, read_files, text_of, user_turn
+from common.conversation import BadRow, DataError, read_response
 
 HOME = "https://github.com/princeton-nlp/LLMBar"
 SETS = ("Natural", "Neighbor", "GPTInst", "GPTOut", "Manual")  # folders, each with a dataset.json
@@ -41,3 +44,38 @@ def to_question(row: dict) -> Question:
         raise BadRow("label", "expected 1 or 2", label)
     answers = [read_response(cell(row, f"output_{number}"), f"output_{number}") for number in (label, 3 - label)]
     return Question(f"{row['set']}/{row['number']}", row["set"], user_turn(text_of(row, "input")), answers)
+
+
+def credits(
+    questions: Sequence[Question],
+    scores: Sequence[Sequence[float]],
+    official_missing: bool = False,
+    share_ties: bool = False,
+) -> list[Credits]:
+    """Return what each question earns; see `Benchmark`. A tie is one half by the rule itself.
+
+    official_missing: of two answers one of which could not be rated, each order names another one, so one half.
+    """
+    missing = 0.5 if official_missing else 0.0
+    return [{"right": missing if np.isnan(given).any() else compare(*given, tie=0.5)} for given in scores]
+
+
+def vote_credits(
+    questions: Sequence[Question], votes: Sequence[Votes], official_missing: bool = False
+) -> list[Credits]:
+    """Return the same for a judge that was shown each pair in both orders: the share of them that it got right."""
+    return [{"right": sum(order == 1 for order in given[0, 1]) / 2} for given in votes]
+
+
+BENCHMARK = Benchmark(
+    name="llmbar",
+    title="LLMBar",
+    read=read,
+    credits=credits,
+    vote_credits=vote_credits,
+    subsets=SETS,
+    section_of=lambda subset: subset,
+    official=SETS,
+    sizes={"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46},
+    notes="Made for judges. A reward model is measured by the official rule for ratings.",
+)

@@ -8,15 +8,53 @@ The rule for pairs is that of eval/scripts/my_run_rm.py of Zhou-Zoey/RMB-Reward-
 paper's. The data is there on GitHub, in the folder RMB_dataset. The authors state no licence, and it is on no hub.
 """
 
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
+from common.benchmarks.benchmark import Benchmark, Credits, Votes, best_of, won
+from common.benchmarks.questions import Question, cell, check_questions, id_of, numbered, read_files, text_of
 from common.conversation import BadRow, DataError, read_dialogue, read_response
-
-from .questions import Question, cell, check_questions, id_of, numbered, read_files, text_of
 
 HOME = "https://github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark"
 SETS = ("Pairwise_set", "BoN_set")
 GOALS = ("Helpfulness", "Harmlessness")
+HELPFULNESS = {
+    "Brainstorming": ("Idea Development", "Problem Solving"),
+    "Chat": ("Casual Conversation", "Discussion", "Supportive Conversation"),
+    "Classification": ("Content Categorization", "Quality and Compliance Assessment"),
+    "Closed QA": ("ContextBased", "OptionBased"),
+    "Code": ("Data Management", "Development and Implementation", "Documentation", "Quality and Optimization"),
+    "Generation": ("Creative Writing", "Professional Content Generation"),
+    "Open QA": (
+        "Factual",
+        "General Explanation",
+        "Hypothetical Scenarios",
+        "Interpretative Analysis",
+        "Personal Opinion and Advice",
+        "Technical and Practical Support",
+    ),
+    "Reasoning": (
+        "Analytical Reasoning",
+        "Critical Thinking",
+        "Human Decision Making",
+        "Logical Deduction",
+        "Pattern Recognition",
+    ),
+    "Rewrite": ("Paraphrasing", "PostQuality Assessment Rewriting", "Textual ExpansionReduction", "Tone Adjustment"),
+    "Role Playing": ("General Character", "Specific Character"),
+    "Summarization": ("Specialized Summaries", "Standard Summaries"),
+    "Translation": (
+        "GeneralExcerpt Language Translation",
+        "Literary and Cultural Translation",
+        "Technical and Scientific Translation",
+    ),
+}
+SCENARIOS = (
+    *(f"Helpfulness/{group}/{name}" for group, names in HELPFULNESS.items() for name in names),
+    *(f"Harmlessness/S{number}" for number in range(1, 12)),
+    "Harmlessness/multi",
+)
 
 
 def read(path: str | Path | None = None) -> list[Question]:
@@ -34,8 +72,8 @@ def read(path: str | Path | None = None) -> list[Question]:
 def to_question(row: dict) -> Question:
     category = text_of(row, "category_path")
     kind, _, scenario = category.partition("/")
-    if kind not in SETS or scenario.split("/")[0] not in GOALS:
-        raise BadRow("category_path", f"expected {' or '.join(SETS)}, then {' or '.join(GOALS)}", category)
+    if kind not in SETS or scenario not in SCENARIOS:
+        raise BadRow("category_path", f"expected {' or '.join(SETS)}, then a scenario of the benchmark", category)
     dialogue = read_dialogue(cell(row, "conversation_input"), "conversation_input")
     if kind == "Pairwise_set":
         number, answers = id_of(row, "pair_uid"), [answer_of(row, "chosen"), answer_of(row, "reject")]
@@ -53,3 +91,38 @@ def answer_of(row: dict, column: str) -> str:
     if not isinstance(value, dict):
         raise BadRow(column, 'expected an answer as {"llm_name": name, "answer": text}', value)
     return read_response(value.get("answer"), column)
+
+
+def credits(
+    questions: Sequence[Question],
+    scores: Sequence[Sequence[float]],
+    official_missing: bool = False,
+    share_ties: bool = False,
+) -> list[Credits]:
+    """Return what each question earns; see `Benchmark`. The official code knows no answer without a score."""
+    shares = [best_of(given) for given in scores]
+    return [{"right": share if share_ties else float(share == 1)} for share in shares]
+
+
+def vote_credits(
+    questions: Sequence[Question], votes: Sequence[Votes], official_missing: bool = False
+) -> list[Credits]:
+    """Return the same for a judge that compared the right answer with every other one in both orders.
+
+    The paper asks so, too: each comparison must be won. The rule for the two orders is JudgeBench's.
+    """
+    return [{"right": float(all(won(orders, official_missing) for orders in given.values()))} for given in votes]
+
+
+SECTIONS = tuple(f"{kind}/{goal}" for kind, goal in product(SETS, GOALS))
+BENCHMARK = Benchmark(
+    name="rmb",
+    title="RMB",
+    read=read,
+    credits=credits,
+    vote_credits=vote_credits,
+    subsets=tuple(f"{kind}/{scenario}" for kind, scenario in product(SETS, SCENARIOS)),
+    section_of=lambda subset: "/".join(subset.split("/")[:2]),
+    official=SECTIONS,
+    notes="The official script cuts texts at 2,048 tokens from their left; here the whole text counts, in fp32.",
+)
