@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.benchmarks.benchmark import Benchmark, Credits, Votes, compare
+from common.benchmarks.benchmark import Benchmark, Credits, Votes, beats
 from common.benchmarks.questions import Question, cell, check_questions, numbered, read_files, text_of, user_turn
 from common.conversation import BadRow, DataError, read_response
 
@@ -57,7 +57,7 @@ def credits(
     official_missing: of two answers one of which could not be rated, each order names another one, so one half.
     """
     missing = 0.5 if official_missing else 0.0
-    return [{"right": missing if np.isnan(given).any() else compare(*given, tie=0.5)} for given in scores]
+    return [{"right": missing if np.isnan(given).any() else beats(*given, tie=0.5)} for given in scores]
 
 
 def vote_credits(
