@@ -52,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A reward model's figures on public benchmarks, beside baselines.")
     add_choice(parser)
     add_scoring(parser)
+    parser.add_argument("--output", help="folder for what is written; default: benchmarks, beside the checkpoint")
     options = parser.parse_args()
     check_scoring(options)
     for name, questions in load_choice(options).items():

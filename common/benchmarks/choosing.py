@@ -9,12 +9,11 @@ from common.parquet import Faults, named_twice
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
-    """Add --on, --path, --output and --card."""
+    """Add --on, --path and --card, to a command that has --model and --output."""
     parser.add_argument("--on", nargs="+", required=True, choices=BENCHMARKS, help="which benchmarks")
     parser.add_argument(
         "--path", nargs="+", default=[], metavar="NAME=PLACE", help="a benchmark's file or folder; default: the hub"
     )
-    parser.add_argument("--output", type=Path, help="folder for what is written; default: benchmarks, beside --model")
     parser.add_argument("--card", action="store_true", help="add the figures to the checkpoint's model card")
 
 
@@ -39,6 +38,6 @@ def load_choice(options: argparse.Namespace) -> dict[str, list[Question]]:
             chosen[name] = read_questions(name, paths.get(name))
     faults.raise_all()
     beside = Path(options.model).parent if Path(options.model).is_dir() else Path.cwd()
-    options.output = options.output or beside / "benchmarks"
+    options.output = Path(options.output or beside / "benchmarks")
     options.output.mkdir(parents=True, exist_ok=True)
     return chosen

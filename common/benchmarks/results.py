@@ -7,13 +7,13 @@ scores. A benchmark of which some subsets are missing has no score: the mean of 
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
-from common.benchmarks.benchmark import Benchmark, Credits, kind_scores, overall, scores_by, units_of
+from common.benchmarks.benchmark import Benchmark, Credits, Votes, kind_scores, overall, scores_by, units_of
 from common.benchmarks.questions import Question
 from common.card import extend_model_card
 from common.files import write_text
@@ -32,6 +32,7 @@ class Answered:
     columns: of each figure's name, the questions' credits by it. The first one is the model's score.
     counts: of each count's name, which questions count.
     kept: what is written of each question beside its credits, such as its scores.
+    said: what else is known of the answers, such as how many had no verdict.
     """
 
     benchmark: Benchmark
@@ -39,6 +40,7 @@ class Answered:
     columns: dict[str, list[Credits]]
     counts: dict[str, list[bool]]
     kept: list[dict]
+    said: dict[str, float] = field(default_factory=dict)
 
 
 def answer_by_scores(benchmark: Benchmark, questions: list[Question], scores: list[list[float]]) -> Answered:
@@ -49,6 +51,39 @@ def answer_by_scores(benchmark: Benchmark, questions: list[Question], scores: li
     }
     kept = [{"scores": None if lost else given} for given, lost in zip(scores, counts["unscored"])]
     return Answered(benchmark, questions, {"score": benchmark.credits(questions, scores)}, counts, kept)
+
+
+def answer_by_ratings(benchmark: Benchmark, questions: list[Question], ratings: list[list[float]]) -> Answered:
+    """Return what a judge reached that rates single answers; NaN where it gave no rating.
+
+    Three figures: "score", in which a question with a missing rating earns nothing; "official", in which it earns what
+    the official code gives it, if that has a rule for ratings; "ties shared", like "score", but k equal best answers
+    share the credit. A judge of few different ratings has many ties.
+    """
+    answered = answer_by_scores(benchmark, questions, ratings)
+    answered.columns |= {
+        "official": benchmark.credits(questions, ratings, official_missing=True),
+        "ties shared": benchmark.credits(questions, ratings, share_ties=True),
+    }
+    return answered
+
+
+def answer_by_votes(benchmark: Benchmark, questions: list[Question], votes: list[Votes]) -> Answered:
+    """Return what a judge reached that compares two answers, in both orders, each right one with each wrong one.
+
+    Two figures: "score", in which a pair that lacks a verdict earns nothing, and "official", in which it earns what the
+    official code gives it.
+    """
+    columns = {
+        "score": benchmark.vote_credits(questions, votes),
+        "official": benchmark.vote_credits(questions, votes, official_missing=True),
+    }
+    counts = {"unanswered": [any(None in orders for orders in given.values()) for given in votes]}
+    kept = [
+        {"votes": [{"right": i, "wrong": j, "as_given": a, "swapped": b} for (i, j), (a, b) in given.items()]}
+        for given in votes
+    ]
+    return Answered(benchmark, questions, columns, counts, kept)
 
 
 def has_tie(question: Question, scores: Sequence[float]) -> bool:
@@ -105,6 +140,7 @@ def measure(answered: Answered) -> dict:
             for part, (figures, belongs) in lines.items()
         ],
         "kinds": kind_scores(benchmark, units[first][0]),
+        "answers": answered.said,
     }
 
 
@@ -159,6 +195,8 @@ def print_figures(benchmark: Benchmark, figures: dict) -> None:
         print(f"and {more} subsets, in {benchmark.name}.json")
     for section, kinds in figures["kinds"].items():
         print(f"{section}: {', '.join(f'{kind} {format_value(mean)}' for kind, mean in kinds.items())}")
+    for name, value in figures["answers"].items():
+        print(f"{name}: {format_value(value)}")
     if figures["missing"]:
         few = figures["missing"][:MOST_LINES]
         more = f" and {len(figures['missing']) - len(few)} more" if len(figures["missing"]) > len(few) else ""
