@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def answer_by_votes(benchmark: Benchmark, questions: list[Question], votes: list
 
 def has_tie(question: Question, scores: Sequence[float]) -> bool:
     """Return whether a right answer and a wrong one have the same score."""
-    return not {*scores[: question.right]}.isdisjoint(scores[question.right :])
+    return any(right == wrong for right, wrong in product(scores[: question.right], scores[question.right :]))
 
 
 def baseline_scores(questions: Sequence[Question]) -> dict[str, list[list[list[float]]]]:
