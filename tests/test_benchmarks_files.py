@@ -17,7 +17,15 @@ def four(identifier: str, subset: str, **changed) -> dict:
 
 
 def tied(identifier: str, chosen: list[str]) -> dict:
-    return four(identifier, "Ties", prompt="A colour?", chosen=chosen, rejected=["a", "b"], num_correct=len(chosen))
+    return four(
+        identifier,
+        "Ties",
+        prompt="A colour?",
+        chosen=chosen,
+        rejected=["a", "b"],
+        num_correct=len(chosen),
+        total_completions=len(chosen) + 2,
+    )
 
 
 REWARDBENCH2 = [four(str(n), subset) for n, subset in enumerate(rewardbench2.SUBSETS[:5])]
@@ -154,8 +162,13 @@ def test_llmbar_reads_its_five_sets_alone(tmp_path):
 
 BAD = [
     ("rewardbench2", four("1", "Math") | {"chosen": None}, "column 'chosen': the value is missing"),
-    ("rewardbench2", four("1", "Math", num_correct=2), "expected the number of chosen answers, 1 (found 2)"),
-    ("rewardbench2", four("1", "Math", rejected=["5"]), "one chosen and three rejected answers"),
+    ("rewardbench2", four("1", "Math", num_correct=2), "expected the number of answers in the row, 1 (found 2)"),
+    ("rewardbench2", four("1", "Math", rejected=["5"]), "expected the number of answers in the row, 2 (found 4)"),
+    (
+        "rewardbench2",
+        four("1", "Math", chosen=["4", "four"], rejected=["5", "6"], num_correct=2),
+        "expected one chosen",
+    ),
     ("rewardbench2", four("1", "Maths"), "expected one of Factuality, Precise IF"),
     ("rewardbench2", four("3", "Ties"), "expected ref:NUMBER or tied:NUMBER"),
     ("rewardbench2", tied("tied:4", ["red"]), "two or more right answers"),

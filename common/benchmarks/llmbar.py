@@ -4,8 +4,8 @@ Five sets: Natural, and four adversarial ones whose wrong answer looks the bette
 The official code shows a judge each pair in both orders and takes the mean of the two; by ratings, a tie is right in
 one of the two orders, so it counts one half. (LLMEvaluator/evaluate.py of princeton-nlp/LLMBar.)
 
-Data: the folder Dataset/LLMBar of https://github.com/princeton-nlp/LLMBar (MIT). Its set on the Hugging Face hub is a
-script, which `datasets` no longer runs.
+Data: the folder Dataset/LLMBar of https://github.com/princeton-nlp/LLMBar. Its set on the Hugging Face hub needs code
+of its own, which `datasets` no longer runs.
 """
 
 from collections.abc import Sequence
