@@ -136,10 +136,7 @@ def measure(answered: Answered) -> dict:
         "benchmark": benchmark.name,
         "score": lines["score"][0][first] if official and not missing else None,
         "missing": missing,
-        "parts": [
-            {"part": part, **count_questions(answered, belongs), **figures}
-            for part, (figures, belongs) in lines.items()
-        ],
+        "parts": [line_of(answered, part, figures, belongs) for part, (figures, belongs) in lines.items()],
         "kinds": kind_scores(benchmark, units[first][0]),
         "answers": answered.said,
     }
@@ -150,11 +147,11 @@ def mean_of(draws: list[dict[str, np.ndarray]]) -> dict[str, float]:
     return {part: float(np.mean([by[part] for by in draws])) for part in draws[0]}
 
 
-def count_questions(answered: Answered, belongs: Callable[[str], bool]) -> dict[str, int]:
-    """Return how many questions are in a part, by their subsets, and how many of them have each mark."""
+def line_of(answered: Answered, part: str, figures: dict[str, float], belongs: Callable[[str], bool]) -> dict:
+    """Return a part's figures, with how many questions are in it, by their subsets, and how many have each mark."""
     members = [belongs(question.subset) for question in answered.questions]
     marked = {name: sum(map(all, zip(members, marks))) for name, marks in answered.counts.items()}
-    return {"questions": sum(members), **marked}
+    return {"part": part, "questions": sum(members), **figures, **marked}
 
 
 def report(answered: Answered, output: Path, model: str, card: bool) -> dict:
