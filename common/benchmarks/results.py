@@ -172,9 +172,10 @@ def report(answered: Answered, output: Path, model: str, card: bool) -> dict:
     if card:
         picture = f"benchmark_{benchmark.name}.png"
         draw(Path(model) / picture, panels)
-        shown = {line["part"]: line[next(iter(answered.columns))] for line in figures["parts"][:MOST_LINES]}
-        whole = {f"{name}, by the same rule": figures["parts"][0][name] for name in BASELINES}
-        missing = {"missing": ", ".join(figures["missing"])} if figures["missing"] else {}
+        first, *others = answered.columns
+        shown = {line["part"]: line[first] for line in figures["parts"][:MOST_LINES]}
+        whole = {f"{figures['parts'][0]['part']}: {name}": figures["parts"][0][name] for name in (*others, *BASELINES)}
+        missing = {"missing": shortened(figures["missing"])} if figures["missing"] else {}
         title, results = f"Benchmark: {benchmark.title}", ("score",)  # if something is missing there is no "score"
         extend_model_card(Path(model), title, shown | whole | missing, picture, results, benchmark.title)
     return figures
@@ -196,10 +197,14 @@ def print_figures(benchmark: Benchmark, figures: dict) -> None:
     for name, value in figures["answers"].items():
         print(f"{name}: {format_value(value)}")
     if figures["missing"]:
-        few = figures["missing"][:MOST_LINES]
-        more = f" and {len(figures['missing']) - len(few)} more" if len(figures["missing"]) > len(few) else ""
-        print(f"missing, so there is no official score: {', '.join(few)}{more}")
+        print(f"missing, so there is no official score: {shortened(figures['missing'])}")
     print(f"longer: the answer with more characters wins; random: mean of {DRAWS} seeded draws. {benchmark.notes}")
+
+
+def shortened(names: list[str]) -> str:
+    """Return names as text, the first ones of many."""
+    more = [f"and {len(names) - MOST_LINES} more"] if len(names) > MOST_LINES else []
+    return ", ".join(names[:MOST_LINES] + more)
 
 
 def rows_of(answered: Answered) -> list[dict]:
