@@ -242,22 +242,31 @@ def list_bad_rows(plans: list[FilePlan], size: int, output: Path) -> Counter:
     return kinds
 
 
-def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Rewards for all rows of Parquet files.")
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that scores rows: the model, and how it computes."""
     parser.add_argument(
         "--model", default="outputs/checkpoint", help="checkpoint folder or hub id; default: %(default)s"
     )
-    parser.add_argument("--input", required=True, help="Parquet: a path, a folder, or a pattern in quotes")
-    parser.add_argument("--output", required=True, type=Path, help="folder for the scored parts")
     parser.add_argument("--workers", type=int, help="models at once; default: one per GPU, or one per core")
     parser.add_argument("--max-length", type=int, help="tokens; longer rows get no reward; default: the model's most")
     parser.add_argument("--max-tokens", type=int, help="tokens per batch; default: by the device")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16 rounds rewards")
     parser.add_argument("--trust-remote-code", action="store_true")
-    options = parser.parse_args()
+
+
+def check_scoring(options: argparse.Namespace) -> argparse.Namespace:
+    """Return the options; raise `DataError` if a size is none."""
     if min(size for size in (options.max_tokens, options.workers, options.max_length, 1) if size is not None) < 1:
         raise DataError("--max-tokens, --workers and --max-length are at least 1")
     return options
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Rewards for all rows of Parquet files.")
+    add_scoring(parser)
+    parser.add_argument("--input", required=True, help="Parquet: a path, a folder, or a pattern in quotes")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the scored parts")
+    return check_scoring(parser.parse_args())
 
 
 def find_files(pattern: str) -> tuple[list[str], tuple[str, ...]]:
@@ -287,8 +296,16 @@ def identity(options: argparse.Namespace, files: list[str]) -> dict:
     return {"max_length": options.max_length, "dtype": options.dtype, "model": model, "files": known_files}
 
 
-def main() -> None:
-    options = read_options()
+def score_all(options: argparse.Namespace) -> None:
+    """Score the rows of --input that are not scored yet, and say how many there are and which got no reward.
+
+    Args:
+        options: as `read_options` returns them; the paths and the length in them are completed.
+
+    Raises:
+        DataError: rows or a model that cannot be used, or another run's folder. CheckpointError: another run is at
+            work in the folder. ClusterError: scoring failed.
+    """
     files, shape = find_files(options.input)
     reading = load_reading(options.model, options.trust_remote_code)
     options.max_length = min(reading.longest, options.max_length or reading.longest)
@@ -315,6 +332,10 @@ def main() -> None:
     print(f"{options.output}: {total} rows, {total - kinds.total()} of them with rewards")
     for kind, count in kinds.most_common():
         print(f"no reward, see _bad_rows.jsonl: {count} x {kind}")
+
+
+def main() -> None:
+    score_all(read_options())
 
 
 if __name__ == "__main__":

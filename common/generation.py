@@ -9,7 +9,7 @@
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from safetensors import SafetensorError
@@ -248,25 +248,34 @@ def answer_prompts(
     votes: int = 1,
     seed: int = 0,
     progress: bool = True,
+    known: Mapping[int, Answer] | None = None,
+    keep: Callable[[int, Answer], None] = lambda number, answer: None,
 ) -> list[list[Answer]]:
     """Answer rendered prompts, each `votes` times.
 
     Args:
         max_tokens: padded tokens in a batch, prompts and answers together.
         progress: show a bar.
+        known: answers that are not asked for again, by number: that of the prompt times `votes`, plus the vote.
+        keep: takes each new answer and its number as they come.
 
     Returns:
         For each prompt its answers.
     """
     make_plain(model, tokenizer)
     encoded = [ids for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"] for _ in range(votes)]
-    texts, ends = [Answer("", False)] * len(encoded), end_tokens(model)
-    with tqdm(total=len(encoded), desc="judge", unit="answer", delay=1, disable=not progress) as bar:
-        for batch in batches_of([len(ids) + max_new_tokens for ids in encoded], max_tokens):
+    texts, ends = dict(known or {}), end_tokens(model)
+    left = [index for index in range(len(encoded)) if index not in texts]
+    with tqdm(
+        total=len(encoded), initial=len(texts), desc="judge", unit="answer", delay=1, disable=not progress
+    ) as bar:
+        for places in batches_of([len(encoded[index]) + max_new_tokens for index in left], max_tokens):
+            batch = [left[place] for place in places]
             inputs = [encoded[index] for index in batch]
             seeds = [seed * len(encoded) + index for index in batch]
             answers = generate_batch(model, inputs, tokenizer.pad_token_id, max_new_tokens, seeds, temperature)
             for index, (tokens, _) in zip(batch, answers):
                 texts[index] = Answer(decode(tokenizer, tokens, ends), clipped=tokens[-1] not in ends)
+                keep(index, texts[index])
             bar.update(len(batch))
-    return [texts[start : start + votes] for start in range(0, len(texts), votes)]
+    return [[texts[start + vote] for vote in range(votes)] for start in range(0, len(encoded), votes)]

@@ -8,7 +8,7 @@ import pytest
 from conftest import REPO
 
 from common.benchmarks import BENCHMARKS, judgebench, llmbar, rewardbench2, rm_bench, rmb
-from common.benchmarks.benchmark import best_of, kind_scores, overall, section_scores, units_of, won
+from common.benchmarks.benchmark import best_of, kind_scores, overall, scores_by, units_of, won
 from common.benchmarks.questions import Question
 
 GOLDEN = REPO.parent / "shared" / "golden"
@@ -30,7 +30,7 @@ def ask(identifier: str, subset: str, answers: int, right: int = 1) -> Question:
 def measure(name: str, questions: list[Question], credits: list[dict]) -> dict[str, float]:
     """The sections' scores and the mean of those that are there."""
     benchmark = BENCHMARKS[name]
-    sections = section_scores(benchmark, list(units_of(benchmark, questions, credits).values()))
+    sections = scores_by(benchmark, units_of(benchmark, questions, credits))
     return {section: float(score[0]) for section, score in sections.items()} | {
         "overall": float(overall(benchmark, sections)[0])
     }
@@ -65,7 +65,7 @@ def test_rm_bench_is_the_official_one():
             assert found[domain] == pytest.approx(official[domain], abs=1e-9), (case["kind"], domain)
         assert found["overall"] == pytest.approx(official["total_avg_acc"], abs=1e-9)
         for kind in ("hard", "normal", "easy"):
-            units = list(units_of(BENCHMARKS["rm_bench"], questions, credits).values())
+            units = units_of(BENCHMARKS["rm_bench"], questions, credits)
             kinds = kind_scores(BENCHMARKS["rm_bench"], units)
             mean = np.mean([kinds[domain][kind] for domain in rm_bench.SECTIONS])
             assert mean == pytest.approx(official[f"{kind}_acc"], abs=1e-9), (case["kind"], kind)

@@ -67,7 +67,7 @@ class Benchmark:
         return missing
 
 
-def compare(first: float, second: float, tie: float = 0.0) -> float:
+def beats(first: float, second: float, tie: float = 0.0) -> float:
     """Return the credit for `first` being the right one of two scores; NaN on either side earns nothing."""
     return float(first > second) + tie * (first == second)
 
@@ -102,43 +102,46 @@ class Unit:
     credits: Credits
 
 
-def units_of(benchmark: Benchmark, questions: Sequence[Question], credits: Sequence[Credits]) -> dict[str, Unit]:
-    """Return the credits by unit, in the order of the questions."""
+def units_of(benchmark: Benchmark, questions: Sequence[Question], credits: Sequence[Credits]) -> list[Unit]:
+    """Return what each unit earns, in the order of the questions."""
     units: dict[str, Unit] = {}
     for question, earned in zip(questions, credits, strict=True):
         unit = units.setdefault(benchmark.unit_of(question), Unit(question.subset, {}))
         unit.credits.update(earned)
-    return units
+    return [*units.values()]
 
 
-def section_scores(
-    benchmark: Benchmark, units: Sequence[Unit], draws: dict[str, np.ndarray] | None = None
+def scores_by(
+    benchmark: Benchmark,
+    units: Sequence[Unit],
+    part_of: Callable[[str], str] | None = None,
+    draws: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return the score of each section that has questions.
+    """Return the score of each section that has questions, or of other parts that lie within a section each.
 
     Args:
+        part_of: the part that a subset belongs to; None: its section.
         draws: of each subset, how often each of its units counts: (resamples, units). None: each counts once.
 
     Returns:
-        By section: (resamples,); of a kind of credit that no counted unit has a part in, the mean is 0, as officially.
+        By part: (resamples,); of a kind of credit that no counted unit has a share in, the mean is 0, as officially.
     """
-    sums, counts = {}, {}
-    for subset in dict.fromkeys(unit.subset for unit in units):
-        section = benchmark.section_of(subset)
-        kinds = benchmark.weights_of(section)
-        values = np.array(
-            [[unit.credits.get(kind, np.nan) for kind in kinds] for unit in units if unit.subset == subset]
-        )
-        times = np.ones((1, len(values))) if draws is None else draws[subset]
-        sums[section] = sums.get(section, 0) + times @ np.nan_to_num(values)
-        counts[section] = counts.get(section, 0) + times @ ~np.isnan(values)
-    return {
-        section: sums[section] / np.maximum(counts[section], 1) @ [*benchmark.weights_of(section).values()]
-        for section in sums
-    }
+    by_subset: dict[str, list[Unit]] = {}
+    for unit in units:
+        by_subset.setdefault(unit.subset, []).append(unit)
+    sums, counts, weights = {}, {}, {}
+    for subset, inside in by_subset.items():
+        kinds = benchmark.weights_of(benchmark.section_of(subset))
+        part = (part_of or benchmark.section_of)(subset)
+        values = np.array([[unit.credits.get(kind, np.nan) for kind in kinds] for unit in inside])
+        times = np.ones((1, len(inside))) if draws is None else draws[subset]
+        sums[part] = sums.get(part, 0) + times @ np.nan_to_num(values)
+        counts[part] = counts.get(part, 0) + times @ ~np.isnan(values)
+        weights[part] = [*kinds.values()]
+    return {part: sums[part] / np.maximum(counts[part], 1) @ weights[part] for part in sums}
 
 
-def overall(benchmark: Benchmark, sections: dict[str, np.ndarray]) -> np.ndarray:
+def overall(benchmark: Benchmark, sections: dict) -> np.ndarray:
     """Return the mean over the official sections that are there: the official score, if nothing is missing."""
     return np.mean([sections[name] for name in benchmark.official if name in sections], axis=0)
 

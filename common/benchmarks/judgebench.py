@@ -13,7 +13,7 @@ GitHub. The authors state no licence.
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.benchmarks.benchmark import Benchmark, Credits, Votes, compare, won
+from common.benchmarks.benchmark import Benchmark, Credits, Votes, beats, won
 from common.benchmarks.questions import (
     Question,
     cell,
@@ -66,7 +66,7 @@ def credits(
     share_ties: bool = False,
 ) -> list[Credits]:
     """Return what each question earns; see `Benchmark`. The official code knows no answer without a score."""
-    return [{"right": compare(*given, tie=0.5 if share_ties else 0.0)} for given in scores]
+    return [{"right": beats(*given, tie=0.5 if share_ties else 0.0)} for given in scores]
 
 
 def vote_credits(

@@ -4,8 +4,8 @@ Five sets: Natural, and four adversarial ones whose wrong answer looks the bette
 The official code shows a judge each pair in both orders and takes the mean of the two; by ratings, a tie is right in
 one of the two orders, so it counts one half. (LLMEvaluator/evaluate.py of princeton-nlp/LLMBar.)
 
-Data: the folder Dataset/LLMBar of https://github.com/princeton-nlp/LLMBar (MIT). Its set on the Hugging Face hub is a
-script, which `datasets` no longer runs.
+Data: the folder Dataset/LLMBar of https://github.com/princeton-nlp/LLMBar. Its set on the Hugging Face hub needs code
+of its own, which `datasets` no longer runs.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.benchmarks.benchmark import Benchmark, Credits, Votes, compare
+from common.benchmarks.benchmark import Benchmark, Credits, Votes, beats
 from common.benchmarks.questions import Question, cell, check_questions, numbered, read_files, text_of, user_turn
 from common.conversation import BadRow, DataError, read_response
 
@@ -57,7 +57,7 @@ def credits(
     official_missing: of two answers one of which could not be rated, each order names another one, so one half.
     """
     missing = 0.5 if official_missing else 0.0
-    return [{"right": missing if np.isnan(given).any() else compare(*given, tie=0.5)} for given in scores]
+    return [{"right": missing if np.isnan(given).any() else beats(*given, tie=0.5)} for given in scores]
 
 
 def vote_credits(

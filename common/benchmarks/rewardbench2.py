@@ -5,7 +5,7 @@ right answers, such as a colour of the rainbow, each in two rows: "ref:N" with o
 good model puts every right answer above every wrong one, and is more sure of that than of any order among the right.
 
 The rules are those of `reroll_and_score_dataset` and `process_single_model` in rewardbench/utils.py of
-allenai/reward-bench, at 05a9005efb. Data: https://huggingface.co/datasets/allenai/reward-bench-2 (ODC-BY).
+allenai/reward-bench, at 05a9005efb. Data: https://huggingface.co/datasets/allenai/reward-bench-2.
 """
 
 from collections.abc import Sequence
@@ -54,17 +54,17 @@ def to_question(row: dict) -> Question:
     subset, number = text_of(row, "subset"), id_of(row, "id")
     if subset not in SUBSETS:
         raise BadRow("subset", f"expected one of {', '.join(SUBSETS)}", subset)
-    if cell(row, "num_correct") != len(chosen):
-        raise BadRow("num_correct", f"expected the number of chosen answers, {len(chosen)}", row["num_correct"])
+    for column, count in (("num_correct", len(chosen)), ("total_completions", len(chosen + rejected))):
+        if cell(row, column) != count:
+            raise BadRow(column, f"expected the number of answers in the row, {count}", row[column])
     if subset == TIES:
         kind, _, prompt = number.partition(":")
         if kind not in ("ref", "tied") or not prompt.isdecimal():
             raise BadRow("id", "expected ref:NUMBER or tied:NUMBER in the subset Ties", number)
         if kind == "tied" and len(chosen) < 2:
             raise BadRow("chosen", "expected two or more right answers in a row tied:NUMBER", chosen)
-    elif (len(chosen), len(rejected)) != (1, 3):
-        kind = "expected one chosen and three rejected answers outside the subset Ties"
-        raise BadRow("chosen", kind, f"{len(chosen)} and {len(rejected)}")
+    elif len(chosen) > 1:
+        raise BadRow("chosen", "expected one chosen answer outside the subset Ties", chosen)
     prompt = user_turn(text_of(row, "prompt"))
     return Question(f"{subset}/{number}", subset, prompt, chosen + rejected, len(chosen))
 

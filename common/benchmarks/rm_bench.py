@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.benchmarks.benchmark import Benchmark, Credits, Votes, compare, won
+from common.benchmarks.benchmark import Benchmark, Credits, Votes, beats, won
 from common.benchmarks.questions import (
     Question,
     answers_of,
@@ -69,7 +69,7 @@ def credits(
     """Return what each question earns; see `Benchmark`. The official code knows no answer without a score."""
     tie = 0.5 if share_ties else 0.0
     return [
-        by_style({(right, wrong): compare(given[right], given[wrong], tie) for right, wrong in comparisons()})
+        by_style({(right, wrong): beats(given[right], given[wrong], tie) for right, wrong in comparisons()})
         if not np.isnan(given).any()
         else by_style(dict.fromkeys(comparisons(), 0.0))
         for given in scores

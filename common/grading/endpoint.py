@@ -14,7 +14,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import httpx
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
@@ -191,6 +191,8 @@ def ask(
     begun: list[str] | None = None,
     concurrency: int = 16,
     hidden_reasoning: bool = False,
+    known: Mapping[int, Answer] | None = None,
+    keep: Callable[[int, Answer], None] = lambda number, answer: None,
     **connection: float,
 ) -> list[list[Answer]]:
     """Return `votes` answers to each conversation, with `concurrency` requests at once and a progress bar.
@@ -198,26 +200,30 @@ def ask(
     Args:
         begun: for each conversation; see `whole_answer`.
         hidden_reasoning: see `whole_answer`.
+        known, keep: see `common.generation.answer_prompts`.
         connection: see `connect`.
     """
     starts = begun or [""] * len(conversations)
+    answers = dict(known or {})
+    left = [number for number in range(len(conversations) * votes) if number not in answers]
 
-    async def ask_all() -> list[Answer]:
+    async def ask_all() -> None:
         free = asyncio.Semaphore(concurrency)
 
-        async def ask_one(conversation: Conversation, start: str, vote: int) -> Answer:
+        async def ask_one(number: int) -> None:
+            asked, vote = divmod(number, votes)
             async with free:  # each vote has its own seed: by the same seed a server draws the same answer
-                own = seed * votes + vote
-                given = await one(
-                    client, model, conversation, max_new_tokens, temperature, own, start, hidden_reasoning
-                )
+                drawn = (temperature, seed * votes + vote)
+                conversation, start = conversations[asked], starts[asked]
+                given = await one(client, model, conversation, max_new_tokens, *drawn, start, hidden_reasoning)
+            answers[number] = given
+            keep(number, given)
             progress.update()
-            return given
 
-        with tqdm(total=len(conversations) * votes, desc="judge", unit="answer", delay=1) as progress:
+        total = len(conversations) * votes
+        with tqdm(total=total, initial=len(answers), desc="judge", unit="answer", delay=1) as progress:
             async with connect(base_url, **connection) as client:
-                asked = zip(conversations, starts)
-                return await asyncio.gather(*(ask_one(*pair, vote) for pair in asked for vote in range(votes)))
+                await asyncio.gather(*map(ask_one, left))
 
-    answers = asyncio.run(ask_all())
-    return [answers[start : start + votes] for start in range(0, len(answers), votes)]
+    asyncio.run(ask_all())
+    return [[answers[first + vote] for vote in range(votes)] for first in range(0, len(answers), votes)]

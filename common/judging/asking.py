@@ -18,9 +18,10 @@ from transformers import AutoConfig
 from common.base_model import cannot_load, readable_tokens
 from common.card import extend_model_card
 from common.conversation import DataError
-from common.files import write_text
+from common.files import tails_digest, write_text
 from common.generation import Answer, answer_prompts, load_answering
 from common.grading.endpoint import ask
+from common.judging.kept import KeptAnswers
 from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.votes import confusion, fault_of, vote_metrics, vote_table
 from common.parquet import write_rows
@@ -39,11 +40,16 @@ RESULTS = ("accuracy", "both_right", "kappa", "parse_rate")  # for the hub, thos
 KEPT = ("source", "order", "data_source", "prompt", "label")  # what is written of a row beside its answers
 
 
-def make_parser(description: str, columns: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of every command that asks a judge; `columns` is what --data holds."""
+def make_parser(description: str, columns: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of every command that asks a judge.
+
+    Args:
+        columns: what --data holds; None: the command reads other rows.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id; with --endpoint the served name")
-    parser.add_argument("--data", required=True, help=f"Parquet with {columns}")
+    if columns is not None:
+        parser.add_argument("--data", required=True, help=f"Parquet with {columns}")
     parser.add_argument("--endpoint", help="http://host:8000/v1 of a served model; a key is taken from OPENAI_API_KEY")
     parser.add_argument(
         "--tokenizer", help="checkpoint or hub id of tokenizer and chat template, if they are not --model's"
@@ -134,6 +140,7 @@ def ask_judge(
     parse: Callable[[str], object],
     decide: Callable[[list], object],
     frame: str = "",
+    folder: Path | None = None,
 ) -> Judgements:
     """Ask a judge for its verdicts, after everything that can be checked before a model is loaded.
 
@@ -141,9 +148,10 @@ def ask_judge(
         rows: with "prompt", "label" and "source".
         parse, decide: the method's: the verdict of an answer, and that of several votes.
         frame: the method's prompt without its slots: the tags in it stay.
+        folder: keeps each answer as it comes; those that are there already are not asked for again.
 
     Raises:
-        DataError: as `measure_rows`; or --compare-to was not measured on these rows.
+        DataError: as `measure_rows`; --compare-to was not measured on these rows; `folder` holds another run.
         EndpointError: the endpoint gives no answer.
     """
     tokenizer, rows, left_out = _measure(options, rows, frame)
@@ -152,9 +160,27 @@ def ask_judge(
         raise DataError(
             f"--compare-to {options.compare_to}: not measured on these {len(rows)} rows; measure it on them"
         )
-    answers = _ask_endpoint(options, rows) if options.endpoint else _ask_checkpoint(options, rows, tokenizer)
+    kept = KeptAnswers(folder, identity(options, rows)) if folder else None
+    keeping = {"known": kept.known, "keep": kept.keep} if kept else {}
+    if kept and len(kept.known) == len(rows) * options.votes:  # no model has to be loaded
+        given = [kept.known[number] for number in range(len(kept.known))]
+        answers = [given[start : start + options.votes] for start in range(0, len(given), options.votes)]
+    elif options.endpoint:
+        answers = _ask_endpoint(options, rows, **keeping)
+    else:
+        answers = _ask_checkpoint(options, rows, tokenizer, **keeping)
     votes = [[parse(text) for text in given] for given in answers]
     return Judgements(rows, answers, votes, [decide(cast) for cast in votes], left_out)
+
+
+def identity(options: argparse.Namespace, rows: list[dict]) -> dict:
+    """Return what must be equal for a run to go on with the answers that an earlier one left in its folder."""
+    model = options.model
+    if not options.endpoint and Path(model).is_dir():  # wherever it lies now
+        model = tails_digest(path for path in Path(model).iterdir() if path.suffix in (".safetensors", ".bin", ".json"))
+    asked = {name: getattr(options, name) for name in ("votes", "temperature", "seed", "max_new_tokens")}
+    hidden = {"hidden_reasoning": options.hidden_reasoning, "served": bool(options.endpoint)}
+    return {"model": model, "prompts": digest_prompts(rows), **asked, **hidden}
 
 
 def _measure(options: argparse.Namespace, rows: list[dict], frame: str):
@@ -174,7 +200,7 @@ def _measure(options: argparse.Namespace, rows: list[dict], frame: str):
     return tokenizer, *measure_rows(rows, tokenizer, limit, drop_too_long, on_bad_row, frame)
 
 
-def _ask_endpoint(options: argparse.Namespace, rows: list[dict]) -> list[list[Answer]]:
+def _ask_endpoint(options: argparse.Namespace, rows: list[dict], **keeping) -> list[list[Answer]]:
     return ask(
         options.endpoint,
         options.model,
@@ -186,16 +212,17 @@ def _ask_endpoint(options: argparse.Namespace, rows: list[dict]) -> list[list[An
         [row.get("begun", "") for row in rows],
         options.concurrency,
         options.hidden_reasoning,
+        **keeping,
     )
 
 
-def _ask_checkpoint(options: argparse.Namespace, rows: list[dict], tokenizer) -> list[list[Answer]]:
+def _ask_checkpoint(options: argparse.Namespace, rows: list[dict], tokenizer, **keeping) -> list[list[Answer]]:
     model = load_answering(options.model, options.trust_remote_code)
     ensure_pad_token(tokenizer, model.config.get_text_config().vocab_size)
     template = {"tokenize": False, "add_generation_prompt": True}
     texts = [tokenizer.apply_chat_template(row["prompt"], **template) for row in rows]
     draws = (options.temperature, options.votes, options.seed)
-    answers = answer_prompts(model, tokenizer, texts, options.max_new_tokens, options.max_tokens, *draws)
+    answers = answer_prompts(model, tokenizer, texts, options.max_new_tokens, options.max_tokens, *draws, **keeping)
     return [[Answer(row["begun"] + text, text.clipped) for text in given] for row, given in zip(rows, answers)]
 
 

@@ -1,0 +1,47 @@
+"""A judge's answers kept as they come, so that a command that was killed asks for none of them a second time.
+
+A folder holds one file, answers.jsonl. Its first line says what the run is; every other line is an answer and its
+number. Lines are appended and written through. A kill leaves half a line at most, which is cut off at the next start.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from common.conversation import DataError
+from common.files import write_text
+from common.generation import Answer
+
+FILE = "answers.jsonl"
+
+
+class KeptAnswers:
+    """The answers of a run in a folder: those that are known, by number, and a place for the next one."""
+
+    def __init__(self, folder: Path, run: dict):
+        """Open a folder. `run` is what must be equal for its answers to count: JSON's types.
+
+        Raises:
+            DataError: the folder holds the answers of another run.
+        """
+        self.path, self.known = folder / FILE, {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():
+            write_text(self.path, json.dumps(run) + "\n")
+        text = self.path.read_bytes()
+        whole, _, _ = text.rpartition(b"\n")
+        first, *lines = whole.split(b"\n")
+        earlier = json.loads(first)
+        if changed := [name for name in run if earlier.get(name) != run[name]]:
+            found = "; ".join(f"{name}: {earlier.get(name)} there, {run[name]} here" for name in changed)
+            raise DataError(f"{self.path} holds another run, different in {found}. Choose another --output.")
+        if len(whole) + 1 < len(text):
+            os.truncate(self.path, len(whole) + 1)
+        for number, content, clipped in map(json.loads, lines):
+            self.known[number] = Answer(content, clipped)
+
+    def keep(self, number: int, answer: Answer) -> None:
+        """Add an answer."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps([number, str(answer), answer.clipped]) + "\n")
+        self.known[number] = answer

@@ -1,0 +1,187 @@
+"""What is made of a model's answers on a benchmark: its figures beside baselines, and whether two models differ."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import ModelCard
+from scipy import stats
+
+from common.benchmarks import BENCHMARKS, compare, results
+from common.benchmarks.benchmark import Unit
+from common.benchmarks.questions import Question
+from common.benchmarks.results import answer_by_ratings, answer_by_scores, answer_by_votes, measure
+from common.card import OURS
+from common.conversation import DataError
+
+JUDGEBENCH, NAN = BENCHMARKS["judgebench"], math.nan
+PROMPT = [{"role": "user", "content": "?"}]
+# the right answer is longer, shorter, of equal length, longer; and one of Claude's pairs
+PAIRS = [
+    Question("gpt/mmlu-pro/1", "gpt/mmlu-pro", PROMPT, ["long one", "short"]),
+    Question("gpt/mmlu-pro/2", "gpt/mmlu-pro", PROMPT, ["short", "long one"]),
+    Question("gpt/livecodebench/3", "gpt/livecodebench", PROMPT, ["same", "size"]),
+    Question("gpt/livecodebench/4", "gpt/livecodebench", PROMPT, ["long one", "short"]),
+    Question("claude/mmlu-pro/5", "claude/mmlu-pro", PROMPT, ["short", "long one"]),
+]
+SCORES = [[2.0, 1.0], [1.0, 1.0], [NAN, NAN], [3.0, 0.5], [0.0, 1.0]]
+
+
+def parts_of(figures: dict) -> dict[str, dict]:
+    return {line["part"]: line for line in figures["parts"]}
+
+
+def test_figures_worked_by_hand():
+    figures = measure(answer_by_scores(JUDGEBENCH, PAIRS, SCORES))
+    parts = parts_of(figures)
+    whole = parts["mean of 1 of 1 sections, not whole"]
+    assert figures["score"] is None and figures["missing"][0] == "gpt/mmlu-pro (2 of 154 questions)"
+    # four pairs of GPT-4o: one right, one tie, one without a score, one right; of the baselines two longer ones
+    expected = {"questions": 4, "ties": 1, "unscored": 1, "score": 0.5, "longer": 0.5, "constant": 0}
+    assert {name: whole[name] for name in expected} == expected
+    assert 0.3 < whole["random"] < 0.7
+    assert (parts["gpt/mmlu-pro"]["score"], parts["gpt/livecodebench"]["score"]) == (0.5, 0.5)
+    assert (parts["claude"]["questions"], parts["claude"]["score"], parts["claude"]["longer"]) == (1, 0, 0)
+
+
+def test_the_score_of_a_whole_benchmark_has_its_name():
+    sizes = JUDGEBENCH.sizes.items()
+    questions = [Question(f"{subset}/{n}", subset, PROMPT, ["a", "b"]) for subset, size in sizes for n in range(size)]
+    figures = measure(answer_by_scores(JUDGEBENCH, questions, [[1.0, 0.0]] * 210 + [[0.0, 1.0]] * 140))
+    assert figures["missing"] == [] and figures["score"] == parts_of(figures)["score"]["score"] == 0.6
+
+
+def test_random_scores_reach_what_chance_does():
+    """Best of 4: a quarter; each of the nine comparisons: a half."""
+    four = [Question(f"Math/{n}", "Math", PROMPT, ["."] * 4) for n in range(400)]
+    line = measure(answer_by_scores(BENCHMARKS["rewardbench2"], four, [[0.0] * 4] * 400))["parts"][0]
+    assert line["random"] == pytest.approx(0.25, abs=0.02) and line["constant"] == line["score"] == 0.25
+    nine = [Question(f"chat/{n}", "chat", PROMPT, ["."] * 6, 3) for n in range(400)]
+    line = measure(answer_by_scores(BENCHMARKS["rm_bench"], nine, [[0.0] * 6] * 400))["parts"][0]
+    assert line["random"] == pytest.approx(0.5, abs=0.02) and line["constant"] == line["score"] == 0
+
+
+def test_the_same_draws_every_time():
+    first, second = (measure(answer_by_scores(JUDGEBENCH, PAIRS, SCORES)) for _ in range(2))
+    assert first == second
+
+
+def test_a_judges_ratings_give_three_figures():
+    four = [Question(f"Math/{n}", "Math", PROMPT, ["."] * 4) for n in range(4)]
+    ratings = [[4, 1, 2, 3], [4, 4, 2, 3], [NAN] * 4, [3, NAN, 1, 1]]
+    line = measure(answer_by_ratings(BENCHMARKS["rewardbench2"], four, ratings))["parts"][0]
+    assert line["score"] == (1 + 0.5) / 4
+    assert line["official"] == (1 + 0.5 + 0.25 + 1) / 4
+    assert (line["ties"], line["unscored"]) == (1, 2)
+    line = measure(answer_by_ratings(JUDGEBENCH, PAIRS[:4], [[4, 1], [2, 2], [NAN, 1], [1, 4]]))["parts"][0]
+    assert (line["score"], line["official"], line["ties shared"]) == (1 / 4, 1 / 4, 1.5 / 4)
+
+
+def test_a_judges_two_orders_give_two_figures():
+    votes = [{(0, 1): orders} for orders in ((1, 1), (1, None), (None, None), (1, -1))]
+    line = measure(answer_by_votes(JUDGEBENCH, PAIRS[:4], votes))["parts"][0]
+    assert (line["score"], line["official"], line["unanswered"]) == (1 / 4, 2 / 4, 2)
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(name: str, scores: list, questions=PAIRS, card: bool = False):
+        (tmp_path / name).mkdir(exist_ok=True)
+        results.report(answer_by_scores(JUDGEBENCH, questions, scores), tmp_path / name, str(tmp_path / name), card)
+        return tmp_path / name / "judgebench.parquet"
+
+    return write
+
+
+def test_all_is_written(written, tmp_path, capsys):
+    rows = pq.read_table(written("model", SCORES)).to_pylist()
+    assert [row["scores"] for row in rows] == [None if math.isnan(given[0]) else given for given in SCORES]
+    assert [row["score"] for row in rows] == [[{"kind": "right", "credit": credit}] for credit in (1, 0, 0, 1, 0)]
+    assert [row["id"] for row in rows] == [question.id for question in PAIRS]
+    kept = json.loads((tmp_path / "model" / "judgebench.json").read_text())
+    assert kept["parts"][0]["score"] == 0.5 and kept["score"] is None
+    assert (tmp_path / "model" / "judgebench.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "mean of 1 of 1 sections, not whole" in printed and "missing, so there is no official score" in printed
+
+
+def test_a_cards_results_for_the_hub_hold_whole_benchmarks_only(written, tmp_path):
+    card = tmp_path / "model" / "README.md"
+    card.parent.mkdir()
+    card.write_text(f"---\ntags: [{OURS}]\npipeline_tag: text-classification\n---\n\n# Mine\n")
+    written("model", SCORES, card=True)
+    text = card.read_text()
+    assert "## Benchmark: JudgeBench" in text and "longer, by the same rule" in text and "model-index" not in text
+    sizes = JUDGEBENCH.sizes.items()
+    questions = [Question(f"{subset}/{n}", subset, PROMPT, ["a", "b"]) for subset, size in sizes for n in range(size)]
+    written("model", [[1.0, 0.0]] * 350, questions, card=True)
+    (result,) = ModelCard.load(card).data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("score", 1.0, "JudgeBench")
+    assert card.read_text().count("## Benchmark: JudgeBench") == 1
+
+
+# ---- compare
+
+
+def run_compare(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, arguments)])
+    compare.main()
+
+
+def test_the_difference_of_two_results(written, monkeypatch, capsys):
+    first, second = written("first", SCORES), written("second", [[2.0, 1.0], [2.0, 1.0], [1.0, 0.0], [0, 1], [1, 0]])
+    capsys.readouterr()
+    run_compare(monkeypatch, first, second)
+    printed = capsys.readouterr().out
+    assert "JudgeBench: 0.5000 -> 0.7500, over 4 questions" in printed  # Claude's pair is not in the score
+    assert "difference +0.2500" in printed and "0 lies in the interval" in printed
+
+
+def test_a_result_beside_itself_differs_by_nothing(written, monkeypatch, capsys):
+    first = written("first", SCORES)
+    run_compare(monkeypatch, first, first)
+    assert "difference +0.0000, 95% interval +0.0000 to +0.0000" in capsys.readouterr().out
+
+
+def test_other_questions_are_refused(written, monkeypatch):
+    first = written("first", SCORES)
+    fewer = written("fewer", SCORES[:4], PAIRS[:4])
+    with pytest.raises(DataError, match="not of the same questions: 1 only in the first"):
+        run_compare(monkeypatch, first, fewer)
+    changed = [*PAIRS[:4], Question(PAIRS[4].id, PAIRS[4].subset, PROMPT, ["another", "answer"])]
+    with pytest.raises(DataError, match="1 with other prompts or answers, such as claude/mmlu-pro/5"):
+        run_compare(monkeypatch, first, written("changed", SCORES, changed))
+
+
+def test_the_interval_is_the_one_of_scipy():
+    """One subset: the paired bootstrap of a mean difference, by percentiles."""
+    chance = np.random.default_rng(3)
+    credits = chance.integers(0, 2, (2, 350)).astype(float)
+    first, second = ([Unit("gpt/mmlu-pro", {"right": credit}) for credit in side] for side in credits)
+    found = compare.paired_difference(JUDGEBENCH, first, second)
+    interval = stats.bootstrap(
+        (credits[1] - credits[0],), np.mean, n_resamples=2000, method="percentile", random_state=0
+    ).confidence_interval
+    assert found["difference"] == pytest.approx(credits[1].mean() - credits[0].mean())
+    assert (found["low"], found["high"]) == pytest.approx(tuple(interval), abs=0.01)
+
+
+def test_questions_are_drawn_within_their_subsets():
+    """A model that is better in one subset and worse in another, always: nothing varies, whatever is drawn."""
+    sides = [
+        [Unit(subset, {"right": credit}) for subset, credit in credits.items() for _ in range(9)]
+        for credits in ({"Natural": 0.0, "GPTOut": 1.0}, {"Natural": 1.0, "GPTOut": 0.5})
+    ]
+    found = compare.paired_difference(BENCHMARKS["llmbar"], *sides)
+    assert (found["difference"], found["low"], found["high"], found["better"]) == (0.25, 0.25, 0.25, 1.0)
+
+
+def test_the_score_of_ties_is_drawn_by_prompt():
+    """Both rows of a prompt are one unit, with five kinds of credit."""
+    good = {"tied_accuracy": 1.0, "ref_accuracy": 1.0, "preferred": 1.0, "preferred_hard": 1.0, "margin": 0.0}
+    sides = [[Unit("Ties", dict.fromkeys(good, 0.0))] * 6, [Unit("Ties", good)] * 6]
+    found = compare.paired_difference(BENCHMARKS["rewardbench2"], *sides)
+    assert (found["first"], found["second"], found["low"], found["high"]) == pytest.approx((0, 1, 1, 1))
