@@ -182,7 +182,7 @@ def test_the_prompt_is_found_in_rows_of_all_methods():
     assert prompt_in({"messages": asked + [answer("Walnut.")]}) == asked
     assert prompt_in({"messages": asked}) == asked
     assert prompt_in({"input": asked, "prompt": user("Judge this.")}) == asked
-    with pytest.raises(BadRow, match="expected a column chosen, messages, input or prompt"):
+    with pytest.raises(BadRow, match="expected a column input, messages or prompt, or chosen and rejected"):
         prompt_in({"question": "Name a nut."})
 
 
@@ -245,12 +245,6 @@ def test_if_no_row_is_left_it_is_an_error(tmp_path):
     with pytest.raises(DataError, match="--without leaves no row: the prompts of all 1 are held out"):
         leave_out(rows, {"mine": [user(FRUIT)]})
     assert leave_out(rows, {}) == (rows, {})
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_demo_makes_its_own_rows(monkeypatch, tmp_path, method):
-    with pytest.raises(DataError, match="leave out --path, --columns and --without"):
-        run(monkeypatch, method.prepare_data, "--source", "demo", "--output", tmp_path, "--without", "judgebench")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,8 +9,8 @@ This command only reports. `prepare_data … --without judgebench rm_bench=RM-Be
 - Equal means equal without case, punctuation, spaces and Unicode forms. A question of 5 words or more is also found if
   it is the last user turn of a longer dialogue; "Continue" as a last turn is another prompt in each dialogue.
 - A question of 10 words or more is found too if its words stand in a prompt in their order and close to each other, all
-  of them or 85 in 100: inside a longer prompt, or with some words changed. Between 80 and 85 most finds were other
-  questions of the same template. In a shorter question, as "What is 2+2?", one other word is another question.
+  of them or 85 in 100: inside a longer prompt, or with some words changed. At 80 in 100, most of what was found besides
+  were other questions of the same template. In a shorter one, as "What is 2+2?", one other word is another question.
 - The textbook takes MinHash, as similar_texts.py does inside one data set. It finds texts that are alike as a whole, so
   not a question inside a long prompt, and it leaves out short texts. A benchmark has only thousands of prompts, so here
   an exact index of their pairs of words says where to look, and a word by word alignment decides.
@@ -195,12 +195,12 @@ def leave_out_frequent(in_questions, in_prompts):
 
 
 def prompt_in(row: dict) -> Prompt:
-    """Return what a row of any method asks, by its columns: the pair's, `input`, `messages`, or `prompt`.
+    """Return what a row of any method asks, by its columns: those of a pair, `messages`, `input` or `prompt`.
 
     Raises:
         BadRow: none of these columns, or what it holds is not a prompt.
     """
-    if row.get("chosen") is not None:
+    if row.get("chosen") is not None and row.get("rejected") is not None:
         names = ("chosen", "rejected", *optional_columns(list(row)))
         sides = read_sides({name: row[name] for name in names if name in row})
         chosen, rejected = sides["chosen"], sides["rejected"]
@@ -211,7 +211,7 @@ def prompt_in(row: dict) -> Prompt:
         return messages[:-1] if is_answered else messages
     column = next((name for name in ("input", "prompt") if row.get(name) is not None), None)
     if column is None:
-        raise BadRow("prompt", "expected a column chosen, messages, input or prompt", sorted(row))
+        raise BadRow("prompt", "expected a column input, messages or prompt, or chosen and rejected", sorted(row))
     return read_dialogue(row[column], column)
 
 
