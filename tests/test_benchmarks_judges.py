@@ -12,7 +12,7 @@ from test_endpoint import serve
 from common.conversation import DataError
 from common.generation import Answer
 from common.grading.endpoint import EndpointError
-from common.judging.kept import FILE, KeptAnswers
+from common.judging.kept import FILE, KeptAnswers, kept_answers
 from generative_pairwise import benchmark as pairwise
 from generative_pairwise.prompt import write as prefer
 from generative_pointwise import benchmark as pointwise
@@ -181,3 +181,11 @@ def test_answers_are_kept_whole_or_not_at_all(tmp_path):
     assert KeptAnswers(tmp_path, {"model": "judge"}).known[2] == "half"
     with pytest.raises(DataError, match="holds another run, different in model: judge there, other here"):
         KeptAnswers(tmp_path, {"model": "other"})
+
+
+def test_two_commands_do_not_write_into_one_folder(tmp_path):
+    refused = pytest.raises(DataError, match="another command is writing to")
+    with kept_answers(tmp_path, {}), refused, kept_answers(tmp_path, {}):
+        pass
+    with kept_answers(tmp_path, {}) as again:
+        assert again.known == {}

@@ -114,7 +114,7 @@ def test_a_cards_results_for_the_hub_hold_whole_benchmarks_only(written, tmp_pat
     card.write_text(f"---\ntags: [{OURS}]\npipeline_tag: text-classification\n---\n\n# Mine\n")
     written("model", SCORES, card=True)
     text = card.read_text()
-    assert "## Benchmark: JudgeBench" in text and "longer, by the same rule" in text and "model-index" not in text
+    assert "## Benchmark: JudgeBench" in text and "not whole: longer |" in text and "model-index" not in text
     sizes = JUDGEBENCH.sizes.items()
     questions = [Question(f"{subset}/{n}", subset, PROMPT, ["a", "b"]) for subset, size in sizes for n in range(size)]
     written("model", [[1.0, 0.0]] * 350, questions, card=True)

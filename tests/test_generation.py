@@ -110,6 +110,16 @@ def test_greedy_answers_are_those_of_each_prompt_alone_and_stop_at_an_end_token(
         assert answer_prompts(model, tiny_tokenizer, prompts, 12, max_tokens) == [[text] for text in expected]
 
 
+def test_answers_that_are_known_are_not_asked_for_again(model, tiny_tokenizer):
+    """Five of six are left over from a killed command: also sampled answers are those of a command that ran whole."""
+    prompts = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in ("Hi", "Name one.", "Why?")]
+    draws = {"temperature": 1.0, "votes": 2, "seed": 3}
+    whole, kept = answer_prompts(model, tiny_tokenizer, prompts, 8, 10**6, **draws), {}
+    known = {number: whole[number // 2][number % 2] for number in (0, 1, 2, 4, 5)}
+    again = answer_prompts(model, tiny_tokenizer, prompts, 8, 10**6, **draws, known=known, keep=kept.__setitem__)
+    assert again == whole and kept == {3: whole[1][1]} and whole[1][0] != whole[1][1]
+
+
 def test_sampling_set_by_the_checkpoint_is_not_used(model, tiny_tokenizer, monkeypatch):
     prompts = ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"]
     expected = [answered_alone(model, tiny_tokenizer, prompts[0], 12, {tiny_tokenizer.eos_token_id})]

@@ -147,14 +147,18 @@ def overall(benchmark: Benchmark, sections: dict) -> np.ndarray:
 
 
 def kind_scores(benchmark: Benchmark, units: Sequence[Unit]) -> dict[str, dict[str, float]]:
-    """Return, of each section with several kinds of credit, the mean of each kind."""
-    found: dict[str, dict[str, list[float]]] = {}
+    """Return, of each section with several kinds of credit, the mean of each kind; if all have them, also "mean"."""
+    earned: dict[str, dict[str, list[float]]] = {}
     for unit in units:
         section = benchmark.section_of(unit.subset)
         if section in benchmark.weights:
             for kind, value in unit.credits.items():
-                found.setdefault(section, {kind: [] for kind in benchmark.weights[section]})[kind].append(value)
-    return {
-        section: {kind: float(np.mean(values)) for kind, values in kinds.items() if values}
-        for section, kinds in found.items()
+                earned.setdefault(section, {}).setdefault(kind, []).append(value)
+    kinds = {
+        section: {kind: float(np.mean(of_kind[kind])) for kind in benchmark.weights[section] if kind in of_kind}
+        for section, of_kind in earned.items()
     }
+    if len(kinds) > 1:
+        names = next(iter(kinds.values()))
+        kinds["mean"] = {kind: float(np.mean([means[kind] for means in kinds.values()])) for kind in names}
+    return kinds

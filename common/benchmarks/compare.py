@@ -5,8 +5,8 @@
 Both files hold what a benchmark command wrote of the same questions. The difference of the two scores is shown with an
 interval of 95%: questions are drawn anew, with replacement and as many as there are, within each subset; both models
 are measured on the same draw, so what makes a question easy or hard for both falls out (a paired bootstrap; Efron 1979,
-for benchmarks Koehn 2004). The two rows of one prompt of RewardBench 2's Ties are drawn together. Says nothing about
-other questions than these, nor about another training run: that takes several seeds.
+for benchmarks Koehn 2004). The two rows of one prompt of RewardBench 2's Ties are drawn together. The interval says
+nothing about other questions than these, nor about another training run: that takes several seeds.
 """
 
 import argparse

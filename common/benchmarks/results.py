@@ -136,10 +136,7 @@ def measure(answered: Answered) -> dict:
         "benchmark": benchmark.name,
         "score": lines["score"][0][first] if official and not missing else None,
         "missing": missing,
-        "parts": [
-            {"part": part, **count_questions(answered, belongs), **figures}
-            for part, (figures, belongs) in lines.items()
-        ],
+        "parts": [line_of(answered, part, figures, belongs) for part, (figures, belongs) in lines.items()],
         "kinds": kind_scores(benchmark, units[first][0]),
         "answers": answered.said,
     }
@@ -150,11 +147,11 @@ def mean_of(draws: list[dict[str, np.ndarray]]) -> dict[str, float]:
     return {part: float(np.mean([by[part] for by in draws])) for part in draws[0]}
 
 
-def count_questions(answered: Answered, belongs: Callable[[str], bool]) -> dict[str, int]:
-    """Return how many questions are in a part, by their subsets, and how many of them have each mark."""
+def line_of(answered: Answered, part: str, figures: dict[str, float], belongs: Callable[[str], bool]) -> dict:
+    """Return a part's figures, with how many questions are in it, by their subsets, and how many have each mark."""
     members = [belongs(question.subset) for question in answered.questions]
     marked = {name: sum(map(all, zip(members, marks))) for name, marks in answered.counts.items()}
-    return {"questions": sum(members), **marked}
+    return {"part": part, "questions": sum(members), **figures, **marked}
 
 
 def report(answered: Answered, output: Path, model: str, card: bool) -> dict:
@@ -175,9 +172,10 @@ def report(answered: Answered, output: Path, model: str, card: bool) -> dict:
     if card:
         picture = f"benchmark_{benchmark.name}.png"
         draw(Path(model) / picture, panels)
-        shown = {line["part"]: line[next(iter(answered.columns))] for line in figures["parts"][:MOST_LINES]}
-        whole = {f"{name}, by the same rule": figures["parts"][0][name] for name in BASELINES}
-        missing = {"missing": ", ".join(figures["missing"])} if figures["missing"] else {}
+        first, *others = answered.columns
+        shown = {line["part"]: line[first] for line in figures["parts"][:MOST_LINES]}
+        whole = {f"{figures['parts'][0]['part']}: {name}": figures["parts"][0][name] for name in (*others, *BASELINES)}
+        missing = {"missing": shortened(figures["missing"])} if figures["missing"] else {}
         title, results = f"Benchmark: {benchmark.title}", ("score",)  # if something is missing there is no "score"
         extend_model_card(Path(model), title, shown | whole | missing, picture, results, benchmark.title)
     return figures
@@ -199,10 +197,14 @@ def print_figures(benchmark: Benchmark, figures: dict) -> None:
     for name, value in figures["answers"].items():
         print(f"{name}: {format_value(value)}")
     if figures["missing"]:
-        few = figures["missing"][:MOST_LINES]
-        more = f" and {len(figures['missing']) - len(few)} more" if len(figures["missing"]) > len(few) else ""
-        print(f"missing, so there is no official score: {', '.join(few)}{more}")
+        print(f"missing, so there is no official score: {shortened(figures['missing'])}")
     print(f"longer: the answer with more characters wins; random: mean of {DRAWS} seeded draws. {benchmark.notes}")
+
+
+def shortened(names: list[str]) -> str:
+    """Return names as text, the first ones of many."""
+    more = [f"and {len(names) - MOST_LINES} more"] if len(names) > MOST_LINES else []
+    return ", ".join(names[:MOST_LINES] + more)
 
 
 def rows_of(answered: Answered) -> list[dict]:

@@ -21,7 +21,7 @@ from common.conversation import DataError
 from common.files import tails_digest, write_text
 from common.generation import Answer, answer_prompts, load_answering
 from common.grading.endpoint import ask
-from common.judging.kept import KeptAnswers
+from common.judging.kept import kept_answers
 from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.votes import confusion, fault_of, vote_metrics, vote_table
 from common.parquet import write_rows
@@ -37,6 +37,7 @@ USUAL = {
     "trust_remote_code": False,
 }
 RESULTS = ("accuracy", "both_right", "kappa", "parse_rate")  # for the hub, those that a judge has
+MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")  # that its answers depend on
 KEPT = ("source", "order", "data_source", "prompt", "label")  # what is written of a row beside its answers
 
 
@@ -160,15 +161,11 @@ def ask_judge(
         raise DataError(
             f"--compare-to {options.compare_to}: not measured on these {len(rows)} rows; measure it on them"
         )
-    kept = KeptAnswers(folder, identity(options, rows)) if folder else None
-    keeping = {"known": kept.known, "keep": kept.keep} if kept else {}
-    if kept and len(kept.known) == len(rows) * options.votes:  # no model has to be loaded
-        given = [kept.known[number] for number in range(len(kept.known))]
-        answers = [given[start : start + options.votes] for start in range(0, len(given), options.votes)]
-    elif options.endpoint:
-        answers = _ask_endpoint(options, rows, **keeping)
+    if folder:
+        with kept_answers(folder, identity(options, rows)) as kept:
+            answers = _ask(options, rows, tokenizer, known=kept.known, keep=kept.keep)
     else:
-        answers = _ask_checkpoint(options, rows, tokenizer, **keeping)
+        answers = _ask(options, rows, tokenizer)
     votes = [[parse(text) for text in given] for given in answers]
     return Judgements(rows, answers, votes, [decide(cast) for cast in votes], left_out)
 
@@ -177,10 +174,10 @@ def identity(options: argparse.Namespace, rows: list[dict]) -> dict:
     """Return what must be equal for a run to go on with the answers that an earlier one left in its folder."""
     model = options.model
     if not options.endpoint and Path(model).is_dir():  # wherever it lies now
-        model = tails_digest(path for path in Path(model).iterdir() if path.suffix in (".safetensors", ".bin", ".json"))
+        model = tails_digest(path for path in Path(model).iterdir() if path.suffix in MODEL_FILES)
     asked = {name: getattr(options, name) for name in ("votes", "temperature", "seed", "max_new_tokens")}
-    hidden = {"hidden_reasoning": options.hidden_reasoning, "served": bool(options.endpoint)}
-    return {"model": model, "prompts": digest_prompts(rows), **asked, **hidden}
+    read = {"hidden_reasoning": options.hidden_reasoning, "begun": sorted({row.get("begun", "") for row in rows})}
+    return {"model": model, "served": bool(options.endpoint), "prompts": digest_prompts(rows), **asked, **read}
 
 
 def _measure(options: argparse.Namespace, rows: list[dict], frame: str):
@@ -198,6 +195,17 @@ def _measure(options: argparse.Namespace, rows: list[dict], frame: str):
         raise cannot_load(name, error, "Correct --model or --tokenizer.") from error
     drop_too_long, on_bad_row = options.filter_overlong_prompts, options.on_bad_row
     return tokenizer, *measure_rows(rows, tokenizer, limit, drop_too_long, on_bad_row, frame)
+
+
+def _ask(options: argparse.Namespace, rows: list[dict], tokenizer, **keeping) -> list[list[Answer]]:
+    known = keeping.get("known", {})
+    if len(known) == len(rows) * options.votes:  # no model has to be loaded
+        return [[known[place * options.votes + vote] for vote in range(options.votes)] for place in range(len(rows))]
+    return (
+        _ask_endpoint(options, rows, **keeping)
+        if options.endpoint
+        else _ask_checkpoint(options, rows, tokenizer, **keeping)
+    )
 
 
 def _ask_endpoint(options: argparse.Namespace, rows: list[dict], **keeping) -> list[list[Answer]]:

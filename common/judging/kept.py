@@ -6,13 +6,34 @@ number. Lines are appended and written through. A kill leaves half a line at mos
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from common.conversation import DataError
 from common.files import write_text
 from common.generation import Answer
 
 FILE = "answers.jsonl"
+
+
+@contextmanager
+def kept_answers(folder: Path, run: dict) -> Iterator["KeptAnswers"]:
+    """Yield the answers of a run in a folder, and keep other commands out of it meanwhile.
+
+    Raises:
+        DataError: another command is writing there, or the folder holds the answers of another run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    claim = FileLock(folder / ".claimed")
+    try:
+        claim.acquire(blocking=False)
+    except Timeout:
+        raise DataError(f"another command is writing to {folder}. Wait for it, or choose another --output.") from None
+    with claim:
+        yield KeptAnswers(folder, run)
 
 
 class KeptAnswers:
@@ -25,7 +46,6 @@ class KeptAnswers:
             DataError: the folder holds the answers of another run.
         """
         self.path, self.known = folder / FILE, {}
-        folder.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             write_text(self.path, json.dumps(run) + "\n")
         text = self.path.read_bytes()
