@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from common.benchmarks.overlap import add_without, leave_out, read_held_out
 from common.conversation import (
     BadRow,
     Conversation,
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=THEIRS", help="what the data calls a column")
     parser.add_argument("--split", help="of a hub set; default: the source's own for training")
     parser.add_argument("--output", required=True, help="folder to write into")
+    add_without(parser)
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
     parser.add_argument("--different-prompts", default="error", choices=DIFFERENT_PROMPTS, help="of the two sides")
     parser.add_argument("--val-share", type=float, default=0.05, help="share of the rows for validation, and for test")
@@ -173,7 +175,8 @@ def main() -> None:
     parser.add_argument("--demo-pairs", type=int, default=10000, help="training pairs of the demo")
     options = parser.parse_args()
 
-    check_demo(options.source, options.path, options.columns)
+    check_demo(options.source, options.path, options.columns, options.without)
+    held_out = read_held_out(options.without)
     datasets = set()
     if options.source == "demo":
         sizes = {"train": options.demo_pairs, "val": 500, "test": 1000}
@@ -186,6 +189,8 @@ def main() -> None:
         place, split = options.path or source.hub, options.split or source.split
         rows, datasets = load_source(place, split, options.columns, ["margin"], **source.options), sets_of(place)
         rows, left_out = convert_pairs(rows, source.convert, options.on_bad_row, options.different_prompts)
+        rows, also_held_out = leave_out(rows, held_out)
+        left_out += also_held_out
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}
         splits = split_by_prompt(rows, ratio, options.seed, prompt_of)

@@ -61,10 +61,12 @@ def sets_of(path: str) -> set[str]:
     return datasets_of(files) if form_of(files[0]) == "parquet" else set()
 
 
-def check_demo(source: str, path: str | None, renamed: Iterable[str]) -> None:
+def check_demo(source: str, path: str | None, renamed: Iterable[str], without: Iterable[str]) -> None:
     """Raise `DataError` if rows are named for the demo, which makes its own."""
-    if source == "demo" and (path or renamed):
-        raise DataError("--source demo makes its own rows: leave out --path and --columns, or choose another --source")
+    if source == "demo" and (path or renamed or without):
+        raise DataError(
+            "--source demo makes its own rows: leave out --path, --columns and --without, or choose another --source"
+        )
 
 
 def read_names(renamed: Iterable[str]) -> dict[str, str]:

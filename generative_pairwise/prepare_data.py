@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from common.benchmarks.overlap import add_without, leave_out, read_held_out
 from common.conversation import (
     BadRow,
     Conversation,
@@ -239,6 +240,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="folder to write into")
     parser.add_argument("--transcripts", action="store_true", help="also write transcripts/*.parquet for sft")
     parser.add_argument("--rubric", type=Path, help="text file: what to judge by; default: the source's own rubric")
+    add_without(parser)
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
     parser.add_argument("--val-share", type=float, default=0.05, help="share of the rows for validation, and for test")
     parser.add_argument("--seed", type=int, default=0)
@@ -246,7 +248,8 @@ def main() -> None:
     parser.add_argument("--biased-transcripts", type=int, default=0, help="of the demo, as warm_start.parquet for SFT")
     options = parser.parse_args()
 
-    check_demo(options.source, options.path, options.columns)
+    check_demo(options.source, options.path, options.columns, options.without)
+    held_out = read_held_out(options.without)
     source = SOURCES[options.source]
     rubric = read_rubric(options.rubric)
     if options.biased_transcripts and options.source != "demo":
@@ -269,6 +272,8 @@ def main() -> None:
         place, split = options.path or source.hub, options.split or source.split
         rows, datasets = load_source(place, split, options.columns, **source.options), sets_of(place)
         rows, left_out = convert_comparisons(rows, options.source, rubric, options.on_bad_row)
+        rows, also_held_out = leave_out(rows, held_out)
+        left_out += also_held_out
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}
         splits = split_by_prompt(rows, ratio, options.seed, prompt_of)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.benchmarks.overlap import add_without, leave_out, read_held_out
 from common.conversation import DataError
 from common.data_report import data_report
 from common.demo.transcripts import comparing, scoring
@@ -83,13 +84,15 @@ def main() -> None:
     parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=THEIRS", help="what the data calls a column")
     parser.add_argument("--split", default="train", help="of a hub set")
     parser.add_argument("--output", required=True, help="folder to write into")
+    add_without(parser)
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
     parser.add_argument("--val-share", type=float, default=0.05, help="share of the rows for validation, and for test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--demo-rows", type=int, default=6000, help="training conversations of the demo")
     options = parser.parse_args()
 
-    check_demo(options.source, options.path, options.columns)
+    check_demo(options.source, options.path, options.columns, options.without)
+    held_out = read_held_out(options.without)
     datasets = set()
     if options.source == "demo":
         splits, left_out = demo_splits({"train": options.demo_rows, "val": 300, "test": 600}, options.seed), Counter()
@@ -98,6 +101,8 @@ def main() -> None:
     else:
         rows, datasets = load_source(options.path, options.split, options.columns), sets_of(options.path)
         rows, left_out = convert_conversations(rows, options.on_bad_row)
+        rows, also_held_out = leave_out(rows, held_out)
+        left_out += also_held_out
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}
         splits = split_by_prompt(rows, ratio, options.seed, prompt_of)

@@ -140,9 +140,9 @@ def test_a_csv_of_prompts_and_two_answers_becomes_pairs(file, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("module", METHODS, ids=lambda module: module.__name__)
-@pytest.mark.parametrize("given", [["--path", "mine.csv"], ["--columns", "chosen=better"]])
+@pytest.mark.parametrize("given", [["--path", "mine.csv"], ["--columns", "chosen=better"], ["--without", __file__]])
 def test_the_demo_takes_no_rows(monkeypatch, tmp_path, module, given):
-    with pytest.raises(DataError, match="--source demo makes its own rows: leave out --path and --columns"):
+    with pytest.raises(DataError, match="--source demo makes its own rows: leave out --path, --columns and --without"):
         run(monkeypatch, module, "--source", "demo", "--output", tmp_path, *given)
 
 
