@@ -23,6 +23,7 @@ from common.generation import Answer, answer_prompts, load_answering
 from common.grading.endpoint import ask
 from common.judging.kept import KeptAnswers
 from common.judging.prompts import digest_prompts, measure_rows
+from common.judging.soft import Probabilities, Verdicts, mean_of, weigh_answers, weigh_served
 from common.judging.votes import confusion, fault_of, vote_metrics, vote_table
 from common.parquet import write_rows
 from common.report import draw, format_value
@@ -77,6 +78,8 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that measures a judge."""
     parser.add_argument("--compare-to", type=Path, help="an earlier evaluation_*.json of these rows: print both")
     parser.add_argument("--card", action="store_true", help="add the figures to the checkpoint's model card")
+    soft = "also how probable each verdict was; an endpoint has to give log-probabilities"
+    parser.add_argument("--soft", action="store_true", help=soft)
 
 
 def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -128,6 +131,7 @@ class Judgements:
     votes: list[list]  # the answers' verdicts, None if an answer has none
     verdicts: list  # None if the votes decide nothing
     left_out: Counter  # rows that were not asked, by reason
+    soft: list[Probabilities | None] | None = None  # of each row, the mean over its votes with a verdict; if asked for
 
     @property
     def labels(self) -> list:
@@ -141,6 +145,7 @@ def ask_judge(
     decide: Callable[[list], object],
     frame: str = "",
     folder: Path | None = None,
+    soft: Verdicts | None = None,
 ) -> Judgements:
     """Ask a judge for its verdicts, after everything that can be checked before a model is loaded.
 
@@ -149,6 +154,7 @@ def ask_judge(
         parse, decide: the method's: the verdict of an answer, and that of several votes.
         frame: the method's prompt without its slots: the tags in it stay.
         folder: keeps each answer as it comes; those that are there already are not asked for again.
+        soft: also weigh the verdicts, written so.
 
     Raises:
         DataError: as `measure_rows`; --compare-to was not measured on these rows; `folder` holds another run.
@@ -160,17 +166,19 @@ def ask_judge(
         raise DataError(
             f"--compare-to {options.compare_to}: not measured on these {len(rows)} rows; measure it on them"
         )
-    kept = KeptAnswers(folder, identity(options, rows)) if folder else None
+    kept, weighed = KeptAnswers(folder, identity(options, rows)) if folder else None, None
     keeping = {"known": kept.known, "keep": kept.keep} if kept else {}
     if kept and len(kept.known) == len(rows) * options.votes:  # no model has to be loaded
         given = [kept.known[number] for number in range(len(kept.known))]
         answers = [given[start : start + options.votes] for start in range(0, len(given), options.votes)]
     elif options.endpoint:
-        answers = _ask_endpoint(options, rows, **keeping)
+        answers = _ask_endpoint(options, rows, with_tokens=soft is not None, **keeping)
+        weighed = [[weigh_served(soft, text) for text in given] for given in answers] if soft else None
     else:
-        answers = _ask_checkpoint(options, rows, tokenizer, **keeping)
+        answers, weighed = _ask_checkpoint(options, rows, tokenizer, soft, **keeping)
     votes = [[parse(text) for text in given] for given in answers]
-    return Judgements(rows, answers, votes, [decide(cast) for cast in votes], left_out)
+    found = [mean_of(of_row) for of_row in weighed] if weighed else None
+    return Judgements(rows, answers, votes, [decide(cast) for cast in votes], left_out, found)
 
 
 def identity(options: argparse.Namespace, rows: list[dict]) -> dict:
@@ -200,7 +208,7 @@ def _measure(options: argparse.Namespace, rows: list[dict], frame: str):
     return tokenizer, *measure_rows(rows, tokenizer, limit, drop_too_long, on_bad_row, frame)
 
 
-def _ask_endpoint(options: argparse.Namespace, rows: list[dict], **keeping) -> list[list[Answer]]:
+def _ask_endpoint(options: argparse.Namespace, rows: list[dict], **more) -> list[list[Answer]]:
     return ask(
         options.endpoint,
         options.model,
@@ -212,18 +220,26 @@ def _ask_endpoint(options: argparse.Namespace, rows: list[dict], **keeping) -> l
         [row.get("begun", "") for row in rows],
         options.concurrency,
         options.hidden_reasoning,
-        **keeping,
+        **more,
     )
 
 
-def _ask_checkpoint(options: argparse.Namespace, rows: list[dict], tokenizer, **keeping) -> list[list[Answer]]:
+def _ask_checkpoint(
+    options: argparse.Namespace, rows: list[dict], tokenizer, soft: Verdicts | None, **keeping
+) -> tuple[list[list[Answer]], list[list[Probabilities | None]] | None]:
+    """Return the answers to each row, and if asked for, how probable each verdict was in them."""
     model = load_answering(options.model, options.trust_remote_code)
     ensure_pad_token(tokenizer, model.config.get_text_config().vocab_size)
     template = {"tokenize": False, "add_generation_prompt": True}
     texts = [tokenizer.apply_chat_template(row["prompt"], **template) for row in rows]
     draws = (options.temperature, options.votes, options.seed)
     answers = answer_prompts(model, tokenizer, texts, options.max_new_tokens, options.max_tokens, *draws, **keeping)
-    return [[Answer(row["begun"] + text, text.clipped) for text in given] for row, given in zip(rows, answers)]
+    whole = [[Answer(row["begun"] + text, text.clipped) for text in given] for row, given in zip(rows, answers)]
+    if soft is None:
+        return whole, None
+    asked = [(text, row["begun"], answer) for text, row, given in zip(texts, rows, whole) for answer in given]
+    weighed = weigh_answers(model, tokenizer, soft, asked, options.max_tokens)
+    return whole, [weighed[first : first + options.votes] for first in range(0, len(weighed), options.votes)]
 
 
 def read_earlier(options: argparse.Namespace) -> dict:
@@ -285,6 +301,10 @@ def report(
         {key: row[key] for key in KEPT if key in row} | {"verdict": verdict, "votes": votes, "answers": answers}
         for row, verdict, votes, answers in answered
     ]
+    if judged.soft:
+        kept = [
+            row | {"probabilities": list(found.values()) if found else None} for row, found in zip(kept, judged.soft)
+        ]
     write_rows(f"{place}.parquet", kept)
     draw(Path(f"{place}.png"), panels)
     print(f"written: {place}.*")
