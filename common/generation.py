@@ -41,9 +41,15 @@ BEGUN = re.compile(rf"(?:{THINKING}\s*(?:{CLOSING}\s*)?|(?<![^\s<>\[\]]){CLOSING
 
 
 class Answer(str):
-    """A model's answer: its text, and in `clipped` whether its tokens ran out before it came to an end."""
+    """A model's answer: its text, and in `clipped` whether its tokens ran out before it came to an end.
+
+    Of a judge, if they were asked for: `tokens`, each token of a served model's answer with the log-probabilities of
+    the likeliest ones at its place; `probabilities`, of each verdict.
+    """
 
     clipped: bool
+    tokens: list[tuple[str, dict[str, float]]] | None = None
+    probabilities: dict | None = None
 
     def __new__(cls, text: str, clipped: bool) -> "Answer":
         answer = super().__new__(cls, text)
@@ -272,7 +278,7 @@ def answer_prompts(
         for places in batches_of([len(encoded[index]) + max_new_tokens for index in left], max_tokens):
             batch = [left[place] for place in places]
             inputs = [encoded[index] for index in batch]
-            seeds = [seed * len(encoded) + index for index in batch]
+            seeds = [seed * votes + index % votes for index in batch]
             answers = generate_batch(model, inputs, tokenizer.pad_token_id, max_new_tokens, seeds, temperature)
             for index, (tokens, _) in zip(batch, answers):
                 texts[index] = Answer(decode(tokenizer, tokens, ends), clipped=tokens[-1] not in ends)

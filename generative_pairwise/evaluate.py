@@ -9,31 +9,18 @@ never guessed at. A judge that favours a place is right in one order at most: wh
 """
 
 import logging
+import math
 from collections import Counter
 
 from common.conversation import DataError
 from common.grading.endpoint import EndpointError
 from common.judging.asking import add_comparison, ask_judge, make_parser, read_options, report
 from common.judging.rubric import read_stored_rubric
+from common.judging.soft import Verdicts
 
 from .dataset import load_rows
-from .prompt import FRAME, RUBRIC, SWAPPED, VERDICTS, Preference, parse
-
-
-def decide(votes: list[Preference | None]) -> Preference | None:
-    """Return the verdict of several votes on one row: the most frequent preference among those that parsed.
-
-    Of equally frequent ones "tie" counts. Without it, A as often as B, there is no verdict; nor if fewer than half of
-    the votes parsed: what is left would be the verdict of a few.
-    """
-    parsed = [vote for vote in votes if vote is not None]
-    if not parsed or 2 * len(parsed) < len(votes):
-        return None
-    counts = Counter(parsed)
-    frequent = [verdict for verdict in counts if counts[verdict] == max(counts.values())]
-    if len(frequent) == 1:
-        return frequent[0]
-    return "tie" if "tie" in frequent else None
+from .prompt import FRAME, RUBRIC, SWAPPED, VERDICTS, Preference, decide, parse, write
+from .win_rates import POINTS, expected_points
 
 
 def preference_metrics(
@@ -90,6 +77,43 @@ def preference_metrics(
     return metrics
 
 
+def soft_metrics(
+    labels: list[Preference],
+    verdicts: list[Preference | None],
+    swapped: list[Preference | None],
+    soft: list[dict[Preference, float] | None],
+    soft_swapped: list[dict[Preference, float] | None],
+) -> dict[str, float]:
+    """Return how well the probability that A is better finds the better response, beside the verdicts themselves.
+
+    Both are the mean of the two orders, a tie being half of each. Over the pairs that are no tie and have a verdict in
+    both orders.
+
+    Returns:
+        order_accuracy, soft_order_accuracy: how often the better response has more than one half, exactly one half
+        counting one half. soft_log_loss: -ln of the better one's probability; absent if one is 0, as an endpoint may
+        say. Nothing if there is no such pair.
+    """
+    found: list[tuple[float, float]] = []  # of the better response: its points by verdicts, and its probability
+    for label, *given, shares, shares_swapped in zip(labels, verdicts, swapped, soft, soft_swapped):
+        if label == "tie" or None in given or shares is None or shares_swapped is None:
+            continue
+        points = (POINTS[given[0]] + 1 - POINTS[given[1]]) / 2
+        probability = (expected_points(shares) + 1 - expected_points(shares_swapped)) / 2
+        found.append((points, probability) if label == "A" else (1 - points, 1 - probability))
+    if not found:
+        return {}
+
+    def accuracy(values: tuple[float, ...]) -> float:
+        return sum((value > 0.5) + (value == 0.5) / 2 for value in values) / len(values)
+
+    points, probabilities = zip(*found)
+    metrics = {"order_accuracy": accuracy(points), "soft_order_accuracy": accuracy(probabilities)}
+    if min(probabilities) > 0:
+        metrics["soft_log_loss"] = -sum(map(math.log, probabilities)) / len(probabilities)
+    return metrics
+
+
 def main() -> None:
     columns = "input, output and metadata, or prompt, prompt_swapped and label"
     parser = make_parser("A judge's preferences beside the labels.", columns)
@@ -97,12 +121,16 @@ def main() -> None:
     options = read_options(parser)
     rubric = read_stored_rubric(options.tokenizer or options.model) or RUBRIC  # the one that the judge was trained by
     rows, bad = load_rows(options.data, options.on_bad_row, rubric)
-    judged = ask_judge(options, rows, parse, decide, FRAME)
+    soft = Verdicts.of(VERDICTS, write, parse) if options.soft else None
+    judged = ask_judge(options, rows, parse, decide, FRAME, soft=soft)
     as_given, swapped = slice(0, None, 2), slice(1, None, 2)  # a pair is two rows, one below the other
     longer = [row["longer"] for row in judged.rows]
     metrics = preference_metrics(
         judged.labels[as_given], judged.verdicts[as_given], judged.verdicts[swapped], longer[as_given]
     )
+    if judged.soft:
+        weighed = judged.soft[as_given], judged.soft[swapped]
+        metrics |= soft_metrics(judged.labels[as_given], judged.verdicts[as_given], judged.verdicts[swapped], *weighed)
     report(options, judged, metrics, VERDICTS, bad)
 
 

@@ -13,12 +13,12 @@ from itertools import permutations
 from typing import Any
 
 from common.conversation import Conversation, read_dialogue, read_response
-from common.generation import Answer
 from common.grading.contract import GraderMode, GraderRank, GraderScore, all_or_none, rank_by, read_several
-from common.judging.grader import JudgeGrader, no_verdict, reasoning_of
+from common.judging.grader import JudgeGrader, Judgement
+from common.judging.soft import Verdicts
 
-from .prompt import FRAME, PROMPT, RUBRIC, SWAPPED, VERDICT_FORM, Preference, ask, parse
-from .win_rates import POINTS, win_rates
+from .prompt import FRAME, PROMPT, RUBRIC, SWAPPED, VERDICT_FORM, VERDICTS, ask, decide, parse, write
+from .win_rates import POINTS, expected_points, win_rates
 
 
 class PairwiseGrader(JudgeGrader):
@@ -26,6 +26,8 @@ class PairwiseGrader(JudgeGrader):
 
     default_rubric = RUBRIC
     frame = FRAME
+    verdicts = Verdicts.of(VERDICTS, write, parse)
+    decide = decide
 
     def __init__(self, *args: Any, both_orders: bool = True, **settings: Any):
         """`both_orders=False` asks once, at half the cost; if the judge favours a place, the score then does too."""
@@ -51,39 +53,36 @@ class PairwiseGrader(JudgeGrader):
         dialogue = read_dialogue(query, "query")
         shown = [read_response(response_a, "response_a"), read_response(response_b, "response_b")]
         orders = [shown, shown[::-1]] if self.both_orders else [shown]
-        given = await self._answer_all(ask(dialogue, *order, self.rubric) for order in orders)
-        verdicts = [self._verdict(text) for text in given]
+        judged = await self._judge_all(ask(dialogue, *order, self.rubric) for order in orders)
+        verdicts = [one.verdict for one in judged]
         turned = [verdicts[0], *map(SWAPPED.get, verdicts[1:])]  # in the words of the order as given
-        return GraderScore(
-            name=self.name,
-            score=sum(POINTS[verdict] for verdict in turned) / len(turned),
-            reason=reasoning_of(given[0]),
-            metadata={"verdicts": turned, "consistent": len(set(turned)) == 1, "answers": list(map(str, given))},
-        )
+        points = [self._points(one) for one in judged]  # for the response shown first
+        points[1:] = [1 - found for found in points[1:]]
+        said = {"verdicts": turned, "consistent": len(set(turned)) == 1}
+        said["answers"] = [str(answer) for one in judged for answer in one.answers]
+        if self.soft:
+            said["probabilities"] = [one.probabilities for one in judged]
+        return GraderScore(name=self.name, score=sum(points) / len(points), reason=judged[0].reason, metadata=said)
 
     async def _rank(self, query: str | Conversation, responses: list[str], **_: Any) -> GraderRank:
         dialogue, responses = read_dialogue(query, "query"), read_several(responses)
         pairs = permutations(responses, 2)
-        given = await self._answer_all(ask(dialogue, *pair, self.rubric) for pair in pairs)
-        rates = win_rates(len(responses), [self._verdict(text) for text in given])
+        judged = await self._judge_all(ask(dialogue, *pair, self.rubric) for pair in pairs)
+        rates = win_rates(len(responses), [one.verdict for one in judged], [self._points(one) for one in judged])
         rank, reason = rank_by(rates, "win rate")
         return GraderRank(name=self.name, rank=rank, reason=reason, metadata={"win_rates": rates})
 
-    async def _answer_all(self, prompts: Iterable[Conversation]) -> list[Answer]:
-        return await all_or_none(map(self.answer, prompts))
+    async def _judge_all(self, prompts: Iterable[Conversation]) -> list[Judgement]:
+        return await all_or_none(map(self.judge, prompts))
 
-    @staticmethod
-    def _verdict(given: Answer) -> Preference:
-        verdict = parse(given)
-        if verdict is None:
-            raise no_verdict(given)
-        return verdict
+    def _points(self, judged: Judgement) -> float:
+        return expected_points(judged.probabilities) if self.soft else POINTS[judged.verdict]
 
     @staticmethod
     def get_metadata() -> dict[str, Any]:
         return {
             "score": "how probably A is better than B: 1 A, 0.5 a tie, 0 B; asked in both orders the mean of the two. "
-            "Steps, not a calibrated probability",
+            "Steps, not a calibrated probability; with soft=True the judge's own probability of its verdicts",
             "rank": "1 is the best. By win rate: the share of its comparisons that a response wins, a tie being half a "
             "win; equal rates stand in the given order, and metadata['win_rates'] shows them",
             "reason": "what the judge wrote before its verdict, on the order as given",

@@ -11,6 +11,7 @@ rubric, a judge that knows no tie or a verdict as JSON is a change of a few line
 
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -152,6 +153,22 @@ def parse(text: str) -> Preference | None:
         return None
     verdict = re.fullmatch(rf"<preference>({'|'.join(PREFERENCES)})</preference>", rest.strip())
     return verdict[1] if verdict else None
+
+
+def decide(votes: list[Preference | None]) -> Preference | None:
+    """Return the verdict of several votes on one row: the most frequent preference among those that parsed.
+
+    Of equally frequent ones "tie" counts. Without it, A as often as B, there is no verdict; nor if fewer than half of
+    the votes parsed: what is left would be the verdict of a few.
+    """
+    parsed = [vote for vote in votes if vote is not None]
+    if not parsed or 2 * len(parsed) < len(votes):
+        return None
+    counts = Counter(parsed)
+    frequent = [verdict for verdict in counts if counts[verdict] == max(counts.values())]
+    if len(frequent) == 1:
+        return frequent[0]
+    return "tie" if "tie" in frequent else None
 
 
 def transcripts(judged: Judged, rubric: str = RUBRIC) -> list[Conversation]:

@@ -2,26 +2,34 @@
 
 from itertools import permutations
 
-from .prompt import SWAPPED, Preference
+from .prompt import Preference
 
 POINTS: dict[Preference, float] = {"A": 1.0, "tie": 0.5, "B": 0.0}  # for the response shown first
 
 
-def win_rates(count: int, verdicts: list[Preference | None]) -> list[float | None]:
+def expected_points(probabilities: dict[Preference, float]) -> float:
+    """Return how probably the response shown first is the better one, a tie being one half."""
+    return sum(POINTS[verdict] * share for verdict, share in probabilities.items())
+
+
+def win_rates(count: int, verdicts: list[Preference | None], points: list[float] | None = None) -> list[float | None]:
     """Return each response's win rate, 0 to 1; None if no comparison with it had a verdict.
 
     Args:
         verdicts: on the responses in pairs, in the order of `itertools.permutations(range(count), 2)`, so in both
         orders. If one of the two is missing the comparison is left out in both: it is no draw, and one order alone
         would favour what stands first.
+        points: of each comparison, for the response shown first; by default those of its verdict.
     """
-    said = dict(zip(permutations(range(count), 2), verdicts, strict=True))
-    points = [[] for _ in range(count)]
-    for (first, second), verdict in said.items():
-        if verdict is not None and said[second, first] is not None:
-            points[first].append(POINTS[verdict])
-            points[second].append(POINTS[SWAPPED[verdict]])
-    return [sum(won) / len(won) if won else None for won in points]
+    orders = list(permutations(range(count), 2))
+    said = dict(zip(orders, verdicts, strict=True))
+    won: list[list[float]] = [[] for _ in range(count)]
+    for place, (first, second) in enumerate(orders):
+        if said[first, second] is not None and said[second, first] is not None:
+            gained = POINTS[verdicts[place]] if points is None else points[place]
+            won[first].append(gained)
+            won[second].append(1 - gained)
+    return [sum(gained) / len(gained) if gained else None for gained in won]
 
 
 def ranks(rates: list[float | None]) -> list[int | None]:

@@ -10,31 +10,19 @@ never guessed at.
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
-from scipy.stats import spearmanr
+from scipy.stats import somersd, spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 from common.conversation import DataError
 from common.grading.endpoint import EndpointError
 from common.judging.asking import add_comparison, ask_judge, make_parser, read_options, report
 from common.judging.rubric import read_stored_rubric
+from common.judging.soft import Verdicts
 
 from .dataset import load_rows
-from .prompt import FRAME, RUBRIC, VERDICTS, parse
-
-
-def decide(votes: list[int | None]) -> int | None:
-    """Return the verdict of several votes on one row: the most frequent score among those that parsed.
-
-    Of equally frequent scores the one nearest to the votes' mean counts, then the lower. None if fewer than half of
-    the votes parsed: what is left would be the verdict of a few.
-    """
-    parsed = [vote for vote in votes if vote is not None]
-    if not parsed or 2 * len(parsed) < len(votes):
-        return None
-    counts = Counter(parsed)
-    frequent = [score for score in counts if counts[score] == max(counts.values())]
-    return min(frequent, key=lambda score: (abs(len(parsed) * score - sum(parsed)), score))
+from .prompt import FRAME, RUBRIC, VERDICTS, decide, expected_score, parse, write
 
 
 def score_metrics(labels: list[int], verdicts: list[int | None]) -> dict[str, float]:
@@ -79,6 +67,41 @@ def score_metrics(labels: list[int], verdicts: list[int | None]) -> dict[str, fl
     }
 
 
+def soft_metrics(
+    labels: list[int], verdicts: list[int | None], soft: list[dict[int, float] | None]
+) -> dict[str, float]:
+    """Return how well expected scores order the rows, beside the verdicts themselves, over the rows with a verdict.
+
+    Returns:
+        soft_mae, soft_spearman: as of `score_metrics`. order_accuracy and soft_order_accuracy: of every two rows with
+        different labels, how often the higher label has the higher verdict or expected score; see `order_accuracy`.
+        Absent if all labels are equal.
+    """
+    rows = [
+        (label, verdict, expected_score(shares))
+        for label, verdict, shares in zip(labels, verdicts, soft)
+        if verdict is not None and shares is not None
+    ]
+    if not rows:
+        return {}
+    right, given, expected = zip(*rows)
+    metrics = {"soft_mae": sum(abs(label - score) for label, score in zip(right, expected)) / len(rows)}
+    if len(set(right)) > 1 and len(set(expected)) > 1:
+        metrics["soft_spearman"] = float(spearmanr(right, expected).statistic)
+    if len(set(right)) > 1:
+        metrics |= {"order_accuracy": order_accuracy(right, given)}
+        metrics |= {"soft_order_accuracy": order_accuracy(right, expected)}
+    return metrics
+
+
+def order_accuracy(labels: Sequence[int], scores: Sequence[float]) -> float:
+    """Return, of every two rows with different labels, how often the higher one has the higher score; equal: one half.
+
+    It is Somers' D of the scores, moved from -1…1 to 0…1.
+    """
+    return (float(somersd(labels, scores).statistic) + 1) / 2 if len(set(scores)) > 1 else 0.5
+
+
 def evidence_metrics(evidence: list[list[str]], answers: list[list[str]]) -> dict[str, float]:
     """Return the share of answers that hold all of their row's evidence, letter by letter, before `</think>`.
 
@@ -97,8 +120,11 @@ def main() -> None:
     options = read_options(parser)
     rubric = read_stored_rubric(options.tokenizer or options.model) or RUBRIC  # the one that the judge was trained by
     rows, bad = load_rows(options.data, options.on_bad_row, rubric)
-    judged = ask_judge(options, rows, parse, decide, FRAME)
+    soft = Verdicts.of(VERDICTS, write, parse) if options.soft else None
+    judged = ask_judge(options, rows, parse, decide, FRAME, soft=soft)
     metrics = score_metrics(judged.labels, judged.verdicts)
+    if judged.soft:
+        metrics |= soft_metrics(judged.labels, judged.verdicts, judged.soft)
     if not options.hidden_reasoning:
         metrics |= evidence_metrics([row["evidence"] for row in judged.rows], judged.answers)
     report(options, judged, metrics, VERDICTS, bad)

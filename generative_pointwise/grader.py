@@ -11,9 +11,22 @@ from typing import Any
 
 from common.conversation import Conversation, read_dialogue, read_response
 from common.grading.contract import GraderScore
-from common.judging.grader import JudgeGrader, no_verdict, reasoning_of
+from common.judging.grader import JudgeGrader
+from common.judging.soft import Verdicts
 
-from .prompt import FRAME, PROMPT, RUBRIC, SCORES, VERDICT_FORM, ask, parse
+from .prompt import (
+    FRAME,
+    PROMPT,
+    RUBRIC,
+    SCORES,
+    VERDICT_FORM,
+    VERDICTS,
+    ask,
+    decide,
+    expected_score,
+    parse,
+    write,
+)
 
 
 class PointwiseGrader(JudgeGrader):
@@ -21,6 +34,8 @@ class PointwiseGrader(JudgeGrader):
 
     default_rubric = RUBRIC
     frame = FRAME
+    verdicts = Verdicts.of(VERDICTS, write, parse)
+    decide = decide
 
     async def grade(self, query: str | Conversation, response: str, **_: Any) -> GraderScore:
         """Score a response to a query.
@@ -32,17 +47,15 @@ class PointwiseGrader(JudgeGrader):
             BadRow, NoVerdict, EndpointError: which `aevaluate` returns as `GraderError`.
         """
         prompt = ask(read_dialogue(query, "query"), read_response(response), self.rubric)
-        given = await self.answer(prompt)
-        score = parse(given)
-        if score is None:
-            raise no_verdict(given)
-        return GraderScore(name=self.name, score=score, reason=reasoning_of(given), metadata={"answer": str(given)})
+        judged = await self.judge(prompt)
+        score = expected_score(judged.probabilities) if self.soft else judged.verdict
+        return GraderScore(name=self.name, score=score, reason=judged.reason, metadata=judged.said())
 
     @staticmethod
     def get_metadata() -> dict[str, Any]:
         return {
             "score": f"a whole number from {SCORES[0]} to {SCORES[-1]}, more is better; the rubric, which is part of "
-            "the prompt, says what each means",
+            "the prompt, says what each means. With soft=True the mean over the probabilities of all scores",
             "reason": "what the judge wrote before its verdict",
             "error": "no answer, or none with exactly one well-formed verdict; there is no fallback score",
             "aevaluate": PointwiseGrader.grade.__doc__,

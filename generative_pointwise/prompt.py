@@ -10,6 +10,7 @@ rubric, a scale of 0 to 10 or a verdict as JSON is a change of a few lines on th
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from common.conversation import BadRow, Conversation, check_unicode, read_dialogue, read_responses
@@ -150,6 +151,25 @@ def parse(text: str) -> int | None:
         return None
     verdict = re.fullmatch(rf"<score>({'|'.join(map(str, SCORES))})</score>", rest.strip())
     return int(verdict[1]) if verdict else None
+
+
+def decide(votes: list[int | None]) -> int | None:
+    """Return the verdict of several votes on one row: the most frequent score among those that parsed.
+
+    Of equally frequent scores the one nearest to the votes' mean counts, then the lower. None if fewer than half of
+    the votes parsed: what is left would be the verdict of a few.
+    """
+    parsed = [vote for vote in votes if vote is not None]
+    if not parsed or 2 * len(parsed) < len(votes):
+        return None
+    counts = Counter(parsed)
+    frequent = [score for score in counts if counts[score] == max(counts.values())]
+    return min(frequent, key=lambda score: (abs(len(parsed) * score - sum(parsed)), score))
+
+
+def expected_score(probabilities: dict[int, float]) -> float:
+    """Return the mean score over the probabilities of all scores: a number of the scale, with fractions."""
+    return sum(score * share for score, share in probabilities.items())
 
 
 def transcripts(judged: Judged, rubric: str = RUBRIC) -> list[Conversation]:

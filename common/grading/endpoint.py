@@ -26,6 +26,8 @@ from tqdm import tqdm
 from common.conversation import Conversation
 from common.generation import Answer
 
+TOP = 20  # tokens at a place whose log-probabilities are asked for; OpenAI and, by default, vLLM give no more
+
 
 class EndpointError(RuntimeError):
     """An endpoint gave no answer. The text is for the user: which endpoint, which model, why."""
@@ -71,16 +73,22 @@ async def one(
     seed: int = 0,
     begun: str = "",
     hidden_reasoning: bool = False,
+    with_tokens: bool = False,
 ) -> Answer:
     """Return one answer, whole; temperature 0 is greedy. Raise `EndpointError` if none comes.
 
     Args:
         begun, hidden_reasoning: see `whole_answer`.
+        with_tokens: with the log-probabilities of the likeliest tokens at each place; an error if there are none.
     """
     asked = {"model": model, "messages": conversation, "max_tokens": max_new_tokens, "temperature": temperature}
     drawn = {"top_p": 1.0, "seed": seed} if temperature > 0 else {}
+    drawn |= {"logprobs": True, "top_logprobs": TOP} if with_tokens else {}
     reply = await _send(client, model, lambda once: once.chat.completions.create(**asked, **drawn), _read_message)
-    return Answer(whole_answer(reply.message, begun, hidden_reasoning), clipped=reply.finish_reason == "length")
+    answer = Answer(whole_answer(reply.message, begun, hidden_reasoning), clipped=reply.finish_reason == "length")
+    if with_tokens:
+        answer.tokens = _read_tokens(reply, f"{client.base_url} (model {model})")
+    return answer
 
 
 async def _send(client: AsyncOpenAI, model: str, request: Callable[[AsyncOpenAI], Awaitable], read: Callable):
@@ -157,6 +165,14 @@ def _read_message(reply: object) -> Choice | None:
     return None
 
 
+def _read_tokens(reply: Choice, place: str) -> list[tuple[str, dict[str, float]]]:
+    """Return each token of a reply with the likeliest ones at its place; raise `EndpointError` if there are none."""
+    tokens = getattr(reply.logprobs, "content", None)
+    if not tokens:
+        raise EndpointError(f"{place}: the endpoint gives no log-probabilities, which soft verdicts are made of")
+    return [(token.token, {other.token: other.logprob for other in token.top_logprobs}) for token in tokens]
+
+
 async def classify(client: AsyncOpenAI, model: str, ids: list[int]) -> float:
     """Return the raw reward of a tokenised text, from the `/classify` of vLLM or SGLang.
 
@@ -191,6 +207,7 @@ def ask(
     begun: list[str] | None = None,
     concurrency: int = 16,
     hidden_reasoning: bool = False,
+    with_tokens: bool = False,
     known: Mapping[int, Answer] | None = None,
     keep: Callable[[int, Answer], None] = lambda number, answer: None,
     **connection: float,
@@ -200,6 +217,7 @@ def ask(
     Args:
         begun: for each conversation; see `whole_answer`.
         hidden_reasoning: see `whole_answer`.
+        with_tokens: see `one`.
         known, keep: see `common.generation.answer_prompts`.
         connection: see `connect`.
     """
@@ -215,7 +233,8 @@ def ask(
             async with free:  # each vote has its own seed: by the same seed a server draws the same answer
                 drawn = (temperature, seed * votes + vote)
                 conversation, start = conversations[asked], starts[asked]
-                given = await one(client, model, conversation, max_new_tokens, *drawn, start, hidden_reasoning)
+                how = (*drawn, start, hidden_reasoning, with_tokens)
+                given = await one(client, model, conversation, max_new_tokens, *how)
             answers[number] = given
             keep(number, given)
             progress.update()

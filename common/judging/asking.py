@@ -23,6 +23,7 @@ from common.generation import Answer, answer_prompts, load_answering
 from common.grading.endpoint import ask
 from common.judging.kept import kept_answers
 from common.judging.prompts import digest_prompts, measure_rows
+from common.judging.soft import Probabilities, Verdicts, mean_of, weigh_answers, weigh_served
 from common.judging.votes import confusion, fault_of, vote_metrics, vote_table
 from common.parquet import write_rows
 from common.report import draw, format_value
@@ -78,6 +79,8 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that measures a judge."""
     parser.add_argument("--compare-to", type=Path, help="an earlier evaluation_*.json of these rows: print both")
     parser.add_argument("--card", action="store_true", help="add the figures to the checkpoint's model card")
+    soft = "also how probable each verdict was; an endpoint has to give log-probabilities"
+    parser.add_argument("--soft", action="store_true", help=soft)
 
 
 def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -129,6 +132,7 @@ class Judgements:
     votes: list[list]  # the answers' verdicts, None if an answer has none
     verdicts: list  # None if the votes decide nothing
     left_out: Counter  # rows that were not asked, by reason
+    soft: list[Probabilities | None] | None = None  # of each row, the mean over its votes with a verdict; if asked for
 
     @property
     def labels(self) -> list:
@@ -142,6 +146,7 @@ def ask_judge(
     decide: Callable[[list], object],
     frame: str = "",
     folder: Path | None = None,
+    soft: Verdicts | None = None,
 ) -> Judgements:
     """Ask a judge for its verdicts, after everything that can be checked before a model is loaded.
 
@@ -150,6 +155,7 @@ def ask_judge(
         parse, decide: the method's: the verdict of an answer, and that of several votes.
         frame: the method's prompt without its slots: the tags in it stay.
         folder: keeps each answer as it comes; those that are there already are not asked for again.
+        soft: also weigh the verdicts, written so.
 
     Raises:
         DataError: as `measure_rows`; --compare-to was not measured on these rows; `folder` holds another run.
@@ -163,11 +169,12 @@ def ask_judge(
         )
     if folder:
         with kept_answers(folder, identity(options, rows)) as kept:
-            answers = _ask(options, rows, tokenizer, known=kept.known, keep=kept.keep)
+            answers = _ask(options, rows, tokenizer, soft, known=kept.known, keep=kept.keep)
     else:
-        answers = _ask(options, rows, tokenizer)
+        answers = _ask(options, rows, tokenizer, soft)
     votes = [[parse(text) for text in given] for given in answers]
-    return Judgements(rows, answers, votes, [decide(cast) for cast in votes], left_out)
+    weighed = [mean_of([text.probabilities for text in given]) for given in answers] if soft else None
+    return Judgements(rows, answers, votes, [decide(cast) for cast in votes], left_out, weighed)
 
 
 def identity(options: argparse.Namespace, rows: list[dict]) -> dict:
@@ -197,19 +204,17 @@ def _measure(options: argparse.Namespace, rows: list[dict], frame: str):
     return tokenizer, *measure_rows(rows, tokenizer, limit, drop_too_long, on_bad_row, frame)
 
 
-def _ask(options: argparse.Namespace, rows: list[dict], tokenizer, **keeping) -> list[list[Answer]]:
-    known = keeping.get("known", {})
-    if len(known) == len(rows) * options.votes:  # no model has to be loaded
-        return [[known[place * options.votes + vote] for vote in range(options.votes)] for place in range(len(rows))]
-    return (
-        _ask_endpoint(options, rows, **keeping)
-        if options.endpoint
-        else _ask_checkpoint(options, rows, tokenizer, **keeping)
-    )
+def _ask(options: argparse.Namespace, rows: list[dict], tokenizer, soft: Verdicts | None, **keeping):
+    """Return the answers to each row; with `soft` those that have a verdict hold the probabilities of all verdicts."""
+    if options.endpoint:
+        return _ask_endpoint(options, rows, soft, **keeping)
+    return _ask_checkpoint(options, rows, tokenizer, soft, **keeping)
 
 
-def _ask_endpoint(options: argparse.Namespace, rows: list[dict], **keeping) -> list[list[Answer]]:
-    return ask(
+def _ask_endpoint(
+    options: argparse.Namespace, rows: list[dict], soft: Verdicts | None, **keeping
+) -> list[list[Answer]]:
+    answers = ask(
         options.endpoint,
         options.model,
         [row["prompt"] for row in rows],
@@ -220,18 +225,38 @@ def _ask_endpoint(options: argparse.Namespace, rows: list[dict], **keeping) -> l
         [row.get("begun", "") for row in rows],
         options.concurrency,
         options.hidden_reasoning,
+        soft is not None,
         **keeping,
     )
+    for text in [text for given in answers if soft for text in given]:
+        text.probabilities = weigh_served(soft, text)
+    return answers
 
 
-def _ask_checkpoint(options: argparse.Namespace, rows: list[dict], tokenizer, **keeping) -> list[list[Answer]]:
+def _ask_checkpoint(
+    options: argparse.Namespace, rows: list[dict], tokenizer, soft: Verdicts | None, **keeping
+) -> list[list[Answer]]:
+    known = keeping.get("known", {})
+    if len(known) == len(rows) * options.votes:  # no model has to be loaded
+        given = [known[number] for number in range(len(known))]
+        return [_whole(row, given[place * options.votes :][: options.votes]) for place, row in enumerate(rows)]
     model = load_answering(options.model, options.trust_remote_code)
     ensure_pad_token(tokenizer, model.config.get_text_config().vocab_size)
     template = {"tokenize": False, "add_generation_prompt": True}
     texts = [tokenizer.apply_chat_template(row["prompt"], **template) for row in rows]
     draws = (options.temperature, options.votes, options.seed)
     answers = answer_prompts(model, tokenizer, texts, options.max_new_tokens, options.max_tokens, *draws, **keeping)
-    return [[Answer(row["begun"] + text, text.clipped) for text in given] for row, given in zip(rows, answers)]
+    whole = [_whole(row, given) for row, given in zip(rows, answers)]
+    if soft:
+        asked = [(text, row["begun"], answer) for text, row, given in zip(texts, rows, whole) for answer in given]
+        for (*_, answer), found in zip(asked, weigh_answers(model, tokenizer, soft, asked, options.max_tokens)):
+            answer.probabilities = found
+    return whole
+
+
+def _whole(row: dict, given: list[Answer]) -> list[Answer]:
+    """Return the answers to a row with what the chat template began."""
+    return [Answer(row["begun"] + text, text.clipped) for text in given]
 
 
 def read_earlier(options: argparse.Namespace) -> dict:
@@ -293,6 +318,10 @@ def report(
         {key: row[key] for key in KEPT if key in row} | {"verdict": verdict, "votes": votes, "answers": answers}
         for row, verdict, votes, answers in answered
     ]
+    if judged.soft:
+        kept = [
+            row | {"probabilities": list(found.values()) if found else None} for row, found in zip(kept, judged.soft)
+        ]
     write_rows(f"{place}.parquet", kept)
     draw(Path(f"{place}.png"), panels)
     print(f"written: {place}.*")

@@ -8,6 +8,8 @@
 
 import re
 import sys
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
@@ -22,19 +24,30 @@ from common.generation import (
     check_begun,
     load_answering,
 )
-from common.grading.contract import BaseEvaluationStrategy, Batcher, Endpoint, Grader, GraderMode, NoVerdict
+from common.grading.contract import (
+    BaseEvaluationStrategy,
+    Batcher,
+    Endpoint,
+    Grader,
+    GraderMode,
+    NoVerdict,
+    all_or_none,
+)
 from common.grading.endpoint import one
 from common.judging.rubric import read_stored_rubric
+from common.judging.soft import Probabilities, Verdicts, mean_of, weigh_answers, weigh_served
 from common.judging.tokens import TokenBreaker
 from common.judging.votes import fault_of
 from common.tokenizer import ensure_pad_token, load_tokenizer, render
 
 
 class JudgeGrader(Grader):
-    """Asks a trained judge, a checkpoint in this process or any OpenAI-compatible endpoint, by greedy answers."""
+    """Asks a trained judge, a checkpoint in this process or any OpenAI-compatible endpoint."""
 
     default_rubric: str
     frame: str  # the prompt without its slots: the tags in it stay
+    verdicts: Verdicts  # how they are written
+    decide: Callable[[list], Hashable | None]  # the verdict of several votes
 
     def __init__(
         self,
@@ -44,6 +57,9 @@ class JudgeGrader(Grader):
         rubric: str | None = None,
         tokenizer: str | None = None,
         hidden_reasoning: bool = False,
+        soft: bool = False,
+        votes: int = 1,
+        temperature: float | None = None,
         max_new_tokens: int = 1024,
         max_tokens: int = 16384,
         concurrency: int = 16,
@@ -63,6 +79,9 @@ class JudgeGrader(Grader):
             tokenizer: with an endpoint, the checkpoint that is served: says what the chat template writes of the
                 answer into the prompt, and holds the rubric.
             hidden_reasoning: the endpoint returns only what follows the reasoning, as `transformers serve` does.
+            soft: weigh the verdicts by their probabilities; an endpoint has to give log-probabilities.
+            votes: how often each prompt is judged; `decide` gives the verdict of all.
+            temperature: 0 is greedy; by default 0, or 1 for several votes.
             max_new_tokens: of an answer, its reasoning included.
             max_tokens: of a batch, prompts and answers together, for a model in this process.
             concurrency, timeout, retries: requests at once, seconds for one, and how often it is repeated.
@@ -78,6 +97,10 @@ class JudgeGrader(Grader):
         known = self.default_rubric if stored is None else stored
         self.rubric = known if rubric is None else rubric
         self.model, self.max_new_tokens, self.hidden_reasoning = model, max_new_tokens, hidden_reasoning
+        self.soft, self.votes = soft, votes
+        self.temperature = (1.0 if votes > 1 else 0.0) if temperature is None else temperature
+        if votes < 1 or (votes > 1 and self.temperature == 0):
+            raise DataError(f"votes={votes}, temperature={temperature}: expected at least 1 vote, several not greedy")
         self.endpoint = Endpoint(endpoint, concurrency, timeout=timeout, retries=retries) if endpoint else None
         try:
             self.tokenizer = load_tokenizer(place, **trust) if place else None
@@ -105,12 +128,34 @@ class JudgeGrader(Grader):
     def _render(self, prompt: Conversation) -> str:
         return render(self.tokenizer, prompt, "query and response", add_generation_prompt=True)
 
-    def _answer_batch(self, loaded: PreTrainedModel, texts: list[str], max_tokens: int) -> list[Answer]:
-        given = answer_prompts(loaded, self.tokenizer, texts, self.max_new_tokens, max_tokens, progress=False)
-        return [Answer(begun_answer(text, self.frame) + first, first.clipped) for text, (first,) in zip(texts, given)]
+    def _answer_batch(self, loaded: PreTrainedModel, texts: list[str], max_tokens: int) -> list[list[Answer]]:
+        draws = {"temperature": self.temperature, "votes": self.votes, "progress": False}
+        given = answer_prompts(loaded, self.tokenizer, texts, self.max_new_tokens, max_tokens, **draws)
+        begun = [begun_answer(text, self.frame) for text in texts]
+        whole = [[Answer(start + one, one.clipped) for one in of_one] for start, of_one in zip(begun, given)]
+        if self.soft:
+            asked = [(text, start, one) for text, start, of_one in zip(texts, begun, whole) for one in of_one]
+            for (*_, one), found in zip(asked, weigh_answers(loaded, self.tokenizer, self.verdicts, asked, max_tokens)):
+                one.probabilities = found
+        return whole
 
-    async def answer(self, prompt: Conversation) -> Answer:
-        """Return the judge's answer to a prompt, whole: with what the chat template began.
+    async def judge(self, prompt: Conversation) -> "Judgement":
+        """Return the judge's verdict on a prompt.
+
+        Raises:
+            NoVerdict: its answer has none, or its votes decide nothing.
+            BadRow, EndpointError: see `answer`.
+        """
+        given = await self.answer(prompt)
+        votes = [self.verdicts.parse(one) for one in given]
+        verdict = type(self).decide(votes)
+        if verdict is None:
+            raise no_verdict(given, votes)
+        reason = reasoning_of(given[votes.index(verdict)] if verdict in votes else given[0])
+        return Judgement(verdict, reason, given, votes, mean_of([one.probabilities for one in given]))
+
+    async def answer(self, prompt: Conversation) -> list[Answer]:
+        """Return the judge's answers to a prompt, one for each vote, whole: with what the chat template began.
 
         Raises:
             BadRow: the prompt is longer than the model can take, or its chat template refuses it.
@@ -126,8 +171,31 @@ class JudgeGrader(Grader):
             if tokens > self.longest:
                 raise BadRow("query and response", f"the judge's prompt is longer than {self.longest} tokens", tokens)
             return await self.batcher.submit(text)
-        served = {"begun": begun, "hidden_reasoning": self.hidden_reasoning}
-        return await self.endpoint.call(lambda client: one(client, self.model, prompt, self.max_new_tokens, **served))
+        return await all_or_none(self._ask_endpoint(prompt, begun, vote) for vote in range(self.votes))
+
+    async def _ask_endpoint(self, prompt: Conversation, begun: str, vote: int) -> Answer:
+        asked = {"temperature": self.temperature, "seed": vote, "begun": begun, "with_tokens": self.soft}
+        asked["hidden_reasoning"] = self.hidden_reasoning
+        given = await self.endpoint.call(lambda client: one(client, self.model, prompt, self.max_new_tokens, **asked))
+        given.probabilities = weigh_served(self.verdicts, given) if self.soft else None
+        return given
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict, and where it comes from."""
+
+    verdict: Hashable
+    reason: str  # what the judge wrote before the verdict, in the first vote that gave it
+    answers: list[Answer]
+    votes: list[Hashable | None]
+    probabilities: Probabilities | None  # of all verdicts, if they were asked for
+
+    def said(self) -> dict[str, object]:
+        """Return what of it belongs into a result's metadata."""
+        several = {"votes": self.votes, "answers": list(map(str, self.answers))} if len(self.votes) > 1 else {}
+        weighed = {"verdict": self.verdict, "probabilities": self.probabilities} if self.probabilities else {}
+        return {"answer": str(self.answers[0]), **several, **weighed}
 
 
 def reasoning_of(given: Answer) -> str:
@@ -140,6 +208,11 @@ def reasoning_of(given: Answer) -> str:
     return given[opening.end() : end].strip()
 
 
-def no_verdict(given: Answer) -> NoVerdict:
-    """Return the error for an answer that holds no well-formed verdict."""
-    return NoVerdict(f"no well-formed verdict in the answer ({fault_of(given)}): {given[-500:]!r}")
+def no_verdict(given: list[Answer], votes: list[Hashable | None]) -> NoVerdict:
+    """Return the error for an answer that holds no well-formed verdict, or for votes that decide nothing."""
+    if len(given) > 1:
+        return NoVerdict(
+            f"the votes decide nothing: {', '.join('none' if vote is None else str(vote) for vote in votes)}"
+        )
+    (only,) = given
+    return NoVerdict(f"no well-formed verdict in the answer ({fault_of(only)}): {only[-500:]!r}")
