@@ -2,20 +2,25 @@
 
 import itertools
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from test_benchmarks_files import BEST, JUDGEBENCH, LLMBAR, REWARDBENCH2, RM_BENCH, save
 from test_endpoint import serve
 
+from common.benchmarks.choosing import add_choice
 from common.conversation import DataError
 from common.generation import Answer
 from common.grading.endpoint import EndpointError
+from common.judging import asking
 from common.judging.kept import FILE, KeptAnswers, kept_answers
 from generative_pairwise import benchmark as pairwise
 from generative_pairwise.prompt import write as prefer
 from generative_pointwise import benchmark as pointwise
+from generative_pointwise.prompt import parse as read
 from generative_pointwise.prompt import write as rate
 
 SILENT = "<think>\nHm"
@@ -189,3 +194,26 @@ def test_two_commands_do_not_write_into_one_folder(tmp_path):
         pass
     with kept_answers(tmp_path, {}) as again:
         assert again.known == {}
+
+
+def test_kept_answers_of_a_checkpoint_begin_as_its_template_does(tmp_path, tiny_model, monkeypatch):
+    """Read again, without loading the model, they give the same verdicts."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "judge"))
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}<think>\n{% endif %}")
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--model", str(folder), "--on", "llmbar"])
+    parser = asking.make_parser("", None)
+    add_choice(parser)
+    options = asking.read_options(parser)
+    rows = [{"prompt": [{"role": "user", "content": "4?"}], "label": None, "source": "1"}]
+
+    def answer(*_, keep, **__):
+        keep(0, Answer("Yes.\n</think>\n\n<score>4</score>", False))
+        return [[Answer("Yes.\n</think>\n\n<score>4</score>", False)]]
+
+    monkeypatch.setattr(asking, "answer_prompts", answer)
+    first = asking.ask_judge(options, rows, read, lambda votes: votes[0], "<think>", tmp_path / "kept")
+    monkeypatch.setattr(asking, "load_answering", lambda *_: pytest.fail("loaded"))
+    again = asking.ask_judge(options, rows, read, lambda votes: votes[0], "<think>", tmp_path / "kept")
+    assert first.verdicts == again.verdicts == [4] and first.answers == again.answers
+    assert again.answers[0][0].startswith("<think>\nYes.")
