@@ -44,12 +44,13 @@ class Answer(str):
     """A model's answer: its text, and in `clipped` whether its tokens ran out before it came to an end.
 
     Of a judge, if they were asked for: `tokens`, each token of a served model's answer with the log-probabilities of
-    the likeliest ones at its place; `probabilities`, of each verdict.
+    the likeliest ones at its place; `probabilities`, of each verdict, or `unweighed`, why there are none.
     """
 
     clipped: bool
     tokens: list[tuple[str, dict[str, float]]] | None = None
     probabilities: dict | None = None
+    unweighed: str = ""
 
     def __new__(cls, text: str, clipped: bool) -> "Answer":
         answer = super().__new__(cls, text)

@@ -11,8 +11,9 @@ never guessed at.
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 
-from scipy.stats import somersd, spearmanr
+from scipy.stats import mannwhitneyu, spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 from common.conversation import DataError
@@ -97,9 +98,14 @@ def soft_metrics(
 def order_accuracy(labels: Sequence[int], scores: Sequence[float]) -> float:
     """Return, of every two rows with different labels, how often the higher one has the higher score; equal: one half.
 
-    It is Somers' D of the scores, moved from -1…1 to 0…1.
+    Of each two labels this is Mann and Whitney's U over the number of pairs.
     """
-    return (float(somersd(labels, scores).statistic) + 1) / 2 if len(set(scores)) > 1 else 0.5
+    of_label = {label: [score for known, score in zip(labels, scores) if known == label] for label in set(labels)}
+    ordered = pairs = 0.0
+    for low, high in combinations(sorted(of_label), 2):
+        ordered += mannwhitneyu(of_label[high], of_label[low], method="asymptotic").statistic
+        pairs += len(of_label[high]) * len(of_label[low])
+    return float(ordered / pairs)
 
 
 def evidence_metrics(evidence: list[list[str]], answers: list[list[str]]) -> dict[str, float]:

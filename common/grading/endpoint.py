@@ -166,11 +166,14 @@ def _read_message(reply: object) -> Choice | None:
 
 
 def _read_tokens(reply: Choice, place: str) -> list[tuple[str, dict[str, float]]]:
-    """Return each token of a reply with the likeliest ones at its place; raise `EndpointError` if there are none."""
+    """Return each token of a reply with the likeliest ones at its place; raise `EndpointError` if it has none."""
     tokens = getattr(reply.logprobs, "content", None)
-    if not tokens:
+    if not tokens and reply.message.content:
         raise EndpointError(f"{place}: the endpoint gives no log-probabilities, which soft verdicts are made of")
-    return [(token.token, {other.token: other.logprob for other in token.top_logprobs}) for token in tokens]
+    return [
+        (token.token, {token.token: token.logprob} | {one.token: one.logprob for one in token.top_logprobs or []})
+        for token in tokens or []
+    ]
 
 
 async def classify(client: AsyncOpenAI, model: str, ids: list[int]) -> float:

@@ -155,7 +155,7 @@ def ask_judge(
         parse, decide: the method's: the verdict of an answer, and that of several votes.
         frame: the method's prompt without its slots: the tags in it stay.
         folder: keeps each answer as it comes; those that are there already are not asked for again.
-        soft: also weigh the verdicts, written so.
+        soft: also weigh the verdicts, written so; not with `folder`, which keeps texts alone.
 
     Raises:
         DataError: as `measure_rows`; --compare-to was not measured on these rows; `folder` holds another run.
@@ -228,8 +228,8 @@ def _ask_endpoint(
         soft is not None,
         **keeping,
     )
-    for text in [text for given in answers if soft for text in given]:
-        text.probabilities = weigh_served(soft, text)
+    if soft:
+        weigh_served(soft, [text for given in answers for text in given])
     return answers
 
 
@@ -249,8 +249,7 @@ def _ask_checkpoint(
     whole = [_whole(row, given) for row, given in zip(rows, answers)]
     if soft:
         asked = [(text, row["begun"], answer) for text, row, given in zip(texts, rows, whole) for answer in given]
-        for (*_, answer), found in zip(asked, weigh_answers(model, tokenizer, soft, asked, options.max_tokens)):
-            answer.probabilities = found
+        weigh_answers(model, tokenizer, soft, asked, options.max_tokens)
     return whole
 
 
@@ -305,11 +304,14 @@ def report(
     faults = Counter(fault_of(text) for texts, cast in unread for text, vote in zip(texts, cast) if vote is None)
     for fault, count in faults.most_common():
         print(f"no verdict: {count} x {fault}")
+    for reason, count in Counter(text.unweighed for text in given if text.unweighed).items():
+        print(f"not weighed: {count} x {reason}")
     for kind, count in left_out.items():
         print(f"set aside: {count} x {kind}")
 
     place = place_of(options, "evaluation")
-    asked = {key: getattr(options, key) for key in ("model", "endpoint", "votes", "temperature", "max_new_tokens")}
+    asked = ("model", "endpoint", "votes", "temperature", "max_new_tokens", "soft")
+    asked = {key: getattr(options, key) for key in asked}
     digest = digest_prompts(judged.rows)
     notes = {"calibration": bins, "rows_digest": digest, "set_aside": dict(left_out), "asked": asked}
     write_text(Path(f"{place}.json"), json.dumps(metrics | notes, indent=1))
@@ -319,9 +321,8 @@ def report(
         for row, verdict, votes, answers in answered
     ]
     if judged.soft:
-        kept = [
-            row | {"probabilities": list(found.values()) if found else None} for row, found in zip(kept, judged.soft)
-        ]
+        named = [found and {str(verdict): share for verdict, share in found.items()} for found in judged.soft]
+        kept = [row | {"probabilities": found} for row, found in zip(kept, named)]
     write_rows(f"{place}.parquet", kept)
     draw(Path(f"{place}.png"), panels)
     print(f"written: {place}.*")
