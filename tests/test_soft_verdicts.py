@@ -248,10 +248,12 @@ def test_order_accuracy_counts_every_two_rows_with_different_labels():
 
 
 def test_a_verdict_that_cannot_be_weighed_is_an_error_of_the_grader():
-    given = pointwise.write(3)
-    with serve(lambda *_: (200, reply(given, "3", {"x": 1.0}))) as (url, _):
+    body = reply(pointwise.write(3), "3", None)
+    body["choices"][0]["logprobs"] = {"content": [{"token": "another", "logprob": 0.0, "top_logprobs": []}]}
+    with serve(lambda *_: (200, body)) as (url, _):
         found = grade(PointwiseGrader("judge", url, soft=True), response="Four.")
-    assert type(found) is GraderError and "the verdict 3 cannot be weighed: none of the tokens" in found.error
+    assert type(found) is GraderError
+    assert "the verdict 3 cannot be weighed: the tokens that the endpoint reports do not hold" in found.error
 
 
 def test_the_better_responses_probability_is_the_mean_of_both_orders():
