@@ -92,6 +92,11 @@ def as_item(row: dict) -> Item:
     return Item(prompt, tuple(responses), CHOSEN_FIRST, row["source"])
 
 
+def digest_row(row: dict) -> str:
+    """Return a short hash of a checked row's two texts: the row's name, whatever file or split it stands in."""
+    return hashlib.sha256(json.dumps([row["chosen"], row["rejected"]]).encode()).hexdigest()[:16]
+
+
 def load_pairs(
     files, on_bad_row: str = "error", different_prompts: str = "error", faults: Faults | None = None
 ) -> tuple[list[dict], Counter]:

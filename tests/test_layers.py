@@ -8,7 +8,7 @@ from test_method_config import SCRIPTS
 
 METHODS = tuple(SCRIPTS)
 # the rooms of common/, and the other rooms that each may use
-ROOMS = {"cpu": set(), "demo": set(), "grading": set(), "grpo": set(), "judging": {"grading"}}
+ROOMS = {"cpu": set(), "demo": set(), "grading": set(), "grpo": set(), "judging": {"grading", "page"}, "page": set()}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -1,0 +1,122 @@
+"""What the page of a reward model shows: its figures, pictures and pairs (`common/page/page.py` makes the page)."""
+
+import numpy as np
+
+from common.page.page import Band, Example, Examples, Text, View
+from common.page.pictures import Boxes, Calibration, Picture, Scatter, calibration_bins
+from common.pairs import split_texts
+from common.report import Histogram
+
+from .dataset import Pair, digest_row
+
+BASELINES = {"longer_wins_accuracy": "accuracy", "majority_accuracy": "accuracy"}
+VIEWS = [
+    View("most confidently wrong", "margin", only={"right": "no"}),
+    View("closest to a tie", "confidence"),
+    View("largest rewards of chosen answers", "chosen", falling=True),
+    View("largest rewards of rejected answers", "rejected", falling=True),
+    View("smallest rewards of chosen answers", "chosen"),
+    View("smallest rewards of rejected answers", "rejected"),
+    View("longest", "tokens", falling=True),
+    View("all, lowest margin first", "margin"),
+]
+
+
+def pair_examples(name: str, pairs: list[Pair], rewards: np.ndarray, rows: dict[str, dict]) -> Examples:
+    """Return measured pairs as rows of a page.
+
+    Args:
+        name: of the split.
+        rewards: (pairs, 2), chosen then rejected.
+        rows: the checked rows of `load_pairs`, by their source.
+    """
+    margins, examples = rewards[:, 0].astype(np.float64) - rewards[:, 1], []
+    confidences = confidence_of(margins)
+    for pair, (chosen, rejected), margin, confidence in zip(pairs, rewards.tolist(), margins.tolist(), confidences):
+        row = rows[pair.source]
+        values = {
+            "source": pair.source,
+            "right": "yes" if margin > 0 else "no",
+            "margin": margin,
+            "chosen": chosen,
+            "rejected": rejected,
+            "confidence": float(confidence),
+            **about_pair(pair),
+        }
+        examples.append(Example(digest_row(row), values, pair_bands(row)))
+    choices = ("right", "file") if len({example.values["file"] for example in examples}) > 1 else ("right",)
+    note = "margin: reward of chosen - reward of rejected. confidence: σ(|margin|). A margin of 0 is wrong."
+    return Examples(f"{name}: {len(pairs):,} pairs", examples, VIEWS, choices, note=note)
+
+
+def confidence_of(margins: np.ndarray) -> np.ndarray:
+    """Return σ(|margin|), in [0.5, 1]: how sure the model is of the answer that it prefers."""
+    return 1 / (1 + np.exp(-np.abs(margins)))
+
+
+def about_pair(pair: Pair) -> dict[str, object]:
+    """Return what is known of a pair without a model."""
+    return {
+        "label strength": pair.margin or None,
+        "tokens": pair.tokens,
+        "tokens of chosen": len(pair.chosen),
+        "tokens of rejected": len(pair.rejected),
+        "file": pair.source.rpartition(" row ")[0],
+    }
+
+
+def pair_bands(row: dict) -> list[Band]:
+    """Return a checked row's texts: what is answered, then both answers beside each other."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if isinstance(chosen, str):
+        prompt, *answers = split_texts(chosen, rejected)
+        asked = [Text("both start with", prompt)]
+    else:
+        answers = [chosen[-1]["content"], rejected[-1]["content"]]
+        asked = turns_of(chosen[:-1])
+    compared = Band([[Text("chosen", answers[0])], [Text("rejected", answers[1])]], marked=True)
+    if not isinstance(chosen, str) and chosen[:-1] != rejected[:-1]:
+        return [Band([asked, turns_of(rejected[:-1])]), compared]
+    return [Band([asked]), compared]
+
+
+def turns_of(messages: list[dict]) -> list[Text]:
+    return [Text(message["role"], message["content"]) for message in messages]
+
+
+def pair_pictures(name: str, pairs: list[Pair], rewards: np.ndarray) -> list[Picture]:
+    """Return the pictures of measured pairs; `rewards` is (pairs, 2), chosen then rejected."""
+    margins = rewards[:, 0].astype(np.float64) - rewards[:, 1]
+    sides = {"chosen": rewards[:, 0].tolist(), "rejected": rewards[:, 1].tolist()}
+    lengths = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs])
+    points = {side: (lengths[:, column].tolist(), sides[side]) for column, side in enumerate(sides)}
+    bins = calibration_bins(confidence_of(margins), margins > 0)
+    pictures = [
+        Picture(
+            Histogram(f"{name}: chosen - rejected", {"margin": margins.tolist()}, "pairs"),
+            f"Margins. {(margins > 0).sum()} of {len(pairs)} are above 0, that is right.",
+        ),
+        Picture(
+            Scatter(f"{name}: length and reward", points, "tokens of the answer", "reward"),
+            f"Reward by length. Correlation: {correlation(lengths.flatten(), rewards.flatten())}. "
+            "If long answers get high rewards on both sides, the model may reward length.",
+        ),
+        Picture(
+            Calibration(f"{name}: calibration", bins),
+            "How often the answer that the model prefers is the chosen one. Below the line the model is too sure.",
+        ),
+    ]
+    by_file: dict[str, list[float]] = {}
+    for pair, margin in zip(pairs, margins.tolist()):
+        by_file.setdefault(pair.source.rpartition(" row ")[0], []).append(margin)
+    if len(by_file) > 1:
+        boxes = Boxes(f"{name}: margin by file", by_file, "chosen - rejected")
+        pictures.append(Picture(boxes, "Margins of the files with most pairs; beside a name the number of its pairs."))
+    return pictures
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> str:
+    """Return Pearson's correlation as text; it is not known if one side does not vary."""
+    if first.std() == 0 or second.std() == 0:
+        return "not known"
+    return f"{np.corrcoef(first, second)[0, 1]:.2f}"
