@@ -19,6 +19,13 @@ from common.judging.rubric import read_stored_rubric
 from .dataset import load_rows
 from .prompt import FRAME, RUBRIC, SWAPPED, VERDICTS, Preference, parse
 
+# the figure below which a baseline stands
+BASELINES = {
+    "majority_accuracy": "accuracy",
+    "majority_both_right": "both_right",
+    "longer_both_right": "both_right",
+}
+
 
 def decide(votes: list[Preference | None]) -> Preference | None:
     """Return the verdict of several votes on one row: the most frequent preference among those that parsed.
@@ -103,7 +110,7 @@ def main() -> None:
     metrics = preference_metrics(
         judged.labels[as_given], judged.verdicts[as_given], judged.verdicts[swapped], longer[as_given]
     )
-    report(options, judged, metrics, VERDICTS, bad)
+    report(options, judged, metrics, VERDICTS, bad, BASELINES, SWAPPED.get)
 
 
 if __name__ == "__main__":

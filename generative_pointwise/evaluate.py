@@ -22,6 +22,14 @@ from common.judging.rubric import read_stored_rubric
 from .dataset import load_rows
 from .prompt import FRAME, RUBRIC, VERDICTS, parse
 
+# the figure below which a baseline stands
+BASELINES = {
+    "majority_accuracy": "accuracy",
+    "majority_mae": "mae",
+    "mean_mae": "mae",
+    "constant_within_one": "within_one",
+}
+
 
 def decide(votes: list[int | None]) -> int | None:
     """Return the verdict of several votes on one row: the most frequent score among those that parsed.
@@ -101,7 +109,7 @@ def main() -> None:
     metrics = score_metrics(judged.labels, judged.verdicts)
     if not options.hidden_reasoning:
         metrics |= evidence_metrics([row["evidence"] for row in judged.rows], judged.answers)
-    report(options, judged, metrics, VERDICTS, bad)
+    report(options, judged, metrics, VERDICTS, bad, BASELINES)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,23 @@ class Boxes:
         axis.grid(alpha=0.3)
 
 
+@dataclass
+class Bars:
+    """A panel of a bar for each name: how many of its rows are right."""
+
+    title: str
+    counts: dict[str, tuple[int, int]]  # right, all
+
+    def draw_on(self, axis) -> None:
+        largest = sorted(self.counts, key=lambda name: -self.counts[name][1])[:MOST_BOXES][::-1]
+        axis.barh(range(len(largest)), [self.counts[name][0] / self.counts[name][1] for name in largest])
+        axis.set_yticks(
+            range(len(largest)), [f"{plain(name)} ({self.counts[name][1]})" for name in largest], fontsize=7
+        )
+        axis.set(title=self.title, xlabel="share right", xlim=(0, 1))
+        axis.grid(alpha=0.3)
+
+
 def plain(name: str) -> str:
     """Return a name that a picture can show: one line, printable characters, not too long."""
     shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
