@@ -248,6 +248,7 @@ def collate(pairs: list[Pair]) -> dict[str, torch.Tensor]:
 
     Returns:
         input_ids, position_ids: jagged (pairs, tokens); branch_lengths: (pairs, 3); margin: (pairs,);
+        place: (pairs,), each pair's number in the batch, by which it is known after the batch was cut;
         loss_mask: (pairs, 1) of ones, which verl sums to count what a batch holds.
     """
     lengths = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
@@ -258,6 +259,7 @@ def collate(pairs: list[Pair]) -> dict[str, torch.Tensor]:
         "position_ids": torch.nested.as_nested_tensor(positions, layout=torch.jagged),
         "branch_lengths": torch.tensor(lengths),
         "margin": torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
+        "place": torch.arange(len(pairs)),
         "loss_mask": torch.ones(len(pairs), 1),
     }
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from common.page.page import Band, Example, Examples, Text, View
+from common.page.page import MOST_ROWS, Band, Example, Examples, Text, View
 from common.page.pictures import Boxes, Calibration, Picture, Scatter, calibration_bins
 from common.pairs import split_texts
 from common.report import Histogram
@@ -10,6 +10,15 @@ from common.report import Histogram
 from .dataset import Pair, digest_row
 
 BASELINES = {"longer_wins_accuracy": "accuracy", "majority_accuracy": "accuracy"}
+FROM_TRAINING = (
+    "margin: reward of chosen - reward of rejected in the step in which the pair was trained on, the last time. Early "
+    "steps say little: the model knew little then. trainer.measure_train=true asks the finished model about every pair."
+)
+FROM_FINISHED = (
+    "margin: the finished model's reward of chosen - reward of rejected; when trained on: the same in the last step "
+    "in which the pair was trained on. Mark the rows whose label is wrong and save the list: "
+    "prepare_data --without-rows leaves them out."
+)
 VIEWS = [
     View("most confidently wrong", "margin", only={"right": "no"}),
     View("closest to a tie", "confidence"),
@@ -47,6 +56,45 @@ def pair_examples(name: str, pairs: list[Pair], rewards: np.ndarray, rows: dict[
     choices = ("right", "file") if len({example.values["file"] for example in examples}) > 1 else ("right",)
     note = "margin: reward of chosen - reward of rejected. confidence: σ(|margin|). A margin of 0 is wrong."
     return Examples(f"{name}: {len(pairs):,} pairs", examples, VIEWS, choices, note=note)
+
+
+def suspect_examples(
+    pairs: list[Pair], margins: list[list[tuple[int, float]]], final: np.ndarray | None, rows: dict[str, dict]
+) -> Examples:
+    """Return the training pairs that the model agrees with least: those to look at for wrong labels.
+
+    Args:
+        margins: of `read_margins`: for each pair the steps in which it was trained on, and its margins there.
+        final: (pairs, 2), the finished model's rewards; None if it was not asked.
+        rows: the checked rows of `load_pairs`, by their source.
+    """
+    lists = [np.array([margin for _, margin in seen]) for seen in margins]
+    if final is None:
+        decisive = {number: float(seen[-1]) for number, seen in enumerate(lists) if len(seen)}
+    else:
+        decisive = dict(enumerate((final[:, 0].astype(np.float64) - final[:, 1]).tolist()))
+    lowest = sorted(decisive, key=decisive.get)[:MOST_ROWS]
+    again, examples = max(map(len, lists), default=0) > 1, []
+    for number in lowest:
+        pair, seen = pairs[number], lists[number]
+        values = {"source": pair.source, "right": "yes" if decisive[number] > 0 else "no", "margin": decisive[number]}
+        if final is not None:
+            values["when trained on"] = float(seen[-1]) if len(seen) else None
+        if again:
+            values["ever right"] = "yes" if decisive[number] > 0 or (seen > 0).any() else "no"
+            values["mean"] = float(seen.mean()) if len(seen) else None
+            values["spread"] = float(seen.std()) if len(seen) else None
+            values["change"] = float(seen[-1] - seen[0]) if len(seen) else None
+        values["step"] = margins[number][-1][0] if len(seen) else None
+        row = rows[pair.source]
+        examples.append(Example(digest_row(row), values | about_pair(pair), pair_bands(row)))
+    wrong = {"ever right": "no"} if again else {"right": "no"}
+    views = [View("never agreed with, lowest margin first", "margin", only=wrong), View("lowest margin", "margin")]
+    views += [View("moved most between epochs", "spread", falling=True)] if again else []
+    choices = ("right", "ever right") if again else ("right",)
+    note = FROM_TRAINING if final is None else FROM_FINISHED
+    title = f"train: {len(decisive):,} pairs, labels that may be wrong"
+    return Examples(title, examples, views, choices, note=note, markable=True, total=len(decisive))
 
 
 def confidence_of(margins: np.ndarray) -> np.ndarray:

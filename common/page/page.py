@@ -27,7 +27,7 @@ from markupsafe import Markup
 
 from common.files import write_text
 from common.page.pictures import Picture, data_uri
-from common.report import format_value
+from common.report import Curves, format_value
 
 MOST_ROWS = 5000  # of one set; more would make the page slow to search
 MOST_BYTES = 5_000_000  # of all rows, as JSON
@@ -85,7 +85,8 @@ class Examples:
 
     `views`: the first one is shown at the start. `choices`: columns that get a list to filter by. `tables`: pairs of
     columns that are counted against each other; a cell of the table filters the rows. `markable`: rows can be marked,
-    and the list of their keys saved.
+    and the list of their keys saved. `total`: how many rows there are, if only those worth reading are
+    handed over.
     """
 
     title: str
@@ -95,6 +96,7 @@ class Examples:
     tables: tuple[tuple[str, str], ...] = ()
     note: str = ""
     markable: bool = False
+    total: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,20 @@ def write_page(path: Path, page: Page) -> Path:
     return path
 
 
+def by_split(figures: dict[str, object]) -> dict[str, dict[str, object]]:
+    """Return a run's figures, named `test/accuracy` and so on, by split."""
+    splits: dict[str, dict[str, object]] = {}
+    for name, value in figures.items():
+        split, _, figure = name.partition("/")
+        splits.setdefault(split, {})[figure] = value
+    return splits
+
+
+def curve_pictures(curves: list[Curves]) -> list[Picture]:
+    """Return a run's curves as pictures."""
+    return [Picture(panel, f"{', '.join(panel.series)}, by step.") for panel in curves if panel.series]
+
+
 def hash_of(text: str) -> str:
     """Return what a content security policy says to allow just this script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -193,7 +209,7 @@ def pack(sets: Iterable[Examples], rest: str) -> dict:
                 "choices": list(each.choices),
                 "tables": list(each.tables),
                 "markable": each.markable,
-                "total": len(each.rows),
+                "total": each.total or len(each.rows),
                 "rows": rows,
             }
         )

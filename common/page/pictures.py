@@ -14,6 +14,7 @@ import numpy as np
 
 NAME_LENGTH = 28  # characters of a name beside a box
 MOST_BOXES = 12
+NAMES = {"fontsize": 7, "parse_math": False}
 
 
 class Panel(Protocol):
@@ -41,7 +42,8 @@ class Scatter:
 
     def draw_on(self, axis) -> None:
         for label, (x, y) in self.series.items():
-            axis.scatter(x, y, s=6, alpha=0.4, label=label, rasterized=True, linewidths=0)
+            size = 6 if len(x) > 500 else 20
+            axis.scatter(x, y, s=size, alpha=0.5, label=label, rasterized=True, linewidths=0)
         axis.set(title=self.title, xlabel=self.xlabel, ylabel=self.ylabel)
         for handle in axis.legend().legend_handles:  # pale small points, but a label that can be seen
             handle.set(alpha=1, sizes=[25], rasterized=False)
@@ -78,7 +80,7 @@ class Boxes:
         largest = sorted(self.series, key=lambda name: -len(self.series[name]))[:MOST_BOXES][::-1]
         axis.boxplot([self.series[name] for name in largest], orientation="horizontal", whis=(5, 95), showfliers=False)
         axis.set_yticks(
-            range(1, len(largest) + 1), [f"{plain(name)} ({len(self.series[name])})" for name in largest], fontsize=7
+            range(1, len(largest) + 1), [f"{plain(name)} ({len(self.series[name])})" for name in largest], **NAMES
         )
         axis.set(title=self.title, xlabel=self.xlabel)
         axis.grid(alpha=0.3)
@@ -94,9 +96,7 @@ class Bars:
     def draw_on(self, axis) -> None:
         largest = sorted(self.counts, key=lambda name: -self.counts[name][1])[:MOST_BOXES][::-1]
         axis.barh(range(len(largest)), [self.counts[name][0] / self.counts[name][1] for name in largest])
-        axis.set_yticks(
-            range(len(largest)), [f"{plain(name)} ({self.counts[name][1]})" for name in largest], fontsize=7
-        )
+        axis.set_yticks(range(len(largest)), [f"{plain(name)} ({self.counts[name][1]})" for name in largest], **NAMES)
         axis.set(title=self.title, xlabel="share right", xlim=(0, 1))
         axis.grid(alpha=0.3)
 
@@ -125,11 +125,14 @@ def data_uri(panel: Panel) -> str:
     matplotlib.use("Agg")  # no display is needed
     from matplotlib import pyplot
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "page", "text.parse_math": False}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "page"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the browser has the letter
         figure, axis = pyplot.subplots(figsize=(5, 3.6), layout="constrained")
         panel.draw_on(axis)
+        legend = axis.get_legend()
+        for text in (axis.title, axis.xaxis.label, axis.yaxis.label, *(legend.get_texts() if legend else ())):
+            text.set_parse_math(False)  # what stands in them may be a file's name
         drawn = io.BytesIO()
         figure.savefig(drawn, format="svg", dpi=150, transparent=True, metadata={"Date": None})
         pyplot.close(figure)
