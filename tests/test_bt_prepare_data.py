@@ -254,7 +254,7 @@ def test_a_local_parquet_file_of_transcripts_becomes_conversations(run_main, tmp
 
 
 def test_rows_of_a_reviewed_list_are_left_out_whatever_split_they_were_in(run_main, tmp_path):
-    """The list is of prepared rows, as the page of a run names them; they are found again in the data they came from."""
+    """The list is of prepared rows, as the page of a run names them. They are found again where they came from."""
     write_lines(tmp_path / "rows.jsonl", [helpsteer2(1, f"question {number}", number) for number in range(40)])
     source = ("--source", "helpsteer2", "--path", tmp_path / "rows.jsonl", "--output")
     run_main(*source, tmp_path / "all")

@@ -37,8 +37,8 @@ def texts_of(example) -> list[list[list[tuple[str, str]]]]:
 def test_an_answer_is_cut_behind_its_reasoning_and_nothing_is_lost():
     texts = answer_texts(answer(THOUGHT), 1, "")
     assert texts == [
-        Text("reasoning", "<think>\nfive is too many\n</think>", folded=True),
-        Text("verdict: 1", "\n\n<score>1</score>"),
+        Text("reasoning", "<think>\nfive is too many\n</think>\n\n", folded=True),
+        Text("verdict: 1", "<score>1</score>"),
     ]
     assert "".join(text.text for text in texts) == THOUGHT
 
@@ -84,8 +84,8 @@ def test_both_orders_stand_beside_each_other_and_the_swapped_verdict_is_turned_b
     assert texts_of(first)[1:] == [
         [[("response A", "4")], [("response B", "five")]],
         [
-            [("reasoning, as given", "<think>\n0\n</think>"), ("verdict, as given: A", "\nx")],
-            [("reasoning, swapped", "<think>\n1\n</think>"), ("verdict, swapped: A", "\nx")],
+            [("reasoning, as given", "<think>\n0\n</think>\n"), ("verdict, as given: A", "x")],
+            [("reasoning, swapped", "<think>\n1\n</think>\n"), ("verdict, swapped: A", "x")],
         ],
     ]
     assert first.bands[1].marked and shown.tables == (("label", "verdict as given"), ("label", "verdict swapped"))

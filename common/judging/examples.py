@@ -126,7 +126,7 @@ def answer_band(row: dict, both: Sequence[int], rows: Sequence[dict], answers: S
 
 def answer_texts(given: Answer, verdict: object, which: str) -> list[Text]:
     """Return a whole answer, cut behind its reasoning, which is folded."""
-    *_, end = [0, *(closing.end() for closing in re.finditer(CLOSING, given))]
+    *_, end = [0, *(closing.end() for closing in re.finditer(rf"{CLOSING}\s*", given))]
     found = f"verdict{which}: {verdict}" if verdict is not None else f"no verdict{which}: {fault_of(given)}"
     reasoning = [Text(f"reasoning{which}", str(given[:end]), folded=True)] if end else []
     return [*reasoning, Text(found, str(given[end:]))]

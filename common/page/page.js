@@ -20,6 +20,7 @@ const at = (id) => document.getElementById(id);
 const state = { set: data.sets[0], sort: null, falling: false, only: {}, order: [], shown: 0, place: -1 };
 const marked = new Map(); // key -> source
 const searchedText = new Map(); // row -> all that is searched of it; made when the first search needs it
+const inOrder = new Intl.Collator("en", { numeric: true }).compare; // row 9 before row 10
 let unsaved = false;
 
 function make(tag, properties = {}, ...children) {
@@ -57,7 +58,9 @@ function valueText(value) {
   return Number.isInteger(value) ? value.toLocaleString("en") : Number(value.toPrecision(4)).toString();
 }
 
-const words = (text) => Array.from(new Intl.Segmenter("en", { granularity: "word" }).segment(text), (each) => each.segment);
+function words(text) {
+  return Array.from(new Intl.Segmenter("en", { granularity: "word" }).segment(text), (each) => each.segment);
+}
 
 // For each word of two texts, whether it differs: all that is not in their longest common subsequence.
 function differing(first, second) {
@@ -79,7 +82,9 @@ function differing(first, second) {
           : Math.max(longest[(i + 1) * width + j], longest[i * width + j + 1]);
     }
   }
-  const differs = [first.map((_, i) => i >= start && i < start + rows), second.map((_, j) => j >= start && j < start + columns)];
+  const differs = [[first, rows], [second, columns]].map(([parts, count]) => {
+    return parts.map((_, place) => place >= start && place < start + count);
+  });
   for (let i = 0, j = 0; i < rows && j < columns; ) {
     if (first[start + i] === second[start + j]) {
       differs[0][start + i++] = false;
@@ -114,7 +119,8 @@ function textBox([title, number, folded, cut], differs, parts) {
     else navigator.clipboard.writeText(text).then(() => say("Copied."), refused);
   };
   const heading = make("div", { className: "heading" }, show(make("h4"), title), copy);
-  const rest = cut ? [make("p", { className: "note" }, `${valueText(cut)} more characters are not in this page. ${data.rest}`)] : [];
+  const said = `${valueText(cut)} more characters are not in this page. ${data.rest}`;
+  const rest = cut ? [make("p", { className: "note" }, said)] : [];
   if (!folded) return make("section", {}, heading, body, ...rest);
   const summary = show(make("summary"), `${title} (${valueText(text.length)} characters)`);
   return make("details", {}, summary, heading, body, ...rest);
@@ -162,7 +168,9 @@ function select(place) {
 function showChosen() {
   const [key, values, bands] = state.set.rows[state.order[state.place]];
   const source = String(values[0]);
-  const step = (name, by) => make("button", { type: "button", textContent: name, onclick: () => choose(state.place + by, false) });
+  const step = (name, by) => {
+    return make("button", { type: "button", textContent: name, onclick: () => choose(state.place + by, false) });
+  };
   const buttons = make("span", { className: "steps" }, step("previous", -1), " ", step("next", 1));
   if (state.set.markable) {
     const mark = make("button", { type: "button", textContent: "mark", onclick: () => toggleMark() });
@@ -212,7 +220,7 @@ function searched(row) {
 
 function compareValues(one, other) {
   if (typeof one === "number" && typeof other === "number") return one - other;
-  return String(one).localeCompare(String(other), "en", { numeric: true });
+  return inOrder(String(one), String(other));
 }
 
 function update() {
@@ -221,12 +229,13 @@ function update() {
   const filters = Object.entries(only).map(([name, value]) => [set.columns.indexOf(name), value]);
   const kept = set.rows
     .map((row, index) => index)
-    .filter((index) => filters.every(([column, value]) => String(set.rows[index][1][column]) === value))
+    .filter((index) => filters.every(([column, value]) => nameOfValue(set.rows[index][1][column]) === value))
     .filter((index) => !sought || searched(set.rows[index]).includes(sought));
   const column = set.columns.indexOf(state.sort);
-  const known = (index) => typeof set.rows[index][1][column] === "number" || typeof set.rows[index][1][column] === "string";
+  const valueOf = (index) => set.rows[index][1][column] ?? null;
+  const known = (index) => valueOf(index) !== null;
   const sign = state.falling ? -1 : 1;
-  const sorted = kept.filter(known).sort((a, b) => sign * compareValues(set.rows[a][1][column], set.rows[b][1][column]));
+  const sorted = kept.filter(known).sort((a, b) => sign * compareValues(valueOf(a), valueOf(b)));
   state.order = [...sorted, ...kept.filter((index) => !known(index))];
   state.shown = 0;
   state.place = -1;
@@ -236,9 +245,10 @@ function update() {
   addRows();
   showHead();
   showFilters();
-  const all = set.rows.length < set.total ? `; the page has room for ${valueText(set.rows.length)} of ${valueText(set.total)}. ${data.rest}` : "";
+  const held = valueText(set.rows.length);
+  const all = set.rows.length < set.total ? `; the page holds ${held} of ${valueText(set.total)}. ${data.rest}` : "";
   if (state.order.length) select(0);
-  at("count").textContent = `${valueText(state.order.length)} of ${valueText(set.rows.length)} rows${all}`;
+  at("count").textContent = `${valueText(state.order.length)} of ${held} rows${all}`;
 }
 
 function addRows() {
@@ -251,9 +261,13 @@ function addRows() {
 function lineOf(place) {
   const [key, values, bands] = state.set.rows[state.order[place]];
   const opening = bands[0][1][0].at(-1);
-  const first = opening ? show(make("span", { className: "first" }), data.texts[opening[1]].slice(0, FIRST).replace(/\s+/g, " ")) : "";
+  const start = opening ? data.texts[opening[1]].slice(0, FIRST).replace(/\s+/g, " ") : "";
+  const first = show(make("span", { className: "first" }), start);
   const button = make("button", { type: "button", className: "open" }, show(make("span"), String(values[0])), first);
-  button.onclick = () => choose(state.order.indexOf(Number(line.dataset.row)));
+  button.onclick = () => {
+    choose(state.order.indexOf(Number(line.dataset.row)));
+    if (matchMedia("(max-width: 60rem)").matches) at("chosen").scrollIntoView({ block: "nearest" }); // it is below
+  };
   const head = make("th", { scope: "row" }, button);
   const line = make("tr", {}, head);
   line.dataset.row = state.order[place];
@@ -288,7 +302,11 @@ function showChoices() {
     const values = valuesOf(name);
     const list = make("select", {}, new Option("any", ""));
     list.append(...values.map((value, index) => new Option(`${inOneLine(value)} (${counts.get(value)})`, index)));
-    list.onchange = () => filterBy({ [name]: list.selectedIndex ? values[list.selectedIndex - 1] : null });
+    list.onchange = () => {
+      if (list.selectedIndex) state.only[name] = values[list.selectedIndex - 1];
+      else delete state.only[name];
+      update();
+    };
     return { name, list, values };
   });
   at("filters").replaceChildren(...state.lists.map(({ name, list }) => make("label", {}, inOneLine(name), " ", list)));
@@ -297,13 +315,14 @@ function showChoices() {
   at("tables").lastElementChild.replaceChildren(...state.set.tables.map(([down, across]) => countTable(down, across)));
 }
 
-const valuesOf = (name) => [...countBy([name]).keys()].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+const nameOfValue = (value) => (value === null ? "–" : String(value)); // as it is chosen by and counted
+const valuesOf = (name) => [...countBy([name]).keys()].sort(inOrder);
 
 function countBy(names) {
   const columns = names.map((name) => state.set.columns.indexOf(name));
   const counts = new Map();
   for (const [, values] of state.set.rows) {
-    const found = columns.map((column) => String(values[column])).join("\n");
+    const found = columns.map((column) => nameOfValue(values[column])).join("\0");
     counts.set(found, (counts.get(found) || 0) + 1);
   }
   return counts;
@@ -317,11 +336,11 @@ function countTable(down, across) {
   const lines = valuesOf(down).map((row) => {
     const line = make("tr", {}, show(make("th", { scope: "row" }), row));
     for (const column of columns) {
-      const count = counts.get(`${row}\n${column}`) || 0;
-      const button = make("button", { type: "button", textContent: valueText(count) });
+      const count = counts.get(`${row}\0${column}`) || 0;
+      const button = make("button", { type: "button", textContent: valueText(count), disabled: !count });
       button.setAttribute("aria-label", inOneLine(`${count} rows: ${down} ${row}, ${across} ${column}`));
       const pressed = () => state.only[down] === row && state.only[across] === column;
-      button.onclick = () => filterBy(pressed() ? { [down]: null, [across]: null } : { [down]: row, [across]: column });
+      button.onclick = () => showAll(pressed() ? {} : { [down]: row, [across]: column }); // as many as are counted
       state.cells.push([button, pressed]);
       line.append(make("td", {}, button));
     }
@@ -330,11 +349,10 @@ function countTable(down, across) {
   return make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines));
 }
 
-function filterBy(changes) {
-  for (const [name, value] of Object.entries(changes)) {
-    if (value === null) delete state.only[name];
-    else state.only[name] = value;
-  }
+// All rows, or those with these values: nothing else that was chosen or searched leaves any out.
+function showAll(only = {}) {
+  at("search").value = "";
+  state.only = only;
   update();
 }
 
@@ -367,9 +385,9 @@ function marksChanged() {
 function saveMarked() {
   if (!marked.size) return say("No row is marked.");
   const lines = Array.from(marked, ([key, source]) => `${key}  ${source.replace(/[\r\n]/g, " ")}\n`);
-  const link = make("a", { href: URL.createObjectURL(new Blob(lines, { type: "text/plain" })), download: "marked_rows.txt" });
-  link.click();
-  URL.revokeObjectURL(link.href);
+  const href = URL.createObjectURL(new Blob(lines, { type: "text/plain" }));
+  make("a", { href, download: "marked_rows.txt" }).click();
+  URL.revokeObjectURL(href);
   unsaved = false;
   say(`${valueText(marked.size)} rows are in marked_rows.txt.`);
 }
@@ -434,18 +452,15 @@ function start() {
   }
   document.addEventListener("copy", onCopy);
   if (!data.sets.length) {
-    at("examples").replaceChildren(make("h2", { textContent: "Rows" }), make("p", { textContent: "No row was measured." }));
+    const nothing = make("p", { textContent: "No row was measured." });
+    at("examples").replaceChildren(make("h2", { id: "examples-title", textContent: "Rows" }), nothing);
     return;
   }
   at("examples").append(make("p", { id: "said", className: "unseen", role: "status" }));
   at("set").append(...data.sets.map((set, index) => new Option(inOneLine(set.title), index)));
   at("set").onchange = () => openSet(at("set").selectedIndex);
   at("view").onchange = () => openView(at("view").selectedIndex);
-  at("all").onclick = () => {
-    at("search").value = "";
-    state.only = {};
-    update();
-  };
+  at("all").onclick = () => showAll();
   let waiting;
   at("search").oninput = () => {
     clearTimeout(waiting);

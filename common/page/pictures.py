@@ -14,7 +14,7 @@ import numpy as np
 
 NAME_LENGTH = 28  # characters of a name beside a box
 MOST_BOXES = 12
-NAMES = {"fontsize": 7, "parse_math": False}
+NAMES = {"fontsize": 9, "parse_math": False}
 
 
 class Panel(Protocol):
