@@ -63,7 +63,8 @@ class Pair:
 def check_pair(row: dict, different_prompts: str = "error") -> dict:
     """Read one row's pair and its optional `margin`; raise `BadRow` if it is not a preference.
 
-    See `common.pairs.read_pair` for the columns and faults.
+    A `subset`, the name of a part of the data, is kept for the page. See `common.pairs.read_pair` for the other columns
+    and faults.
     """
     chosen, rejected = read_pair(row, different_prompts)
     margin = row.get("margin")
@@ -71,7 +72,8 @@ def check_pair(row: dict, different_prompts: str = "error") -> dict:
         margin = 0.0
     elif isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < float("inf"):
         raise BadRow("margin", "expected a finite number of at least 0", margin)
-    return {"chosen": chosen, "rejected": rejected, "margin": float(margin)}
+    named = {"subset": row["subset"]} if isinstance(row.get("subset"), str) else {}
+    return {"chosen": chosen, "rejected": rejected, "margin": float(margin), **named}
 
 
 def prompt_of(row: dict) -> str:
@@ -107,7 +109,12 @@ def load_pairs(
     def check(row: dict) -> dict:
         return check_pair(row, different_prompts)
 
-    return read_rows(files, ("chosen", "rejected"), optional_columns, check, on_bad_row, faults)
+    return read_rows(files, ("chosen", "rejected"), columns_beside, check, on_bad_row, faults)
+
+
+def columns_beside(names: list[str]) -> tuple[str, ...]:
+    """Return which columns of a file are read if they are there, beside the pair."""
+    return (*optional_columns(names), "subset")
 
 
 def add_texts(row: dict, tokenizer: PreTrainedTokenizerBase, check_messages: MessageCheck) -> dict:

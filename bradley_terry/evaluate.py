@@ -155,14 +155,15 @@ def main() -> None:
     margins = {"margin": (rewards[:, 0] - rewards[:, 1]).tolist()}
     panels = [Histogram("reward", sides, "answers"), Histogram("chosen - rejected", margins, "pairs")]
     draw(output / f"evaluation_{name}.png", panels)
+    texts = {row["source"]: row for row in rows}
     page = Page(
         title=f"Reward model on {Path(options.data).name}",
         about={"model": options.model, "data": options.data, "longest pair, tokens": max_length},
         figures={name: figures},
         baselines=BASELINES,
         left_out={name: set_aside},
-        pictures=pair_pictures(name, pairs, rewards),
-        examples=[pair_examples(name, pairs, rewards, {row["source"]: row for row in rows})],
+        pictures=pair_pictures(name, pairs, rewards, texts),
+        examples=[pair_examples(name, pairs, rewards, texts)],
         rest=f"All rewards are in evaluation_{name}.parquet, the texts in {Path(options.data).name}, by their source.",
     )
     write_page(output / f"evaluation_{name}.html", page)

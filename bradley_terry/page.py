@@ -50,12 +50,12 @@ def pair_examples(name: str, pairs: list[Pair], rewards: np.ndarray, rows: dict[
             "chosen": chosen,
             "rejected": rejected,
             "confidence": float(confidence),
-            **about_pair(pair),
+            **about_pair(pair, row),
         }
         examples.append(Example(digest_row(row), values, pair_bands(row)))
-    choices = ("right", "file") if len({example.values["file"] for example in examples}) > 1 else ("right",)
+    parts = [name for name in ("subset", "file") if len({example.values[name] for example in examples}) > 1]
     note = "margin: reward of chosen - reward of rejected. confidence: σ(|margin|). A margin of 0 is wrong."
-    return Examples(f"{name}: {len(pairs):,} pairs", examples, VIEWS, choices, note=note)
+    return Examples(f"{name}: {len(pairs):,} pairs", examples, VIEWS, ("right", *parts), note=note)
 
 
 def suspect_examples(
@@ -87,7 +87,7 @@ def suspect_examples(
             values["change"] = float(seen[-1] - seen[0]) if len(seen) else None
         values["step"] = margins[number][-1][0] if len(seen) else None
         row = rows[pair.source]
-        examples.append(Example(digest_row(row), values | about_pair(pair), pair_bands(row)))
+        examples.append(Example(digest_row(row), values | about_pair(pair, row), pair_bands(row)))
     wrong = {"ever right": "no"} if again else {"right": "no"}
     views = [View("never agreed with, lowest margin first", "margin", only=wrong), View("lowest margin", "margin")]
     views += [View("moved most between epochs", "spread", falling=True)] if again else []
@@ -102,13 +102,14 @@ def confidence_of(margins: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.abs(margins)))
 
 
-def about_pair(pair: Pair) -> dict[str, object]:
-    """Return what is known of a pair without a model."""
+def about_pair(pair: Pair, row: dict) -> dict[str, object]:
+    """Return what is known of a pair, a checked row, without a model."""
     return {
         "label strength": pair.margin or None,
         "tokens": pair.tokens,
         "tokens of chosen": len(pair.chosen),
         "tokens of rejected": len(pair.rejected),
+        "subset": row.get("subset"),
         "file": pair.source.rpartition(" row ")[0],
     }
 
@@ -132,8 +133,8 @@ def turns_of(messages: list[dict]) -> list[Text]:
     return [Text(message["role"], message["content"]) for message in messages]
 
 
-def pair_pictures(name: str, pairs: list[Pair], rewards: np.ndarray) -> list[Picture]:
-    """Return the pictures of measured pairs; `rewards` is (pairs, 2), chosen then rejected."""
+def pair_pictures(name: str, pairs: list[Pair], rewards: np.ndarray, rows: dict[str, dict]) -> list[Picture]:
+    """Return the pictures of measured pairs; the arguments are those of `pair_examples`."""
     margins = rewards[:, 0].astype(np.float64) - rewards[:, 1]
     sides = {"chosen": rewards[:, 0].tolist(), "rejected": rewards[:, 1].tolist()}
     lengths = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs])
@@ -154,12 +155,13 @@ def pair_pictures(name: str, pairs: list[Pair], rewards: np.ndarray) -> list[Pic
             "How often the answer that the model prefers is the chosen one. Below the line the model is too sure.",
         ),
     ]
-    by_file: dict[str, list[float]] = {}
+    of_part: dict[str, list[float]] = {}
     for pair, margin in zip(pairs, margins.tolist()):
-        by_file.setdefault(pair.source.rpartition(" row ")[0], []).append(margin)
-    if len(by_file) > 1:
-        boxes = Boxes(f"{name}: margin by file", by_file, "chosen - rejected")
-        pictures.append(Picture(boxes, "Margins of the files with most pairs; beside a name the number of its pairs."))
+        part = rows[pair.source].get("subset") or pair.source.rpartition(" row ")[0]
+        of_part.setdefault(part, []).append(margin)
+    if len(of_part) > 1:
+        boxes = Boxes(f"{name}: margin by subset or file", of_part, "chosen - rejected")
+        pictures.append(Picture(boxes, "Margins of the parts with most pairs; beside a name the number of its pairs."))
     return pictures
 
 

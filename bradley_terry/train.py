@@ -201,7 +201,7 @@ def train(config: DictConfig) -> None:
     figures |= left_out_figures(set_aside_of)
     usage = USAGE if tokenizer.chat_template else USAGE_OF_PLAIN_TEXT
     curves = write_report(config, output, rewards_of.get("val", []), figures, about, usage, datasets)
-    held_out = [(name, rows_of[name], rewards) for name, rewards in rewards_of.items()]
+    held_out = [(name, rows_of[name], rewards, texts_of[name]) for name, rewards in rewards_of.items()]
     page = Page(
         title="Bradley-Terry reward model",
         about={name: without_folders(value) for name, value in about.items()},
@@ -210,7 +210,7 @@ def train(config: DictConfig) -> None:
         left_out=set_aside_of,
         pictures=curve_pictures(curves) + [picture for part in held_out for picture in pair_pictures(*part)],
         examples=[
-            *(pair_examples(*part, texts_of[part[0]]) for part in held_out),
+            *(pair_examples(*part) for part in held_out),
             suspect_examples(train_rows, margins, final, texts_of["train"]),
         ],
         rest="All rewards are in val_rewards.parquet, test_rewards.parquet and train_rewards.parquet, by source.",

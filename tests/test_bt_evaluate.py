@@ -199,6 +199,7 @@ def test_a_pair_is_shown_with_its_texts_its_figures_and_whether_it_is_right():
         "tokens": 8,
         "tokens of chosen": 1,
         "tokens of rejected": 2,
+        "subset": None,
         "file": "a.parquet",
     }
     texts = [[(text.title, text.text) for column in band.columns for text in column] for band in example.bands]
@@ -220,3 +221,16 @@ def test_sides_with_prompts_of_their_own_are_shown_with_both():
     first, second = ([{"role": "user", "content": text}, {"role": "assistant", "content": "4"}] for text in "ab")
     bands = page.pair_bands({"chosen": first, "rejected": second})
     assert [[column[0].text for column in band.columns] for band in bands] == [["a", "b"], ["4", "4"]]
+
+
+def test_pairs_are_shown_and_pictured_by_their_subset(tmp_path):
+    made = [
+        {**row, "subset": name} for row, name in zip(preference_pairs("test", 3, seed=0), ("chat", "chat", "maths"))
+    ]
+    rows = {row["source"]: row for row in dataset.load_pairs(write_rows(tmp_path / "test.parquet", made))[0]}
+    measured = [dataset.Pair(*[np.zeros(1, dtype=np.int32)] * 3, 1.0, source) for source in rows]
+    rewards = np.array([[1, 0], [3, 0], [0, 5]], dtype=np.float32)
+    shown = page.pair_examples("test", measured, rewards, rows)
+    assert [row.values["subset"] for row in shown.rows] == ["chat", "chat", "maths"]
+    assert shown.choices == ("right", "subset")
+    assert page.pair_pictures("test", measured, rewards, rows)[-1].panel.series == {"chat": [1, 3], "maths": [-5]}

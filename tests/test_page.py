@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 from hostile_texts import HOSTILE
 from pages import pair_like, small_page
 
+from bradley_terry.dataset import Pair, check_pair
+from bradley_terry.page import pair_examples, pair_pictures
+from common.demo.world import preference_pairs
 from common.page import page as pages
 from common.page.page import Band, Example, Examples, Text, View, by_interest, figure_rows, pack
 from common.page.pictures import Boxes, Calibration, Scatter, calibration_bins, data_uri
@@ -153,3 +157,21 @@ def test_calibration_bins_by_hand():
     """Ten bins from 0.5 to 1: 0.51 and 0.54 in the first, 1.0 in the last."""
     bins = calibration_bins(np.array([0.51, 0.54, 1.0]), np.array([True, False, True]))
     assert bins == [(pytest.approx(0.525), 0.5, 2), (1.0, 1.0, 1)]
+
+
+def test_five_thousand_pairs_make_a_small_page_in_a_few_seconds(tmp_path):
+    """The demo's pairs, as long as they are: 6 MB and 5 seconds of this process at most."""
+    pairs, rows = [], {}
+    for number, row in enumerate(preference_pairs("test", 5000, seed=0)):
+        source, count = f"test.parquet row {number}", np.zeros(20, dtype=np.int32)
+        rows[source] = check_pair(row) | {"source": source}
+        pairs.append(Pair(count, count, count, row["margin"], source))
+    rewards = np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32)
+    started = time.process_time()
+    shown = pair_examples("test", pairs, rewards, rows)
+    page = pages.Page(
+        "A run", {}, {"test": {"accuracy": 0.5}}, {}, {}, pair_pictures("test", pairs, rewards, rows), [shown], ""
+    )
+    path = pages.write_page(tmp_path / "report.html", page)
+    assert time.process_time() - started < 5
+    assert path.stat().st_size < 6_000_000 and len(held_by(path)["sets"][0]["rows"]) == 5000

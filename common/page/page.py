@@ -258,10 +258,10 @@ def in_view(rows: list[Example], view: View) -> list[int]:
         for index, row in enumerate(rows)
         if all(str(row.values[name]) == value for name, value in view.only.items())
     ]
-    known = [index for index in kept if isinstance(rows[index].values[view.column], int | float)]
-    sign = -1 if view.falling else 1
-    ordered = sorted(known, key=lambda index: sign * rows[index].values[view.column])
-    return ordered + [index for index in kept if index not in set(known)]
+    values = {index: rows[index].values[view.column] for index in kept}
+    known = [index for index in kept if isinstance(values[index], int | float)]
+    unknown = [index for index in kept if not isinstance(values[index], int | float)]
+    return sorted(known, key=values.get, reverse=view.falling) + unknown
 
 
 def json_bytes(value: Value) -> int:
