@@ -130,7 +130,7 @@ def test_the_policy_allows_the_script_and_style_of_the_page_and_nothing_else(tmp
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts + styles]
     assert policy.replace("&#39;", "'") == (
         f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
     assert len(hashes) == 2 and " style=" not in html and not re.search(r"<[^>]* on\w+=", html)
     assert not re.search(r"https?://", html)
