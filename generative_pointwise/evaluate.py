@@ -25,6 +25,14 @@ from common.judging.soft import Verdicts
 from .dataset import load_rows
 from .prompt import FRAME, RUBRIC, VERDICTS, decide, expected_score, parse, write
 
+# the figure below which a baseline stands
+BASELINES = {
+    "majority_accuracy": "accuracy",
+    "majority_mae": "mae",
+    "mean_mae": "mae",
+    "constant_within_one": "within_one",
+}
+
 
 def score_metrics(labels: list[int], verdicts: list[int | None]) -> dict[str, float]:
     """Return how near a judge's verdicts, None if it gave none, are to the labels.
@@ -133,7 +141,7 @@ def main() -> None:
         metrics |= soft_metrics(judged.labels, judged.verdicts, judged.soft)
     if not options.hidden_reasoning:
         metrics |= evidence_metrics([row["evidence"] for row in judged.rows], judged.answers)
-    report(options, judged, metrics, VERDICTS, bad)
+    report(options, judged, metrics, VERDICTS, bad, BASELINES)
 
 
 if __name__ == "__main__":

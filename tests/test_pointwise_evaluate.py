@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
 from test_endpoint import completion, serve
+from test_page import held_by
 
 from common.conversation import DataError
 from common.demo.world import pointwise_rows
@@ -98,6 +99,8 @@ def test_a_judge_that_is_right_six_times_of_eight(run, loaded, tmp_path):
     assert rows[7]["source"] == "held_out.parquet row 7" and rows[7]["votes"] == [None]
     assert f"{'accuracy':28} 0.75\n" in printed and "set aside" not in printed
     assert (tmp_path / "figures" / "evaluation_held_out.png").read_bytes().startswith(b"\x89PNG")
+    (shown,) = held_by(tmp_path / "figures" / "evaluation_held_out.html")["sets"]
+    assert shown["title"] == "held_out: 8 rows" and shown["tables"][0] == ["label", "verdict"]
     assert not {"evidence", "single_vote_accuracy"} & metrics.keys() and metrics["calibration"] == []
 
 

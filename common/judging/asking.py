@@ -21,10 +21,12 @@ from common.conversation import DataError
 from common.files import tails_digest, write_text
 from common.generation import Answer, answer_prompts, load_answering
 from common.grading.endpoint import ask
+from common.judging.examples import judge_examples, judge_pictures
 from common.judging.kept import kept_answers
 from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.soft import Probabilities, Verdicts, mean_of, weigh_answers, weigh_served
 from common.judging.votes import confusion, fault_of, vote_metrics, vote_table
+from common.page.page import Page, write_page
 from common.parquet import write_rows
 from common.report import draw, format_value
 from common.tokenizer import ensure_pad_token, load_tokenizer
@@ -274,15 +276,22 @@ def place_of(options: argparse.Namespace, kind: str) -> Path:
 
 
 def report(
-    options: argparse.Namespace, judged: Judgements, metrics: dict, values: Sequence[Hashable], dropped: Counter
+    options: argparse.Namespace,
+    judged: Judgements,
+    metrics: dict,
+    values: Sequence[Hashable],
+    dropped: Counter,
+    baselines: dict[str, str],
+    turn: Callable[[object], object] = lambda verdict: verdict,
 ) -> None:
-    """Print the figures, beside earlier ones if there are; write them, their pictures and the judged rows.
+    """Print the figures, beside earlier ones if there are; write them, their pictures, the judged rows and the page.
 
     Args:
         metrics: the method's figures. What any judge has is added: clipped, the share of answers whose tokens ran out
             before their end; and for several votes those of `vote_metrics`.
         values: the verdicts that there are.
         dropped: rows that could not be read, by fault.
+        baselines, turn: see `common.page.page.Page` and `judge_examples`.
     """
     given = [text for texts in judged.answers for text in texts]
     metrics = metrics | {"clipped": sum(text.clipped for text in given) / len(given)}
@@ -325,7 +334,22 @@ def report(
         kept = [row | {"probabilities": found} for row, found in zip(kept, named)]
     write_rows(f"{place}.parquet", kept)
     draw(Path(f"{place}.png"), panels)
+    name = Path(options.data).stem
+    examples = judge_examples(name, judged.rows, judged.answers, judged.votes, judged.verdicts, turn)
+    earlier = {key: value for key, value in before.items() if key in metrics}
+    page = Page(
+        title=f"Judge on {Path(options.data).name}",
+        about=asked | {"data": options.data},
+        figures=({"earlier": earlier} if before else {}) | {name: metrics},
+        baselines=baselines,
+        left_out={name: left_out},
+        pictures=judge_pictures(name, examples, bins, options.votes),
+        examples=[examples],
+        rest=f"All rows and answers are in {place.name}.parquet.",
+    )
+    write_page(Path(f"{place}.html"), page)
     print(f"written: {place}.*")
+    print(f"what it gets wrong: open {place}.html in a browser")
     if options.card:
         draw(Path(options.model) / f"{place.name}.png", panels)
         title, picture = f"Measured on {Path(options.data).name}", f"{place.name}.png"
