@@ -53,6 +53,11 @@ def test_rows_of_equal_text_are_matched_one_to_one():
     assert len(compare.match_rows(one_set(once), one_set(twice))) == 1
 
 
+def test_training_rows_are_not_compared():
+    marked = [Examples("train", rows(FIRST), [View("all", "margin")], markable=True)]
+    assert compare.match_rows(marked, marked) == [] and len(compare.match_rows(one_set(rows(FIRST)), marked)) == 0
+
+
 def test_texts_that_differ_are_shown_from_both():
     """A judge's rows: what was asked is equal, the answers are not."""
     asked = Band([[Text("user", "2+2?")]])

@@ -60,7 +60,7 @@ def unpack(packed: dict, texts: list[str]) -> Examples:
         ]
         rows.append(Example(key, dict(zip(packed["columns"], values)), columns_of))
     views = [View(title, column, falling, only) for title, column, falling, only in packed["views"]]
-    return Examples(packed["title"], rows, views, total=packed["total"])
+    return Examples(packed["title"], rows, views, total=packed["total"], markable=packed["markable"])
 
 
 def match_rows(first: list[Examples], second: list[Examples]) -> list[tuple[Example, Example]]:
@@ -75,7 +75,9 @@ def match_rows(first: list[Examples], second: list[Examples]) -> list[tuple[Exam
 
 
 def rows_of(sets: list[Examples]) -> list[Example]:
-    return [row for each in sets for row in each.rows if row.values.get("right") in ("yes", "no")]
+    """Return the rows that were held out and are right or wrong; those that can be marked are training rows."""
+    held_out = [row for each in sets if not each.markable for row in each.rows]
+    return [row for row in held_out if row.values.get("right") in ("yes", "no")]
 
 
 def compare(pairs: list[tuple[Example, Example]]) -> tuple[dict[str, object], Examples]:
@@ -141,7 +143,7 @@ def main() -> None:
     for path, held in zip((options.first, options.second), sets):
         figures[f"rows of {path.parent.name or '.'}/{path.name} alone"] = len(rows_of(held)) - len(pairs)
         for each in held:
-            if each.total > len(each.rows):
+            if each.total > len(each.rows) and not each.markable:
                 print(f"{path}: {each.title}: the page holds {len(each.rows)} of them, only these are compared")
     for name, value in figures.items():
         print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")

@@ -49,7 +49,7 @@ def main() -> None:
 
     # 1. A tenth of the labels is wrong
     right = preference_pairs("train", options.pairs, seed)
-    chosen = set(random.Random(f"turned-{seed}").sample(range(options.pairs), options.pairs // 10))
+    chosen = set(random.Random(f"noise-{seed}").sample(range(options.pairs), options.pairs // 10))
     wrong = [turn(row) if number in chosen else row for number, row in enumerate(right)]
     turned = {digest_row(check_pair(wrong[number])) for number in chosen}
     files = {name: write_rows(folder / f"{name}.parquet", rows) for name, rows in (("right", right), ("wrong", wrong))}
