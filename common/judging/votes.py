@@ -4,8 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
+import numpy as np
+from sklearn.metrics import cohen_kappa_score
+
 from common.generation import CLOSING, THINKING, Answer
 from common.report import Table
+
+RESAMPLES = 1000
+LEVEL = 0.95
 
 
 def fault_of(given: Answer) -> str:
@@ -26,6 +32,62 @@ def confusion(labels: Sequence, verdicts: Sequence, values: Sequence[Hashable], 
     said = ["no verdict" if verdict is None else str(verdict) for verdict in verdicts]
     counts = Counter(zip(map(str, labels), said))
     return Table(title, names[:-1], names, [[counts[label, verdict] for verdict in names] for label in names[:-1]])
+
+
+def majority(votes: Sequence) -> Hashable | None:
+    """Return the verdict of more than half of all votes, those without a verdict counted; None if there is none."""
+    counts = Counter(vote for vote in votes if vote is not None)
+    return next((verdict for verdict, count in counts.items() if 2 * count > len(votes)), None)
+
+
+def agreement(first: Sequence, second: Sequence, values: Sequence[Hashable], weights: str | None) -> dict[str, float]:
+    """Return how often two judges, or a judge and the labels, say the same of the same rows.
+
+    Args:
+        first, second: verdicts, None where there is none.
+        values: the verdicts that there are, in their order.
+        weights: of kappa: None, or "quadratic" for verdicts that are scores.
+
+    Returns:
+        agreement: share of all rows with the same verdict; a missing verdict agrees with nothing.
+        kappa: Cohen's, over the rows where both have a verdict; absent if there is only one verdict in all.
+    """
+    known = [(one, other) for one, other in zip(first, second) if one is not None and other is not None]
+    found = {"agreement": sum(one == other for one, other in known) / len(first)}
+    if len({verdict for both in known for verdict in both}) > 1:
+        kappa = cohen_kappa_score(*zip(*known), weights=weights, labels=list(values))
+        found["kappa"] = float(kappa)
+    return found
+
+
+def agreement_bounds(
+    first: Sequence, second: Sequence, values: Sequence[Hashable], weights: str | None, groups: Sequence[Hashable]
+) -> dict[str, tuple[float, float]]:
+    """Return the bounds of a 95% interval of each figure of `agreement`, by a bootstrap with a fixed seed.
+
+    Rows of the same group (a comparison in both orders) are drawn together. The interval says nothing about other rows
+    than these are a sample of, nor about another training run.
+    """
+    places: dict[Hashable, list[int]] = {}
+    for place, group in enumerate(groups):
+        places.setdefault(group, []).append(place)
+    grouped, chance, drawn = list(places.values()), np.random.default_rng(0), {}
+    for _ in range(RESAMPLES):
+        rows = [place for group in chance.integers(len(grouped), size=len(grouped)) for place in grouped[group]]
+        sample = agreement([first[row] for row in rows], [second[row] for row in rows], values, weights)
+        for name, value in sample.items():
+            drawn.setdefault(name, []).append(value)
+    edges = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    return {name: tuple(map(float, np.quantile(found, edges))) for name, found in drawn.items()}
+
+
+def tokens_of(answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
+    """Return the tokens of a thousand judgements, asked and answered; nothing if some answer's are not known."""
+    usage = [text.usage for given in answers for text in given]
+    if None in usage:
+        return {}
+    asked, answered = (1000 * sum(counts) / len(usage) for counts in zip(*usage))
+    return {"tokens_asked": asked, "tokens_answered": answered}
 
 
 def vote_metrics(
