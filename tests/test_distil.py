@@ -259,4 +259,4 @@ def test_the_interval_holds_the_value_and_groups_are_drawn_together():
     alone = agreement_bounds(first, second, "AB", None, range(100))["agreement"]
     assert alone[0] < 0.75 < alone[1] and 0.1 < alone[1] - alone[0] < 0.25
     together = agreement_bounds(first, second, "AB", None, [place // 4 for place in range(100)])
-    assert together["agreement"] == (0.75, 0.75)  # every group agrees in three of four
+    assert together["agreement"] == pytest.approx((0.75, 0.75))  # every group agrees in three of four

@@ -6,7 +6,9 @@ import itertools
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow.parquet as pq
 import pytest
@@ -28,25 +30,23 @@ SCORED = [row | {"label": row["label"] + 1} for row in pointwise_rows("train", 4
 COMPARED = [row for row in pairwise_rows("train", 40, seed=0) if row["metadata"]["preferred"] != "tie"]
 
 
-def copy(method: str, place: Path) -> str:
-    """Copy a folder, edit it as the README says, and return its package."""
+def copy_of(method: str, place: Path) -> Callable[[str], ModuleType]:
+    """Copy a folder, edit it as the README says, and return what gives a module of the copy by its name."""
     shutil.copytree(REPO / method, place, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
     with open(place / "prompt.py", "a") as prompt:
         prompt.write(LINE)
-    return load_package(place)
+    package = load_package(place)
+    return lambda name: importlib.import_module(f"{package}.{name}")
 
 
 @pytest.fixture(scope="module")
 def relevance(tmp_path_factory):
-    """A module of the pointwise copy, by its name."""
-    package = copy("generative_pointwise", tmp_path_factory.mktemp("copies") / "relevance")
-    return lambda name: importlib.import_module(f"{package}.{name}")
+    return copy_of("generative_pointwise", tmp_path_factory.mktemp("copies") / "relevance")
 
 
 @pytest.fixture(scope="module")
 def ranker(tmp_path_factory):
-    package = copy("generative_pairwise", tmp_path_factory.mktemp("copies") / "ranker")
-    return lambda name: importlib.import_module(f"{package}.{name}")
+    return copy_of("generative_pairwise", tmp_path_factory.mktemp("copies") / "ranker")
 
 
 def sent_by(make_grader, called: dict, answer: str) -> tuple[list[dict], object]:
@@ -70,12 +70,12 @@ def test_the_prompt_is_what_the_unmodified_grader_sends(relevance):
 
 
 def test_the_ranking_prompt_is_what_the_unmodified_grader_sends(ranker):
-    prompt, made = ranker("prompt"), importlib.import_module(ranker("openjudge_prompt").__name__)
+    prompt, made = ranker("prompt"), ranker("openjudge_prompt")
     called = made.call([{"role": "user", "content": "2+2?"}], "5", "4")
     sent, result = sent_by(made.make_grader, called, prompt.write("B", "The second is right."))
     assert prompt.ask([{"role": "user", "content": "2+2?"}], "5", "4") == sent
     assert isinstance(result, GraderRank) and (result.rank, result.reason) == ([2, 1], "The second is right.")
-    assert type(made.make_grader(None or OpenAIChatModel(model="x", api_key="none"))) is LLMGrader
+    assert type(made.make_grader(OpenAIChatModel(model="x", api_key="none"))) is LLMGrader
 
 
 def test_a_dialogue_of_several_turns_is_one_query_with_the_roles(relevance):

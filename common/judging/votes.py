@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from sklearn.metrics import cohen_kappa_score
@@ -52,10 +52,17 @@ def agreement(first: Sequence, second: Sequence, values: Sequence[Hashable], wei
         agreement: share of all rows with the same verdict; a missing verdict agrees with nothing.
         kappa: Cohen's, over the rows where both have a verdict; absent if there is only one verdict in all.
     """
-    known = [(one, other) for one, other in zip(first, second) if one is not None and other is not None]
-    found = {"agreement": sum(one == other for one, other in known) / len(first)}
-    if len({verdict for both in known for verdict in both}) > 1:
-        kappa = cohen_kappa_score(*zip(*known), weights=weights, labels=list(values))
+    return _agreement_of(Counter(zip(first, second)), values, weights)
+
+
+def _agreement_of(counts: Mapping[tuple, int], values: Sequence[Hashable], weights: str | None) -> dict[str, float]:
+    """Return the figures of `agreement` from how often each two verdicts came together."""
+    known = {pair: count for pair, count in counts.items() if count and None not in pair}
+    same = sum(count for (one, other), count in known.items() if one == other)
+    found = {"agreement": float(same / sum(counts.values()))}
+    if len({verdict for pair in known for verdict in pair}) > 1:
+        often = list(known.values())
+        kappa = cohen_kappa_score(*zip(*known), weights=weights, labels=list(values), sample_weight=often)
         found["kappa"] = float(kappa)
     return found
 
@@ -68,14 +75,14 @@ def agreement_bounds(
     Rows of the same group (a comparison in both orders) are drawn together. The interval says nothing about other rows
     than these are a sample of, nor about another training run.
     """
-    places: dict[Hashable, list[int]] = {}
-    for place, group in enumerate(groups):
-        places.setdefault(group, []).append(place)
-    grouped, chance, drawn = list(places.values()), np.random.default_rng(0), {}
+    pairs, places = list(zip(first, second)), {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    kinds = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
+    counts = np.zeros((len(places), len(kinds)), dtype=int)
+    np.add.at(counts, ([places[group] for group in groups], [kinds[pair] for pair in pairs]), 1)
+    chance, drawn = np.random.default_rng(0), {}
     for _ in range(RESAMPLES):
-        rows = [place for group in chance.integers(len(grouped), size=len(grouped)) for place in grouped[group]]
-        sample = agreement([first[row] for row in rows], [second[row] for row in rows], values, weights)
-        for name, value in sample.items():
+        sample = chance.multinomial(len(places), [1 / len(places)] * len(places)) @ counts
+        for name, value in _agreement_of(dict(zip(kinds, sample)), values, weights).items():
             drawn.setdefault(name, []).append(value)
     edges = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     return {name: tuple(map(float, np.quantile(found, edges))) for name, found in drawn.items()}
