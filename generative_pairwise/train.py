@@ -210,12 +210,13 @@ def identity(
 ) -> dict:
     """What must be equal for a resumed run to be the same run."""
     policy, data = config.actor_rollout_ref, config.data
+    code = ("prompt.py", "openjudge_prompt.py", "reward.py")
     losses = ("clip_ratio_low", "clip_ratio_high", "use_kl_loss", "kl_loss_coef", "kl_loss_type", "entropy_coeff")
     losses += ("loss_agg_mode", "grad_clip", "ppo_epochs", "ppo_mini_batch_size")
     return {
         "model": model_name,
         "chat template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:12],
-        **{name: content_digest(Path(__file__).with_name(name)) for name in ("prompt.py", "reward.py")},
+        **{name: content_digest(Path(__file__).with_name(name)) for name in code},
         **{f"{name} prompts": f"{len(rows)}, digest {digest_prompts(rows)}" for name, rows in rows_of.items()},
         "reward": OmegaConf.to_container(config.reward.custom_reward_function),
         "workers": workers,

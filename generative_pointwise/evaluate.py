@@ -141,7 +141,7 @@ def main() -> None:
         metrics |= soft_metrics(judged.labels, judged.verdicts, judged.soft)
     if not options.hidden_reasoning:
         metrics |= evidence_metrics([row["evidence"] for row in judged.rows], judged.answers)
-    report(options, judged, metrics, VERDICTS, bad, BASELINES)
+    report(options, judged, metrics, VERDICTS, bad, BASELINES, weights="quadratic")
 
 
 if __name__ == "__main__":

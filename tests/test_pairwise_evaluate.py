@@ -95,7 +95,7 @@ def test_a_judge_that_is_right_on_three_pairs_of_six(run, loaded, tmp_path):
     expected |= {"tie_precision": 3 / 3, "tie_recall": 3 / 4, "majority_accuracy": 2 / 6, "majority_both_right": 2 / 6}
     expected |= {"longer_both_right": 3 / 6, "clipped": 1 / 12}
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
-    assert metrics.keys() - expected.keys() == {"calibration", "set_aside", "asked", "rows_digest"}
+    assert metrics.keys() - expected.keys() == {"calibration", "set_aside", "asked", "rows_digest", "tokens"}
     assert calls == [(99, 16384, 0.0, 1, 0)]  # greedy, once
     assert [row["prompt"][0]["content"] for row in rows] == ASKED
     assert [row["label"] for row in rows] == [word for label in LABELS for word in (label, SWAPPED[label])]

@@ -20,14 +20,22 @@ from common.card import extend_model_card
 from common.conversation import DataError
 from common.files import tails_digest, write_text
 from common.generation import Answer, answer_prompts, load_answering
-from common.grading.endpoint import ask
+from common.grading.endpoint import EndpointError, ask
 from common.judging.examples import judge_examples, judge_pictures
 from common.judging.kept import kept_answers
 from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.soft import Probabilities, Verdicts, mean_of, weigh_answers, weigh_served
-from common.judging.votes import confusion, fault_of, vote_metrics, vote_table
+from common.judging.votes import (
+    agreement,
+    agreement_bounds,
+    confusion,
+    fault_of,
+    tokens_of,
+    vote_metrics,
+    vote_table,
+)
 from common.page.page import Page, write_page
-from common.parquet import write_rows
+from common.parquet import read_rows, write_rows
 from common.report import draw, format_value
 from common.tokenizer import ensure_pad_token, load_tokenizer
 
@@ -44,17 +52,21 @@ MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py
 KEPT = ("source", "order", "data_source", "prompt", "label")  # what is written of a row beside its answers
 
 
-def make_parser(description: str, columns: str | None) -> argparse.ArgumentParser:
+def make_parser(description: str, columns: str | None, teacher: bool = False) -> argparse.ArgumentParser:
     """Return a parser with the options of every command that asks a judge.
 
     Args:
         columns: what --data holds; None: the command reads other rows.
+        teacher: the judge is a teacher: --teacher and --teacher-model name it, and --output has no default.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--model", required=True, help="checkpoint folder or hub id; with --endpoint the served name")
+    model, endpoint = (["--teacher-model"], ["--teacher"]) if teacher else ([], [])
+    of_model = f"checkpoint folder or hub id; with {[*endpoint, '--endpoint'][0]} the served name"
+    parser.add_argument(*model, "--model", dest="model", required=True, help=of_model)
     if columns is not None:
         parser.add_argument("--data", required=True, help=f"Parquet with {columns}")
-    parser.add_argument("--endpoint", help="http://host:8000/v1 of a served model; a key is taken from OPENAI_API_KEY")
+    of_endpoint = "http://host:8000/v1 of a served model; a key is taken from OPENAI_API_KEY"
+    parser.add_argument(*endpoint, "--endpoint", dest="endpoint", help=of_endpoint)
     parser.add_argument(
         "--tokenizer", help="checkpoint or hub id of tokenizer and chat template, if they are not --model's"
     )
@@ -62,7 +74,9 @@ def make_parser(description: str, columns: str | None) -> argparse.ArgumentParse
         "--hidden-reasoning", action="store_true", help="the endpoint returns only what follows </think>"
     )
     parser.add_argument("--concurrency", type=int, default=16, help="with --endpoint: requests at once")
-    parser.add_argument("--output", help="folder for what is written; default: beside the checkpoint")
+    parser.add_argument("--timeout", type=float, default=600.0, help="with --endpoint: seconds for one request")
+    beside = "" if teacher else "; default: beside the checkpoint"
+    parser.add_argument("--output", required=teacher, help=f"folder for what is written{beside}")
     parser.add_argument("--votes", type=int, default=1, help="how often every row is judged")
     parser.add_argument("--temperature", type=float, help="0 is greedy; default: 0, or 1 for several votes")
     parser.add_argument("--seed", type=int, default=0, help="of what is sampled")
@@ -171,7 +185,11 @@ def ask_judge(
         )
     if folder:
         with kept_answers(folder, identity(options, rows)) as kept:
-            answers = _ask(options, rows, tokenizer, soft, known=kept.known, keep=kept.keep)
+            try:
+                answers = _ask(options, rows, tokenizer, soft, known=kept.known, keep=kept.keep)
+            except EndpointError as error:
+                there = f"{len(kept.known)} of {len(rows) * options.votes} answers are kept in {folder}"
+                raise EndpointError(f"{error}\n{there}; the same command goes on from there") from error
     else:
         answers = _ask(options, rows, tokenizer, soft)
     votes = [[parse(text) for text in given] for given in answers]
@@ -229,6 +247,7 @@ def _ask_endpoint(
         options.hidden_reasoning,
         soft is not None,
         **keeping,
+        timeout=options.timeout,
     )
     if soft:
         weigh_served(soft, [text for given in answers for text in given])
@@ -257,7 +276,10 @@ def _ask_checkpoint(
 
 def _whole(row: dict, given: list[Answer]) -> list[Answer]:
     """Return the answers to a row with what the chat template began."""
-    return [Answer(row["begun"] + text, text.clipped) for text in given]
+    whole = [Answer(row["begun"] + text, text.clipped) for text in given]
+    for text, answer in zip(given, whole):
+        answer.usage = text.usage
+    return whole
 
 
 def read_earlier(options: argparse.Namespace) -> dict:
@@ -283,6 +305,7 @@ def report(
     dropped: Counter,
     baselines: dict[str, str],
     turn: Callable[[object], object] = lambda verdict: verdict,
+    weights: str | None = None,
 ) -> None:
     """Print the figures, beside earlier ones if there are; write them, their pictures, the judged rows and the page.
 
@@ -292,6 +315,7 @@ def report(
         values: the verdicts that there are.
         dropped: rows that could not be read, by fault.
         baselines, turn: see `common.page.page.Page` and `judge_examples`.
+        weights: of kappa between this judge and the earlier one; see `agreement`.
     """
     given = [text for texts in judged.answers for text in texts]
     metrics = metrics | {"clipped": sum(text.clipped for text in given) / len(given)}
@@ -309,6 +333,13 @@ def report(
     for name, value in metrics.items():
         earlier = f"{format_value(before[name])} -> " if name in before else ""
         print(f"{name:28} {earlier}{format_value(value)}")
+    tokens = tokens_of(judged.answers)
+    for name, value in tokens.items():
+        earlier = f"{before['tokens'][name]:,.0f} -> " if name in before.get("tokens", {}) else ""
+        print(f"{name:28} {earlier}{value:,.0f} in a thousand judgements")
+    both = compare_verdicts(options, judged, values, weights) if before else {}
+    for name, (value, low, high) in both.items():
+        print(f"{name:28} {value:.3f}, 95% interval {low:.3f} to {high:.3f}")
     unread = zip(judged.answers, judged.votes)
     faults = Counter(fault_of(text) for texts, cast in unread for text, vote in zip(texts, cast) if vote is None)
     for fault, count in faults.most_common():
@@ -322,7 +353,8 @@ def report(
     asked = ("model", "endpoint", "votes", "temperature", "max_new_tokens", "soft")
     asked = {key: getattr(options, key) for key in asked}
     digest = digest_prompts(judged.rows)
-    notes = {"calibration": bins, "rows_digest": digest, "set_aside": dict(left_out), "asked": asked}
+    notes = {"calibration": bins, "rows_digest": digest, "set_aside": dict(left_out), "asked": asked, "tokens": tokens}
+    notes |= {"compared": both} if both else {}
     write_text(Path(f"{place}.json"), json.dumps(metrics | notes, indent=1))
     answered = zip(judged.rows, judged.verdicts, judged.votes, judged.answers)
     kept = [
@@ -354,3 +386,21 @@ def report(
         draw(Path(options.model) / f"{place.name}.png", panels)
         title, picture = f"Measured on {Path(options.data).name}", f"{place.name}.png"
         extend_model_card(Path(options.model), title, metrics, picture, RESULTS, options.data)
+
+
+def compare_verdicts(
+    options: argparse.Namespace, judged: Judgements, values: Sequence[Hashable], weights: str | None
+) -> dict[str, tuple[float, float, float]]:
+    """Return how often this judge says what the one of --compare-to said, each figure with its interval.
+
+    The earlier verdicts are read from the Parquet file beside the figures. If it is not there, that is said.
+    """
+    place = options.compare_to.with_suffix(".parquet")
+    if not place.is_file():
+        print(f"{place}: not there, so verdicts are not compared one by one")
+        return {}
+    earlier, _ = read_rows(place, ("verdict",), optional=tuple)
+    verdicts = [row["verdict"] for row in earlier], judged.verdicts
+    found = agreement(*verdicts, values, weights)
+    bounds = agreement_bounds(*verdicts, values, weights, [row["source"] for row in judged.rows])
+    return {f"both_{name}": (value, *bounds[name]) for name, value in found.items()}
