@@ -318,36 +318,13 @@ def report(
         weights: of kappa between this judge and the earlier one; see `agreement`.
     """
     given = [text for texts in judged.answers for text in texts]
-    metrics = metrics | {"clipped": sum(text.clipped for text in given) / len(given)}
-    panels, bins = [confusion(judged.labels, judged.verdicts, values, "label (row), verdict (column)")], []
+    metrics, bins = metrics | {"clipped": sum(text.clipped for text in given) / len(given)}, []
     if options.votes > 1:
         more, bins = vote_metrics(judged.labels, judged.votes, judged.verdicts)
         metrics |= more
-    if bins:
-        panels.append(vote_table(bins, options.votes))
-        for part in bins:
-            name = f"{part['agreeing']} of {options.votes} votes agree"
-            print(f"{name:28} {part['right']} of {part['rows']} verdicts right")
-
-    before, left_out = read_earlier(options), dropped + judged.left_out
-    for name, value in metrics.items():
-        earlier = f"{format_value(before[name])} -> " if name in before else ""
-        print(f"{name:28} {earlier}{format_value(value)}")
-    tokens = tokens_of(judged.answers)
-    for name, value in tokens.items():
-        earlier = f"{before['tokens'][name]:,.0f} -> " if name in before.get("tokens", {}) else ""
-        print(f"{name:28} {earlier}{value:,.0f} in a thousand judgements")
+    before, left_out, tokens = read_earlier(options), dropped + judged.left_out, tokens_of(judged.answers)
     both = compare_verdicts(options, judged, values, weights) if before else {}
-    for name, (value, low, high) in both.items():
-        print(f"{name:28} {value:.3f}, 95% interval {low:.3f} to {high:.3f}")
-    unread = zip(judged.answers, judged.votes)
-    faults = Counter(fault_of(text) for texts, cast in unread for text, vote in zip(texts, cast) if vote is None)
-    for fault, count in faults.most_common():
-        print(f"no verdict: {count} x {fault}")
-    for reason, count in Counter(text.unweighed for text in given if text.unweighed).items():
-        print(f"not weighed: {count} x {reason}")
-    for kind, count in left_out.items():
-        print(f"set aside: {count} x {kind}")
+    print_figures(options, judged, metrics, bins, before, tokens, both, left_out)
 
     place = place_of(options, "evaluation")
     asked = ("model", "endpoint", "votes", "temperature", "max_new_tokens", "soft")
@@ -356,15 +333,9 @@ def report(
     notes = {"calibration": bins, "rows_digest": digest, "set_aside": dict(left_out), "asked": asked, "tokens": tokens}
     notes |= {"compared": both} if both else {}
     write_text(Path(f"{place}.json"), json.dumps(metrics | notes, indent=1))
-    answered = zip(judged.rows, judged.verdicts, judged.votes, judged.answers)
-    kept = [
-        {key: row[key] for key in KEPT if key in row} | {"verdict": verdict, "votes": votes, "answers": answers}
-        for row, verdict, votes, answers in answered
-    ]
-    if judged.soft:
-        named = [found and {str(verdict): share for verdict, share in found.items()} for found in judged.soft]
-        kept = [row | {"probabilities": found} for row, found in zip(kept, named)]
-    write_rows(f"{place}.parquet", kept)
+    write_rows(f"{place}.parquet", rows_of(judged))
+    panels = [confusion(judged.labels, judged.verdicts, values, "label (row), verdict (column)")]
+    panels += [vote_table(bins, options.votes)] if bins else []
     draw(Path(f"{place}.png"), panels)
     name = Path(options.data).stem
     examples = judge_examples(name, judged.rows, judged.answers, judged.votes, judged.verdicts, turn)
@@ -386,6 +357,51 @@ def report(
         draw(Path(options.model) / f"{place.name}.png", panels)
         title, picture = f"Measured on {Path(options.data).name}", f"{place.name}.png"
         extend_model_card(Path(options.model), title, metrics, picture, RESULTS, options.data)
+
+
+def print_figures(
+    options: argparse.Namespace,
+    judged: Judgements,
+    metrics: dict,
+    bins: list[dict[str, int]],
+    before: dict,
+    tokens: dict[str, float],
+    both: dict[str, tuple[float, float, float]],
+    left_out: Counter,
+) -> None:
+    """Print the figures, each behind the earlier one if there is one; then what has no verdict, and why."""
+    for part in bins:
+        name = f"{part['agreeing']} of {options.votes} votes agree"
+        print(f"{name:28} {part['right']} of {part['rows']} verdicts right")
+    for name, value in metrics.items():
+        earlier = f"{format_value(before[name])} -> " if name in before else ""
+        print(f"{name:28} {earlier}{format_value(value)}")
+    for name, value in tokens.items():
+        earlier = f"{before['tokens'][name]:,.0f} -> " if name in before.get("tokens", {}) else ""
+        print(f"{name:28} {earlier}{value:,.0f} in a thousand judgements")
+    for name, (value, low, high) in both.items():
+        print(f"{name:28} {value:.3f}, 95% interval {low:.3f} to {high:.3f}")
+    unread = zip(judged.answers, judged.votes)
+    faults = Counter(fault_of(text) for texts, cast in unread for text, vote in zip(texts, cast) if vote is None)
+    for fault, count in faults.most_common():
+        print(f"no verdict: {count} x {fault}")
+    reasons = [text.unweighed for texts in judged.answers for text in texts if text.unweighed]
+    for reason, count in Counter(reasons).items():
+        print(f"not weighed: {count} x {reason}")
+    for kind, count in left_out.items():
+        print(f"set aside: {count} x {kind}")
+
+
+def rows_of(judged: Judgements) -> list[dict]:
+    """Return what is written of each row that was asked: where it comes from, its verdict, votes and whole answers."""
+    rows = [
+        {key: row[key] for key in KEPT if key in row} | {"verdict": verdict, "votes": votes, "answers": answers}
+        for row, verdict, votes, answers in zip(judged.rows, judged.verdicts, judged.votes, judged.answers)
+    ]
+    if judged.soft:
+        named = [found and {str(verdict): share for verdict, share in found.items()} for found in judged.soft]
+        rows = [row | {"probabilities": found} for row, found in zip(rows, named)]
+    return rows
 
 
 def compare_verdicts(
