@@ -78,6 +78,7 @@ def test_a_row_that_holds_nothing_to_score_is_refused_by_its_column(row, shape, 
 
 def make_scorer(reward_checkpoint, shape, **changes):
     defaults = {"dtype": "float32", "trust_remote_code": False, "max_length": 4096, "max_tokens": None}
+    defaults |= {"ensemble": [], "pessimism": 1.0}
     return bt_score.Scorer(shape, argparse.Namespace(model=str(reward_checkpoint), **defaults | changes))
 
 
