@@ -255,14 +255,9 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="models at once; default: one per GPU, or one per core")
     parser.add_argument("--max-length", type=int, help="tokens; longer rows get no reward; default: the model's most")
     parser.add_argument("--max-tokens", type=int, help="tokens per batch; default: by the device")
-    parser.add_argument("--ensemble", nargs="+", default=[], help="more reward models; the reward is then of them all")
-    parser.add_argument(
-        "--pessimism",
-        type=float,
-        help="with --ensemble: the mean of the models' rewards, less so many of their standard deviations; default: 1",
-    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16 rounds rewards")
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.set_defaults(ensemble=[], pessimism=None)
 
 
 def check_scoring(options: argparse.Namespace) -> argparse.Namespace:
@@ -285,6 +280,12 @@ def models_of(options: argparse.Namespace) -> list[str]:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Rewards for all rows of Parquet files.")
     add_scoring(parser)
+    parser.add_argument("--ensemble", nargs="+", default=[], help="more reward models; the reward is then of them all")
+    parser.add_argument(
+        "--pessimism",
+        type=float,
+        help="with --ensemble: the mean of the models' rewards, less so many of their standard deviations; default: 1",
+    )
     parser.add_argument("--input", required=True, help="Parquet: a path, a folder, or a pattern in quotes")
     parser.add_argument("--output", required=True, type=Path, help="folder for the scored parts")
     return check_scoring(parser.parse_args())

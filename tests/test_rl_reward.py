@@ -75,9 +75,7 @@ def scripted(monkeypatch):
 
 
 def longer_wins(prompt: str) -> str:
-    first, second = (
-        prompt.split(f"<response_{name}>\n")[1].split(f"\n</response_{name}>")[0].strip() for name in "ab"
-    )
+    first, second = (prompt.split(f"<response_{name}>\n")[1].split(f"\n</response_{name}>")[0].strip() for name in "ab")
     return preference("A" if len(first) > len(second) else "B" if len(first) < len(second) else "tie")
 
 
@@ -95,7 +93,9 @@ def test_verls_own_reward_loop_gets_the_graders_rewards_and_asks_once_for_all(
     """verl's classes, unmodified, as its agent loop calls them; only Ray is left out."""
     batches = []
     whole = grader_module.score
-    monkeypatch.setattr(grader_module, "score", lambda model, ids, *a: batches.append(len(ids)) or whole(model, ids, *a))
+    monkeypatch.setattr(
+        grader_module, "score", lambda model, ids, *a: batches.append(len(ids)) or whole(model, ids, *a)
+    )
     config = OmegaConf.create(
         {
             "actor_rollout_ref": {"model": {"path": str(reward_checkpoint), "tokenizer_path": None}},

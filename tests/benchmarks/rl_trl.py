@@ -25,7 +25,6 @@ REWARDS = {
     "generative_pointwise": "PointwiseReward",
     "generative_pairwise": "PairwiseReward",
 }
-RATE = 3e-4
 
 
 def truth(prompts: list, completions: list, **_) -> list[float]:
@@ -42,6 +41,7 @@ def main() -> None:
     parser.add_argument("--anchor", action="store_true", help="compare with a known answer, not within the group")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--kl", type=float, default=rl_world.KL, help="weight of the distance to the first policy")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -59,11 +59,11 @@ def main() -> None:
         per_device_train_batch_size=rl_world.PROMPTS * rl_world.GROUP,
         num_generations=rl_world.GROUP,
         max_completion_length=rl_world.ANSWER,
-        learning_rate=RATE,
+        learning_rate=rl_world.RATE,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=5,
         adam_beta2=0.95,
-        beta=0.0,
+        beta=options.kl,
         temperature=1.0,
         reward_weights=[1.0, 0.0],
         use_cpu=True,

@@ -30,7 +30,6 @@ from common.parquet import write_rows
 
 REPO = Path(__file__).parents[2]
 METHODS = ("bradley_terry", "generative_pointwise", "generative_pairwise")
-RATE = 3e-4
 
 
 def settings_of(options: argparse.Namespace, policy: str) -> list[str]:
@@ -46,10 +45,10 @@ def settings_of(options: argparse.Namespace, policy: str) -> list[str]:
         f"data.max_response_length={rl_world.ANSWER}", "data.filter_overlong_prompts=False",
         f"actor_rollout_ref.model.path='{policy}'", "actor_rollout_ref.model.enable_gradient_checkpointing=False",
         f"{actor}.fsdp_config.use_torch_compile=False", f"{actor}.ppo_mini_batch_size={rl_world.PROMPTS}",
-        f"{actor}.ppo_max_token_len_per_gpu=32768", f"{actor}.optim.lr={RATE}", f"{actor}.optim.lr_warmup_steps=5",
+        f"{actor}.ppo_max_token_len_per_gpu=32768", f"{actor}.optim.lr={rl_world.RATE}", f"{actor}.optim.lr_warmup_steps=5",
         f"{actor}.optim.weight_decay=0.0", f"{actor}.optim.betas=[0.9,0.95]", f"{actor}.grad_clip=1.0",
-        f"{actor}.clip_ratio_low=0.2", f"{actor}.clip_ratio_high=0.2", f"{actor}.use_kl_loss=False",
-        f"{actor}.kl_loss_coef=0.001", f"{actor}.loss_agg_mode=token-mean",
+        f"{actor}.clip_ratio_low=0.2", f"{actor}.clip_ratio_high=0.2", f"{actor}.use_kl_loss={options.kl > 0}",
+        f"{actor}.kl_loss_coef={options.kl}", f"{actor}.loss_agg_mode=token-mean",
         f"{actor}.fsdp_config.param_offload=False", f"{actor}.fsdp_config.optimizer_offload=False",
         f"{rollout}.name=hf", f"{rollout}.n={rl_world.GROUP}", f"{rollout}.temperature=1.0",
         f"{rollout}.max_num_batched_tokens=65536", f"{rollout}.max_num_seqs=256",
@@ -83,6 +82,7 @@ def main() -> None:
     parser.add_argument("--anchor", action="store_true", help="compare with a known answer, not within the group")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--kl", type=float, default=rl_world.KL, help="weight of the distance to the first policy")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
