@@ -1,18 +1,26 @@
 """Rewards for RL: equal to the graders', in each trainer's form, in batches, and never a silent number."""
 
 import asyncio
+import importlib
+import inspect
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPO
 from fastapi.testclient import TestClient
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from test_endpoint import serve
+from test_judge_config import VERL_CONFIG
 from verl import DataProto
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
+from verl.trainer.ppo.reward import get_custom_reward_fn
+from verl.utils.import_utils import load_extern_object
 
 from bradley_terry import grader as grader_module
 from bradley_terry import rl_reward
@@ -22,6 +30,7 @@ from bradley_terry.rl_reward import BradleyTerryReward
 from common.conversation import DataError
 from common.generation import Answer
 from common.grading.rl import RewardError, make_app
+from common.grpo.rollout import StrictReplayBuffer
 from generative_pairwise.prompt import write as preference
 from generative_pairwise.rl_reward import PairwiseReward
 from generative_pointwise.prompt import write as score
@@ -151,7 +160,24 @@ def test_trl_gets_a_number_for_each_completion_of_either_form(rewarder, graded):
     rows = {"prompts": [QUERY] * 4, "completion_ids": [[1]] * 4, "log_metric": logged.__setitem__}
     assert asyncio.run(rewarder(completions=chats, **rows)) == pytest.approx(graded, abs=1e-5)
     assert asyncio.run(rewarder(completions=ANSWERS, **rows)) == pytest.approx(graded, abs=1e-5)
+    turns = [{"role": "assistant", "content": "Of what?"}, {"role": "user", "content": "Legs."}]
+    (longer,) = asyncio.run(rewarder([QUERY], [[*turns, chats[0][0]]]))
+    assert [longer] == [one["score"] for one in asyncio.run(rewarder.rewards([[*QUERY, *turns]], ANSWERS[:1]))]
     assert rewarder.__name__ == "BradleyTerryReward" and logged == {"unscored": 0.0}
+
+
+@pytest.mark.parametrize("method", ["bradley_terry", "generative_pointwise", "generative_pairwise"])
+def test_the_readmes_command_is_one_that_verl_knows(method):
+    """verl's own settings, its own loading of the function and of the queue."""
+    command = (REPO / method / "README.md").read_text().split("python -m verl.trainer.main_ppo")[1].split("```")[0]
+    with initialize_config_dir(VERL_CONFIG, version_base=None):
+        config = compose("ppo_trainer", re.findall(r"\+?[\w.]+=[^\s\\]+", command))
+    function = get_custom_reward_fn(config)
+    assert inspect.iscoroutinefunction(function)
+    assert function.args[0] is importlib.import_module(f"{method}.rl_reward").compute_score
+    assert list(function.args[1]) == ["model"] and config.reward.num_workers == 1
+    sampler = config.trainer.v1.sampler.custom_sampler
+    assert load_extern_object(sampler.path, sampler.name) is StrictReplayBuffer
 
 
 # ---- several models
@@ -333,4 +359,4 @@ def test_an_anchor_comes_in_the_label(tiny_model, scripted):
     client = TestClient(make_app(PairwiseReward(str(tiny_model))))
     request = {"prompt": "How many?", "response": "Four.", "label": json.dumps({"anchor": "4"})}
     assert client.post("/slime", json=request).json() == 1.0
-    assert client.post("/slime", json=request | {"label": "4"}).status_code == 503
+    assert client.post("/slime", json=request | {"label": "4"}).status_code == 422

@@ -138,18 +138,26 @@ class Rewarder:
         """Return the rewards of a batch, as TRL's trainers ask for them; all answers are scored at once.
 
         Args:
-            completions: texts, or for conversations lists of one assistant's message.
+            completions: texts, or for conversations lists of messages, the assistant's last. What stands before that
+                (tool calls and their results) is read as part of the dialogue.
             anchor: that column of the dataset, if there is one.
             log_metric: of TRL; takes the share of answers that could not be scored.
 
         Raises:
             RewardError: see `rewards`.
         """
-        answers = [given if isinstance(given, str) else given[-1]["content"] for given in completions]
-        found = await self.rewards(prompts, answers, anchor)
+        dialogues, answers = zip(*map(split_completion, prompts, completions))
+        found = await self.rewards(dialogues, answers, anchor)
         if log_metric:
             log_metric("unscored", sum(reward["unscored"] for reward in found) / len(found))
         return [reward["score"] for reward in found]
+
+
+def split_completion(prompt: Conversation | str, completion: Conversation | str) -> tuple[Conversation | str, str]:
+    """Return the dialogue and the answer to it, from a prompt and a completion as TRL has them."""
+    if isinstance(completion, str):
+        return prompt, completion
+    return [*prompt, *completion[:-1]], completion[-1]["content"]
 
 
 def remembered(kind: type[Rewarder]) -> Callable[..., Rewarder]:
@@ -206,13 +214,15 @@ def question_of(prompt: str | list[dict], label: Any, end: str | None) -> tuple[
 def make_app(rewarder: Rewarder) -> FastAPI:
     """Return the server: `/openrlhf` and `/slime` take a trainer's request, and reply in its form.
 
-    422: a request that cannot be rewarded; 503: any other `RewardError`. The text is under "detail". Both trainers
-    repeat a request that fails. Then slime's run stops; OpenRLHF leaves the reward empty. Neither reads a 0.
+    503: the grader's own server gives no answer; 422: any other request that cannot be rewarded. The reason is under
+    "detail", and in the log. Both trainers repeat a request that fails. Then slime's run stops, and OpenRLHF leaves the
+    reward empty. Neither reads a 0.
     """
     app = FastAPI(title="rewards")
 
     def cut(answer: str) -> str:
-        return answer.rstrip().removesuffix(rewarder.end) if rewarder.end else answer
+        ended = rewarder.end and answer.rstrip().endswith(rewarder.end)
+        return answer.rstrip().removesuffix(rewarder.end) if ended else answer
 
     async def reward(prompts: list, answers: list[str], labels: list) -> list[Reward]:
         try:
@@ -223,7 +233,7 @@ def make_app(rewarder: Rewarder) -> FastAPI:
             raise HTTPException(422, f"{fault.column}: {fault.kind}{fault.found}") from fault
         except RewardError as error:
             logging.getLogger("uvicorn.error").error(str(error))
-            raise HTTPException(422 if isinstance(error.__cause__, BadRow) else 503, str(error)) from error
+            raise HTTPException(503 if isinstance(error.__cause__, EndpointError) else 422, str(error)) from error
 
     @app.post("/openrlhf")
     async def openrlhf(request: OpenRLHFRequest) -> dict:
