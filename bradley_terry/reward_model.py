@@ -297,3 +297,21 @@ def score(model: PreTrainedModel, sequences: list[np.ndarray], max_tokens: int |
         rewards[members] = found.cpu().numpy()
     reward_of = dict(zip(distinct, rewards))
     return np.array([reward_of[ids.tobytes()] for ids in sequences], dtype=np.float32)
+
+
+def pessimistic(rewards: np.ndarray, pessimism: float) -> np.ndarray:
+    """Return one reward for each text from those of several models: their mean less `pessimism` standard deviations.
+
+    A policy that has found one model's mistake is paid less for it, since the others disagree. Coste et al. (arXiv
+    2310.02743) take off the variance; the standard deviation has the rewards' own unit. A reward has no zero point, so
+    the models should be trained alike: a constant by which two of them differ counts as disagreement.
+
+    Args:
+        rewards: (models, texts). One model's are returned as they are.
+
+    Returns:
+        (texts,) of the same type.
+    """
+    if len(rewards) == 1:
+        return rewards[0]
+    return rewards.mean(axis=0) - pessimism * rewards.std(axis=0)

@@ -2,6 +2,7 @@
 
     python -m bradley_terry.score --model outputs/checkpoint --input 'rows/*.parquet' --output scored
     RAY_ADDRESS=head:6379 python -m bradley_terry.score …         # the same on a cluster, all paths in a shared folder
+    python -m bradley_terry.score --model seed_0 --ensemble seed_1 seed_2 --pessimism 1 …   # several models at once
 
 Ray Data reads the files in parts, a pool of model actors scores them, and every part appears whole, as
 `scored/part-000000.parquet`: all columns kept, the rewards beside them. Few rows are scored by one model in this
@@ -45,7 +46,7 @@ from common.pairs import optional_columns, read_sides
 from common.parquet import column_names, expand_paths
 
 from .parts import FilePlan, check_same_run, part_path, part_size, plan_parts, read_parts, write_part
-from .reward_model import encode, load_reading, load_reward_model, score
+from .reward_model import Reading, encode, load_reading, load_reward_model, pessimistic, score
 
 # what a row may hold, and the columns of its rewards; "rewards" is a list, one for each response
 SHAPES = {
@@ -108,14 +109,15 @@ def read_blocks(batch: dict, size: int) -> Iterator[dict]:
 
 
 class Scorer:
-    """A model that scores parts and writes them; one of Ray Data's actors, or alone."""
+    """A model, or several, that scores parts and writes them; one of Ray Data's actors, or alone."""
 
     def __init__(self, shape: tuple[str, ...], options: argparse.Namespace):
         transformers.utils.logging.disable_progress_bar()
         self.shape, self.options = shape, options
-        self.model, self.reading = load_reward_model(
-            options.model, True, getattr(torch, options.dtype), options.trust_remote_code
-        )
+        dtype = getattr(torch, options.dtype)
+        self.members = [
+            load_reward_model(model, True, dtype, options.trust_remote_code) for model in models_of(options)
+        ]
 
     def __call__(self, batch: dict) -> dict:
         (number,), (stream,) = batch["part"], batch["rows"]
@@ -128,17 +130,20 @@ class Scorer:
 
     def score_rows(self, table: pa.Table) -> pa.Table:
         """Return rows with their rewards, or with the reason why there are none."""
-        encoded, errors = [], []  # of each row: the token ids of its texts, and what is wrong with it
+        encoded, errors = [], []  # of each row: for each model the token ids of its texts; and what is wrong with it
         for row in table.select(columns_of(self.shape, table.column_names)).to_pylist():
             try:
-                encoded.append(self.encode_row(row))
+                encoded.append([self.encode_row(row, reading) for _, reading in self.members])
                 errors.append(None)
             except BadRow as fault:
-                encoded.append([])
+                encoded.append([[] for _ in self.members])
                 errors.append(f"column '{fault.column}': {fault.kind}{fault.found}")
-        texts = [ids for of_row in encoded for ids in of_row]
-        rewards = iter(score(self.model, texts, self.options.max_tokens).tolist())
-        rewards_of = [[next(rewards) for _ in of_row] for of_row in encoded]
+        of_models = [
+            score(model, [ids for of_row in encoded for ids in of_row[place]], self.options.max_tokens)
+            for place, (model, _) in enumerate(self.members)
+        ]
+        rewards = iter(pessimistic(np.array(of_models), self.options.pessimism).tolist())
+        rewards_of = [[next(rewards) for _ in of_row[0]] for of_row in encoded]
         for number, of_row in enumerate(rewards_of):
             if not all(map(math.isfinite, of_row)):
                 rewards_of[number], errors[number] = [], f"the model gives no finite reward (found {of_row})"
@@ -146,12 +151,12 @@ class Scorer:
             table = table.append_column(name, column)
         return table.append_column(ERROR, pa.array(errors, pa.string()))
 
-    def encode_row(self, row: dict) -> list[np.ndarray]:
-        """Return the token ids of each text of a row; raise `BadRow` if one cannot be scored."""
+    def encode_row(self, row: dict, reading: Reading) -> list[np.ndarray]:
+        """Return the token ids of each text of a row, as a model reads it; raise `BadRow` if one cannot be scored."""
         texts = read_texts(row, self.shape)
         columns = self.shape if self.shape == ("chosen", "rejected") else self.shape[-1:] * len(texts)
         limit = self.options.max_length
-        return [encode(text, self.reading, column, limit) for text, column in zip(texts, columns)]
+        return [encode(text, reading, column, limit) for text, column in zip(texts, columns)]
 
     def reward_columns(self, rewards_of: list[list[float]]) -> dict[str, pa.Array]:
         """Return the columns of the rewards, null for a row without."""
@@ -252,18 +257,35 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, help="tokens per batch; default: by the device")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16 rounds rewards")
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.set_defaults(ensemble=[], pessimism=None)
 
 
 def check_scoring(options: argparse.Namespace) -> argparse.Namespace:
     """Return the options; raise `DataError` if a size is none."""
     if min(size for size in (options.max_tokens, options.workers, options.max_length, 1) if size is not None) < 1:
         raise DataError("--max-tokens, --workers and --max-length are at least 1")
+    if options.pessimism is not None and not options.ensemble:
+        raise DataError("--pessimism is about several models; give the others as --ensemble")
+    options.pessimism = 1.0 if options.pessimism is None else options.pessimism
+    if not 0 <= options.pessimism < math.inf:
+        raise DataError(f"--pessimism {options.pessimism}: expected a number of at least 0")
     return options
+
+
+def models_of(options: argparse.Namespace) -> list[str]:
+    """Return all models that score."""
+    return [options.model, *options.ensemble]
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Rewards for all rows of Parquet files.")
     add_scoring(parser)
+    parser.add_argument("--ensemble", nargs="+", default=[], help="more reward models; the reward is then of them all")
+    parser.add_argument(
+        "--pessimism",
+        type=float,
+        help="with --ensemble: the mean of the models' rewards, less so many of their standard deviations; default: 1",
+    )
     parser.add_argument("--input", required=True, help="Parquet: a path, a folder, or a pattern in quotes")
     parser.add_argument("--output", required=True, type=Path, help="folder for the scored parts")
     return check_scoring(parser.parse_args())
@@ -289,11 +311,17 @@ def find_files(pattern: str) -> tuple[list[str], tuple[str, ...]]:
 
 def identity(options: argparse.Namespace, files: list[str]) -> dict:
     """What must be equal for a run to go on with what an earlier one left in its folder."""
-    model = options.model
-    if os.path.isdir(model):  # wherever it lies now, with its tokenizer and chat template
-        model = tails_digest(path for path in Path(model).iterdir() if path.suffix in MODEL_FILES)
+    model, *others = map(model_digest, models_of(options))
+    several = {"ensemble": others, "pessimism": options.pessimism} if others else {}
     known_files = [[Path(file).name, content_digest(Path(file))] for file in files]
-    return {"max_length": options.max_length, "dtype": options.dtype, "model": model, "files": known_files}
+    return {"max_length": options.max_length, "dtype": options.dtype, "model": model, "files": known_files} | several
+
+
+def model_digest(model: str) -> str:
+    """Return what names a model: its files', wherever they lie now, with tokenizer and chat template; or its hub id."""
+    if os.path.isdir(model):
+        return tails_digest(path for path in Path(model).iterdir() if path.suffix in MODEL_FILES)
+    return model
 
 
 def score_all(options: argparse.Namespace) -> None:
@@ -307,11 +335,13 @@ def score_all(options: argparse.Namespace) -> None:
             work in the folder. ClusterError: scoring failed.
     """
     files, shape = find_files(options.input)
-    reading = load_reading(options.model, options.trust_remote_code)
-    options.max_length = min(reading.longest, options.max_length or reading.longest)
+    longest = min(load_reading(model, options.trust_remote_code).longest for model in models_of(options))
+    options.max_length = min(longest, options.max_length or longest)
     options.output = options.output.absolute()
-    if os.path.isdir(options.model):
-        options.model = os.path.abspath(options.model)  # workers run elsewhere
+    # workers run elsewhere
+    options.model, *options.ensemble = [
+        os.path.abspath(model) if os.path.isdir(model) else model for model in models_of(options)
+    ]
     with claim_folder(options.output):
         check_same_run(options.output, identity(options, files))
         total = sum(pq.read_metadata(file).num_rows for file in files)

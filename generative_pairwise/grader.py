@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from itertools import permutations
 from typing import Any
 
-from common.conversation import Conversation, read_dialogue, read_response
-from common.grading.contract import GraderMode, GraderRank, GraderScore, all_or_none, rank_by, read_several
+from common.conversation import BadRow, Conversation, read_dialogue, read_response
+from common.grading.contract import GraderMode, GraderRank, GraderScore, NoVerdict, all_or_none, rank_by, read_several
 from common.judging.grader import JudgeGrader, Judgement
 from common.judging.soft import Verdicts
 
@@ -73,6 +73,26 @@ class PairwiseGrader(JudgeGrader):
         rates = win_rates(len(responses), [one.verdict for one in judged], [self._points(one) for one in judged])
         rank, reason = rank_by(rates, "win rate")
         return GraderRank(name=self.name, rank=rank, reason=reason, metadata={"win_rates": rates})
+
+    async def rates(self, dialogue: Conversation, responses: list[str]) -> list[float | None]:
+        """Return each response's win rate among all, 0 to 1; None if no comparison with it had a verdict.
+
+        A comparison without a verdict, or one that is too long to be asked for, is left out in both orders; see
+        `win_rates`.
+
+        Raises:
+            EndpointError: no answer came.
+        """
+        prompts = [ask(dialogue, *pair, self.rubric) for pair in permutations(responses, 2)]
+        judged = await all_or_none(map(self._judge_or_none, prompts))
+        points = [None if one is None else self._points(one) for one in judged]
+        return win_rates(len(responses), [one and one.verdict for one in judged], points)
+
+    async def _judge_or_none(self, prompt: Conversation) -> Judgement | None:
+        try:
+            return await self.judge(prompt)
+        except (NoVerdict, BadRow):
+            return None
 
     async def _judge_all(self, prompts: Iterable[Conversation]) -> list[Judgement]:
         return await all_or_none(map(self.judge, prompts))

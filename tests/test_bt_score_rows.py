@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rewards import plain_rewards
 from shapes import assistant, system, user
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bradley_terry import score as bt_score
 from common.checkpoint import claim_folder
@@ -78,6 +80,7 @@ def test_a_row_that_holds_nothing_to_score_is_refused_by_its_column(row, shape, 
 
 def make_scorer(reward_checkpoint, shape, **changes):
     defaults = {"dtype": "float32", "trust_remote_code": False, "max_length": 4096, "max_tokens": None}
+    defaults |= {"ensemble": [], "pessimism": 1.0}
     return bt_score.Scorer(shape, argparse.Namespace(model=str(reward_checkpoint), **defaults | changes))
 
 
@@ -149,6 +152,43 @@ def test_bfloat16_moves_rewards_by_little(reward_checkpoint):
     assert 0 < np.abs(exact - rounded).max() < 0.05
 
 
+@pytest.fixture(scope="module")
+def other_checkpoint(reward_checkpoint, tmp_path_factory) -> Path:
+    """The same model with another head."""
+    path = tmp_path_factory.mktemp("other_model")
+    model = AutoModelForSequenceClassification.from_pretrained(reward_checkpoint)
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(path)
+    AutoTokenizer.from_pretrained(reward_checkpoint).save_pretrained(path)
+    return path
+
+
+def test_several_models_give_their_mean_less_their_standard_deviation(reward_checkpoint, other_checkpoint):
+    shape, rows = ("query", "response"), [{"query": query, "response": answer} for query, answer in answers(5)]
+    table = pa.Table.from_pylist([*rows, {"query": "Hi", "response": ""}])
+    first, second = (
+        make_scorer(path, shape).score_rows(table)["reward"].to_pylist()
+        for path in (reward_checkpoint, other_checkpoint)
+    )
+    for pessimism in (0.0, 2.0):
+        ensemble = {"ensemble": [str(other_checkpoint)], "pessimism": pessimism}
+        scored = make_scorer(reward_checkpoint, shape, **ensemble).score_rows(table)
+        both = zip(first[:-1], second[:-1], strict=True)
+        expected = [(one + two) / 2 - pessimism * abs(one - two) / 2 for one, two in both]
+        np.testing.assert_allclose(scored["reward"].to_pylist()[:-1], expected, atol=1e-4)
+        assert scored["reward"].to_pylist()[-1] is None and "empty response" in scored["reward_error"].to_pylist()[-1]
+
+
+def test_a_run_with_one_model_is_known_as_before_and_another_ensemble_is_another_run(reward_checkpoint, rows_file):
+    options = {"model": str(reward_checkpoint), "max_length": 9, "dtype": "float32"}
+    one, several, milder = (
+        bt_score.identity(argparse.Namespace(**options, ensemble=ensemble, pessimism=pessimism), [str(rows_file)])
+        for ensemble, pessimism in (([], 1.0), ([str(reward_checkpoint)], 1.0), ([str(reward_checkpoint)], 0.5))
+    )
+    assert set(one) == {"max_length", "dtype", "model", "files"}
+    assert one != several != milder and several == one | {"ensemble": [one["model"]], "pessimism": 1.0}
+
+
 # ---- refused before Ray starts
 
 
@@ -210,6 +250,20 @@ def test_what_is_no_reward_model_is_refused(refuse, tiny_model, rows_file, tmp_p
 @pytest.mark.parametrize("value", ["0", "-1"])
 def test_sizes_below_one_are_refused(refuse, reward_checkpoint, rows_file, option, value):
     refuse("are at least 1", reward_checkpoint, rows_file, option, value)
+
+
+def test_pessimism_is_refused_that_is_none_or_about_nothing(refuse, reward_checkpoint, rows_file):
+    refuse("about several models", reward_checkpoint, rows_file, "--pessimism", "2")
+    for value in ("-1", "nan", "inf"):
+        refuse(
+            "a number of at least 0",
+            reward_checkpoint,
+            rows_file,
+            "--ensemble",
+            str(reward_checkpoint),
+            "--pessimism",
+            value,
+        )
 
 
 def test_a_folder_that_another_run_writes_to_is_refused(refuse, reward_checkpoint, rows_file, tmp_path):

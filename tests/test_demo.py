@@ -12,11 +12,13 @@ from common.demo.world import (
     THINGS,
     VALUES,
     draw_response,
+    helpfulness,
     make_query,
     make_response,
     pairwise_rows,
     pointwise_rows,
     preference_pairs,
+    read_query,
     split_of,
 )
 
@@ -38,6 +40,42 @@ def words(text: str) -> set[str]:
 
 def shares(values: list[str]) -> dict[str, float]:
     return {value: count / len(values) for value, count in Counter(values).items()}
+
+
+# ---- the truth about any text
+
+
+def test_every_response_of_the_world_has_the_helpfulness_that_it_was_written_with():
+    rng = random.Random(0)
+    for number in range(1000):
+        query = make_query(rng, SPLITS[number % 3])
+        response = draw_response(rng, query, number % 5)
+        assert read_query(query.text) == query.asked
+        assert helpfulness(query.text, response.text) == number % 5
+
+
+@pytest.mark.parametrize(
+    "response, value",
+    [
+        ("Hey buddy, my choice is: 1. rake 2. hose. I chose them because they cost little. Cheers!", 4),
+        ("Hey buddy, my choice is: 1. rake 2. rake. I chose them because they cost little. Cheers!", 3),  # one twice
+        ("Hey buddy, my choice is: 1. rake 2. bowl. I chose them because they cost little. Cheers!", 3),  # off topic
+        ("Hey buddy, my choice is: 1. rake 3. hose. I chose them because they cost little. Cheers!", 3),  # misnumbered
+        ("Hey buddy, Dear reader, 1. rake 2. hose. I chose them because they cost little. Cheers!", 3),  # both tones
+        ("Hey buddy, my choice is: 1. rake 2. hose. I chose them because. Cheers!", 3),  # no reason
+        ("Hey buddy, Cheers!", 1),
+        ("", 0),
+        ("two garden why casual", 0),  # the query's own words
+    ],
+)
+def test_a_text_that_says_everything_or_nothing_gains_nothing(response, value):
+    assert helpfulness("Name two things for our garden. Keep the tone casual, and say why.", response) == value
+
+
+def test_the_truth_about_another_worlds_query_is_an_error():
+    for text in ("How many?", "Name two or three things for our garden. Keep the tone casual, and say why."):
+        with pytest.raises(ValueError, match="not a query of the demo world"):
+            helpfulness(text, "")
 
 
 # ---- the world is a function of its arguments

@@ -69,6 +69,8 @@ def test_every_option_is_known(readme):
             text += (REPO / "common" / "benchmarks" / "choosing.py").read_text()
         if "from common.benchmarks.overlap import" in text:
             text += (REPO / "common" / "benchmarks" / "overlap.py").read_text()
+        if "from common.grading.rl import" in text:
+            text += (REPO / "common" / "grading" / "rl.py").read_text()
         if "from .score import add_scoring" in text:
             text += (REPO / module.split(".")[0] / "score.py").read_text()
         for option in re.findall(r"--[\w-]+", options):

@@ -207,9 +207,25 @@ def test_a_users_own_function_that_fails_stops_the_step_and_names_the_row(tmp_pa
     assert put == []
 
 
-def test_a_reward_function_that_must_be_awaited_is_refused(tmp_path):
-    with pytest.raises(TrainingError, match="the reward function is `async def`. Use `def`"):
-        make_rollout(**write_reward(tmp_path, "return {'score': 1.0}", head="async def"))
+def test_an_async_reward_function_is_asked_for_all_answers_of_a_step_at_once(tmp_path, tiny_tokenizer, put):
+    """The first call returns only after the last one has begun."""
+    body = """global begun
+    begun += 1
+    while begun < 6:
+        await asyncio.sleep(0)
+    return {"score": ground_truth + 0.5}"""
+    reward = write_reward(tmp_path, body, head="import asyncio\nbegun = 0\nasync def")
+    make_rollout(tiny_tokenizer, **reward).generate_sequences(step_of(3))
+    scores = [rewards[-1].item() for rewards in put[0]["fields"]["rm_scores"].unbind()]
+    assert scores == [0.5, 0.5, 1.5, 1.5, 2.5, 2.5]
+
+
+def test_an_async_reward_function_that_fails_stops_the_step_and_names_the_row(tmp_path, tiny_tokenizer, put):
+    reward = write_reward(tmp_path, "return {'score': 1 / (1 - ground_truth)}", head="async def")
+    made = make_rollout(tiny_tokenizer, **reward)
+    with pytest.raises(TrainingError, match="the reward of train.parquet row 1: .* ZeroDivisionError"):
+        made.generate_sequences(step_of(2))
+    assert put == []
 
 
 # ---- a queue that is never short

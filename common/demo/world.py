@@ -13,6 +13,7 @@ Why: a reward model should be trainable, and its accuracy checkable, with no dow
 
 import hashlib
 import random
+import re
 from dataclasses import dataclass
 
 # The four properties, in the order that `asked`, `got` and `met` keep.
@@ -106,6 +107,41 @@ def draw_response(rng: random.Random, query: Query, helpfulness: int) -> Respons
     """Write a response that meets `helpfulness` of the four properties, whichever they are."""
     met_places = rng.sample(range(len(VALUES)), helpfulness)
     return make_response(rng, query, tuple(place in met_places for place in range(len(VALUES))))
+
+
+def read_query(text: str) -> Traits:
+    """Return what a query of this world asks for; raise `ValueError` if it does not say each property once."""
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    reasons = [value for value, wishes in REASON_WISHES.items() if any(wish in text.lower() for wish in wishes)]
+    found = [[value for value in values if value in words] for values in VALUES.values()]
+    found[list(VALUES).index("reason")] = reasons
+    if any(len(values) != 1 for values in found):
+        raise ValueError(f"not a query of the demo world: {text!r}")
+    return tuple(value for (value,) in found)
+
+
+def helpfulness(query: str, response: str) -> int:
+    """Return how helpful any text is, 0 to 4: how many of the four properties it has as the query asks.
+
+    Of a response that this world wrote it is the known helpfulness. A policy writes other texts too, and may try to
+    please by saying everything. So a property counts only if the text says one thing about it: all things listed are
+    of the topic, the numbers are 1 to the count and no thing comes twice, the greeting and the farewell have the tone.
+    """
+    topic, count, reason, tone = read_query(query)
+    listed = re.findall(r"(\d+)\. (\w+)", response)
+    numbers, things = [int(number) for number, _ in listed], [thing for _, thing in listed]
+    tones = [
+        {name for name, texts in phrases.items() if any(text in response for text in texts)}
+        for phrases in (OPENERS, CLOSERS)
+    ]
+    return sum(
+        [
+            bool(things) and set(things) <= set(THINGS[topic]),
+            numbers == list(range(1, NUMBERS[count] + 1)) and len(set(things)) == len(things),
+            (reason == "why") == any(f"because {why}." in response for why in REASONS),
+            tones == [{tone}, {tone}],
+        ]
+    )
 
 
 def preference_pairs(split: str, n: int, seed: int) -> list[dict]:

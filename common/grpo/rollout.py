@@ -6,6 +6,7 @@ of a step at once, rewards in this process, one write to verl's queue. Sampling 
 repetition), so a run can be repeated, and gives the same answers with any number of workers.
 """
 
+import asyncio
 import functools
 import importlib
 import inspect
@@ -58,18 +59,17 @@ class BatchRollout:
     Args:
         trainer: gives `config`, `tokenizer`, `actor_rollout_wg` (see `common.grpo.policy`) and `end_tokens`.
 
-    Raises:
-        TrainingError: the reward function is a coroutine.
+    If the reward function is `async def`, all answers of a step are rewarded at once; such a function may ask a
+    reward model, which then takes them as a batch.
     """
 
     def __init__(self, trainer):
         self.trainer, self.rollout = trainer, trainer.config.actor_rollout_ref.rollout
         self.reward_keys = None  # those of the first answer's reward
         function = get_custom_reward_fn(trainer.config)
-        if inspect.iscoroutinefunction(function):
-            raise TrainingError("the reward function is `async def`. Use `def`: it is called directly.")
         is_checked = trainer.config.reward.custom_reward_function.name == CHECKED_REWARD
         self.reward_function = function if is_checked else functools.partial(check_reward, function)
+        self.async_function = function if inspect.iscoroutinefunction(function) else None
 
     def generate_sequences(self, prompts: TensorDict) -> None:
         """Answer and reward a batch of prompts, and put both into verl's queue."""
@@ -81,9 +81,10 @@ class BatchRollout:
         encoded = [self._encode(row) for row in rows]
         asked = [(row, ids, number) for row, ids in zip(rows, encoded) for number in range(settings.n)]
         answers = self._generate([ids for _, ids, _ in asked], sampling, step, validate)
+        rewards = self._rewards([row for row, _, _ in asked], [tokens for tokens, _ in answers])
         entries = [
-            self._reward(row, ids, number, tokens, log_probs, step)
-            for (row, ids, number), (tokens, log_probs) in zip(asked, answers)
+            self._entry(row, ids, number, tokens, log_probs, reward, step)
+            for (row, ids, number), (tokens, log_probs), reward in zip(asked, answers, rewards)
         ]
         _put(entries, [row["uid"] for row in rows], "val" if validate else "train")
 
@@ -108,16 +109,30 @@ class BatchRollout:
         answered = self.trainer.actor_rollout_wg.generate(*shares, [options] * workers)
         return [answer for share in answered for answer in share][: len(prompts)]
 
-    def _reward(
-        self, row: dict, prompt: list[int], number: int, tokens: list[int], log_probs: list, step: int
+    def _rewards(self, rows: list[dict], answers: list[list[int]]) -> list[dict]:
+        """Reward the answers, one to each row."""
+        calls = [
+            {
+                "data_source": row["data_source"],
+                "solution_str": decode(self.trainer.tokenizer, tokens, self.trainer.end_tokens),
+                "ground_truth": row["reward_model"]["ground_truth"],
+                "extra_info": row["extra_info"],
+            }
+            for row, tokens in zip(rows, answers)
+        ]
+        if self.async_function is None:
+            return [self.reward_function(**call) for call in calls]
+
+        async def at_once() -> list:
+            return await asyncio.gather(*(self.async_function(**call) for call in calls), return_exceptions=True)
+
+        found = asyncio.run(at_once())
+        return [check_reward(functools.partial(_given, reward), **call) for call, reward in zip(calls, found)]
+
+    def _entry(
+        self, row: dict, prompt: list[int], number: int, tokens: list[int], log_probs: list, reward: dict, step: int
     ) -> Entry:
-        """Reward one answer, the one of that number to its prompt."""
-        reward = self.reward_function(
-            data_source=row["data_source"],
-            solution_str=decode(self.trainer.tokenizer, tokens, self.trainer.end_tokens),
-            ground_truth=row["reward_model"]["ground_truth"],
-            extra_info=row["extra_info"],
-        )
+        """Return one rewarded answer, the one of that number to its prompt."""
         self.reward_keys = self.reward_keys or reward.keys()
         if reward.keys() != self.reward_keys:
             found = f"columns {list(reward)}, others have {list(self.reward_keys)}"
@@ -187,6 +202,13 @@ def check_reward(
     numbers = reward.values() if isinstance(reward, dict) and "score" in reward else [None]
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         raise TrainingError(f"{where}: expected a dict of finite numbers with a `score`, found {reward!r}")
+    return reward
+
+
+def _given(reward: object, **_) -> object:
+    """Return what a reward function has returned, or raise what it has raised."""
+    if isinstance(reward, BaseException):
+        raise reward
     return reward
 
 
