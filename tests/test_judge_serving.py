@@ -105,7 +105,10 @@ def test_a_model_that_is_not_served_is_an_error_that_names_it(server):
 
 
 def test_openjudges_own_grader_runs_but_a_judge_of_scores_speaks_no_json(judge, server):
-    """Its prompt asks for JSON with a score of 1 to 5; this judge learned one prompt, and answers nothing else."""
+    """Its prompt asks for JSON with a score of 1 to 5; this judge learned one prompt, and answers nothing else.
+
+    Which judge does answer it: test_openjudge_serving.py.
+    """
     model = OpenAIChatModel(model=judge, base_url=server, api_key="none", max_tokens=64)
     result = asyncio.run(RelevanceGrader(model=model).aevaluate(query="What is 2+2?", response="4"))
     assert isinstance(result, GraderError)
