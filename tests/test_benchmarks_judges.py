@@ -9,6 +9,7 @@ import pytest
 from test_benchmarks_files import BEST, JUDGEBENCH, LLMBAR, REWARDBENCH2, RM_BENCH, save
 from test_endpoint import serve
 
+from common.benchmarks import results
 from common.conversation import DataError
 from common.generation import Answer
 from common.grading.endpoint import EndpointError
@@ -31,6 +32,7 @@ CASES = {
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Measure a served judge on hand-made files; return its figures, its rows and what was printed."""
+    monkeypatch.setattr(results, "draw", lambda *_: None)  # which takes most of the time
 
     def measure_on(method, url: str, name: str, *options: str) -> tuple[dict, list[dict], str]:
         place, rows = CASES[name]
