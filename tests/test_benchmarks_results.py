@@ -140,34 +140,44 @@ def test_a_cards_results_for_the_hub_hold_whole_benchmarks_only(written, tmp_pat
 # ---- compare
 
 
+@pytest.fixture
+def kept(tmp_path):
+    """Write the rows of a result, without its picture."""
+
+    def keep(name: str, scores: list, questions=PAIRS):
+        rows = results.rows_of(answer_by_scores(JUDGEBENCH, questions, scores))
+        return results.write_rows(tmp_path / f"{name}.parquet", rows)
+
+    return keep
+
+
 def run_compare(monkeypatch, *arguments) -> None:
     monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, arguments)])
     compare.main()
 
 
-def test_the_difference_of_two_results(written, monkeypatch, capsys):
-    first, second = written("first", SCORES), written("second", [[2.0, 1.0], [2.0, 1.0], [1.0, 0.0], [0, 1], [1, 0]])
-    capsys.readouterr()
+def test_the_difference_of_two_results(kept, monkeypatch, capsys):
+    first, second = kept("first", SCORES), kept("second", [[2.0, 1.0], [2.0, 1.0], [1.0, 0.0], [0, 1], [1, 0]])
     run_compare(monkeypatch, first, second)
     printed = capsys.readouterr().out
     assert "JudgeBench: 0.5000 -> 0.7500, over 4 questions" in printed  # Claude's pair is not in the score
     assert "difference +0.2500" in printed and "0 lies in the interval" in printed
 
 
-def test_a_result_beside_itself_differs_by_nothing(written, monkeypatch, capsys):
-    first = written("first", SCORES)
+def test_a_result_beside_itself_differs_by_nothing(kept, monkeypatch, capsys):
+    first = kept("first", SCORES)
     run_compare(monkeypatch, first, first)
     assert "difference +0.0000, 95% interval +0.0000 to +0.0000" in capsys.readouterr().out
 
 
-def test_other_questions_are_refused(written, monkeypatch):
-    first = written("first", SCORES)
-    fewer = written("fewer", SCORES[:4], PAIRS[:4])
+def test_other_questions_are_refused(kept, monkeypatch):
+    first = kept("first", SCORES)
+    fewer = kept("fewer", SCORES[:4], PAIRS[:4])
     with pytest.raises(DataError, match="not of the same questions: 1 only in the first"):
         run_compare(monkeypatch, first, fewer)
     changed = [*PAIRS[:4], Question(PAIRS[4].id, PAIRS[4].subset, PROMPT, ["another", "answer"])]
     with pytest.raises(DataError, match="1 with other prompts or answers, such as claude/mmlu-pro/5"):
-        run_compare(monkeypatch, first, written("changed", SCORES, changed))
+        run_compare(monkeypatch, first, kept("changed", SCORES, changed))
 
 
 def test_the_interval_is_the_one_of_scipy():

@@ -11,7 +11,7 @@ from test_benchmarks_files import LLMBAR, REWARDBENCH2, RM_BENCH, save
 
 from bradley_terry import benchmark
 from bradley_terry import score as bt_score
-from common.benchmarks import BENCHMARKS, read_questions
+from common.benchmarks import BENCHMARKS, read_questions, results
 from common.benchmarks.results import answer_by_scores, measure
 from common.conversation import DataError
 
@@ -19,6 +19,7 @@ from common.conversation import DataError
 @pytest.fixture
 def run(reward_checkpoint, tmp_path, monkeypatch, capsys):
     """Measure the model on hand-made files; return the folder that it writes and what was printed."""
+    monkeypatch.setattr(results, "draw", lambda *_: None)  # which takes most of the time
     save(tmp_path / "ours" / "rewardbench2.jsonl", REWARDBENCH2)
     save(tmp_path / "rm_bench" / "chat_filtered.json", [RM_BENCH | {"id": number} for number in range(5)])
     save(tmp_path / "llmbar" / "Natural" / "dataset.json", [LLMBAR, LLMBAR | {"label": 1, "output_2": "<|im_end|>"}])
