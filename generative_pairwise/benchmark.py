@@ -46,12 +46,13 @@ def comparisons(benchmark: Benchmark, question: Question) -> list[tuple[int, int
     return [order for right, wrong in pairs for order in ((right, wrong), (wrong, right))]
 
 
-def write_prompts(benchmark: Benchmark, question: Question, rubric: str = RUBRIC) -> list[dict]:
-    """Return the rows that ask for the better one of two answers of a question, in both orders."""
+def write_prompts(benchmark: Benchmark, questions: list[Question], rubric: str = RUBRIC) -> list[dict]:
+    """Return the rows that ask for the better one of two answers of each question, in both orders."""
     rows = []
-    for first, second in comparisons(benchmark, question):
-        prompt = ask(question.prompt, question.answers[first], question.answers[second], rubric)
-        rows.append({"prompt": prompt, "label": None, "source": question.id, "place": (first, second)})
+    for question in questions:
+        for first, second in comparisons(benchmark, question):
+            prompt = ask(question.prompt, question.answers[first], question.answers[second], rubric)
+            rows.append({"prompt": prompt, "label": None, "source": question.id, "place": (first, second)})
     return rows
 
 
@@ -122,10 +123,7 @@ def main() -> None:
     rubric = read_stored_rubric(options.tokenizer or options.model) or RUBRIC  # the one that the judge was trained by
     chosen, sets = load_choice(options), {}
     for name, questions in chosen.items():
-        benchmark = BENCHMARKS[name]
-        sets[options.output / name] = [
-            row for question in questions for row in write_prompts(benchmark, question, rubric)
-        ]
+        sets[options.output / name] = write_prompts(BENCHMARKS[name], questions, rubric)
     for folder, judged in ask_and_keep(options, sets, parse, decide, FRAME).items():
         benchmark, questions = BENCHMARKS[folder.name], chosen[folder.name]
         report(count_verdicts(benchmark, questions, judged), options.output, options.model, options.card)

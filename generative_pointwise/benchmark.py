@@ -26,12 +26,13 @@ from .evaluate import decide
 from .prompt import FRAME, RUBRIC, ask, parse
 
 
-def write_prompts(question: Question, rubric: str = RUBRIC) -> list[dict]:
-    """Return the rows that ask for a score of each answer of a question."""
+def write_prompts(questions: list[Question], rubric: str = RUBRIC) -> list[dict]:
+    """Return the rows that ask for a score of each answer of each question."""
     rows = []
-    for place, answer in enumerate(question.answers):
-        prompt = ask(question.prompt, answer, rubric)
-        rows.append({"prompt": prompt, "label": None, "source": question.id, "place": place})
+    for question in questions:
+        for place, answer in enumerate(question.answers):
+            prompt = ask(question.prompt, answer, rubric)
+            rows.append({"prompt": prompt, "label": None, "source": question.id, "place": place})
     return rows
 
 
@@ -57,7 +58,7 @@ def main() -> None:
     rubric = read_stored_rubric(options.tokenizer or options.model) or RUBRIC  # the one that the judge was trained by
     chosen, sets = load_choice(options), {}
     for name, questions in chosen.items():
-        sets[options.output / name] = [row for question in questions for row in write_prompts(question, rubric)]
+        sets[options.output / name] = write_prompts(questions, rubric)
     for folder, judged in ask_and_keep(options, sets, parse, decide, FRAME).items():
         benchmark, questions = BENCHMARKS[folder.name], chosen[folder.name]
         report(count_verdicts(benchmark, questions, judged), options.output, options.model, options.card)
