@@ -63,7 +63,8 @@ class Pair:
 def check_pair(row: dict, different_prompts: str = "error") -> dict:
     """Read one row's pair and its optional `margin`; raise `BadRow` if it is not a preference.
 
-    See `common.pairs.read_pair` for the columns and faults.
+    A `subset`, the name of a part of the data, is kept for the page. See `common.pairs.read_pair` for the other columns
+    and faults.
     """
     chosen, rejected = read_pair(row, different_prompts)
     margin = row.get("margin")
@@ -71,7 +72,8 @@ def check_pair(row: dict, different_prompts: str = "error") -> dict:
         margin = 0.0
     elif isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < float("inf"):
         raise BadRow("margin", "expected a finite number of at least 0", margin)
-    return {"chosen": chosen, "rejected": rejected, "margin": float(margin)}
+    named = {"subset": row["subset"]} if isinstance(row.get("subset"), str) else {}
+    return {"chosen": chosen, "rejected": rejected, "margin": float(margin), **named}
 
 
 def prompt_of(row: dict) -> str:
@@ -92,6 +94,11 @@ def as_item(row: dict) -> Item:
     return Item(prompt, tuple(responses), CHOSEN_FIRST, row["source"])
 
 
+def digest_row(row: dict) -> str:
+    """Return a short hash of a checked row's two texts: the row's name, whatever file or split it stands in."""
+    return hashlib.sha256(json.dumps([row["chosen"], row["rejected"]]).encode()).hexdigest()[:16]
+
+
 def load_pairs(
     files, on_bad_row: str = "error", different_prompts: str = "error", faults: Faults | None = None
 ) -> tuple[list[dict], Counter]:
@@ -102,7 +109,12 @@ def load_pairs(
     def check(row: dict) -> dict:
         return check_pair(row, different_prompts)
 
-    return read_rows(files, ("chosen", "rejected"), optional_columns, check, on_bad_row, faults)
+    return read_rows(files, ("chosen", "rejected"), columns_beside, check, on_bad_row, faults)
+
+
+def columns_beside(names: list[str]) -> tuple[str, ...]:
+    """Return which columns of a file are read if they are there, beside the pair."""
+    return (*optional_columns(names), "subset")
 
 
 def add_texts(row: dict, tokenizer: PreTrainedTokenizerBase, check_messages: MessageCheck) -> dict:
@@ -243,6 +255,7 @@ def collate(pairs: list[Pair]) -> dict[str, torch.Tensor]:
 
     Returns:
         input_ids, position_ids: jagged (pairs, tokens); branch_lengths: (pairs, 3); margin: (pairs,);
+        place: (pairs,), each pair's number in the batch, by which it is known after the batch was cut;
         loss_mask: (pairs, 1) of ones, which verl sums to count what a batch holds.
     """
     lengths = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
@@ -253,6 +266,7 @@ def collate(pairs: list[Pair]) -> dict[str, torch.Tensor]:
         "position_ids": torch.nested.as_nested_tensor(positions, layout=torch.jagged),
         "branch_lengths": torch.tensor(lengths),
         "margin": torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
+        "place": torch.arange(len(pairs)),
         "loss_mask": torch.ones(len(pairs), 1),
     }
 

@@ -73,11 +73,15 @@ def score_pairs(
 
 
 def pair_loss(model_output: dict, data: TensorDict, dp_group, margin_scale: float, centering: float):
-    """Call the pure loss on one micro-batch, scaled so that the sum over all is the mean over the global batch."""
+    """Call the pure loss on one micro-batch, scaled so that the sum over all is the mean over the global batch.
+
+    The metrics are sums over pairs, and under "rewards" for each pair its place in the batch and its two rewards.
+    """
     rewards = model_output["rewards"].values().view(-1, 2)
     workers = data["dp_size"]  # FSDP averages gradients over the workers, verl the metrics
     losses = pair_losses(rewards, margin_scale * data["margin"], centering)
     metrics = {name: Metric(AggregationType.SUM, value * workers) for name, value in batch_sums(rewards).items()}
+    metrics["rewards"] = torch.cat([data["place"][:, None], rewards.detach().float()], dim=1).tolist()
     return losses.sum() / data["global_batch_size"] * workers, metrics
 
 

@@ -18,11 +18,13 @@ from tqdm import tqdm
 
 from common.conversation import DataError
 from common.files import write_text
+from common.page.page import Page, write_page
 from common.pairs import DIFFERENT_PROMPTS
 from common.parquet import write_rows
 from common.report import Histogram, draw, format_value
 
 from .dataset import Pair, encode_pairs, load_pairs
+from .page import BASELINES, pair_examples, pair_pictures
 from .reward_model import batches_of, load_reading, load_reward_model
 
 CALIBRATION_BINS = 10
@@ -123,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pair accuracy of a reward model, beside its baselines.")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
     parser.add_argument("--data", required=True, help="Parquet with chosen and rejected")
-    parser.add_argument("--output", help="folder for evaluation_*.json and .png; default: beside the checkpoint")
+    parser.add_argument("--output", help="folder for evaluation_*.html, .json …; default: beside the checkpoint")
     parser.add_argument("--max-length", type=int, help="tokens; default: what the model can take")
     parser.add_argument("--truncation", default="error", choices=("error", "drop", "left"))
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
@@ -139,7 +141,8 @@ def main() -> None:
     pairs, cut = encode_pairs(rows, reading.tokenizer, *limits)
     model, _ = load_reward_model(options.model, packed=False, trust_remote_code=options.trust_remote_code)
     rewards = score_pairs(model, pairs, reading.tokenizer.pad_token_id, options.max_tokens)
-    metrics = pair_metrics(rewards, pairs) | {"set_aside": dict(bad + cut)}
+    figures, set_aside = pair_metrics(rewards, pairs), bad + cut
+    metrics = figures | {"set_aside": dict(set_aside)}
     for name, value in metrics.items():
         print(f"{name:28} {format_value(value)}")
     beside = Path(options.model).parent if Path(options.model).is_dir() else Path.cwd()
@@ -152,7 +155,20 @@ def main() -> None:
     margins = {"margin": (rewards[:, 0] - rewards[:, 1]).tolist()}
     panels = [Histogram("reward", sides, "answers"), Histogram("chosen - rejected", margins, "pairs")]
     draw(output / f"evaluation_{name}.png", panels)
+    texts = {row["source"]: row for row in rows}
+    page = Page(
+        title=f"Reward model on {Path(options.data).name}",
+        about={"model": options.model, "data": options.data, "longest pair, tokens": max_length},
+        figures={name: figures},
+        baselines=BASELINES,
+        left_out={name: set_aside},
+        pictures=pair_pictures(name, pairs, rewards, texts),
+        examples=[pair_examples(name, pairs, rewards, texts)],
+        rest=f"All rewards are in evaluation_{name}.parquet, the texts in {Path(options.data).name}, by their source.",
+    )
+    write_page(output / f"evaluation_{name}.html", page)
     print(f"written: {output}/evaluation_{name}.json, .parquet and .png")
+    print(f"what it gets wrong: open {output}/evaluation_{name}.html in a browser")
 
 
 if __name__ == "__main__":

@@ -35,9 +35,10 @@ from common.data_report import data_report
 from common.demo.world import preference_pairs
 from common.pairs import DIFFERENT_PROMPTS, optional_columns
 from common.parquet import check_rows, list_counts, report_unread, split_by_prompt, write_rows
+from common.row_list import without_rows
 from common.sources import check_demo, load_source, sets_of
 
-from .dataset import as_item, check_pair, prompt_of
+from .dataset import as_item, check_pair, digest_row, prompt_of
 
 WRITTEN = ("chosen", "rejected", "margin")
 
@@ -171,12 +172,15 @@ def main() -> None:
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
     parser.add_argument("--different-prompts", default="error", choices=DIFFERENT_PROMPTS, help="of the two sides")
     parser.add_argument("--val-share", type=float, default=0.05, help="share of the rows for validation, and for test")
+    parser.add_argument("--without-rows", type=Path, help="a list of rows to leave out, as the page of a run saves it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--demo-pairs", type=int, default=10000, help="training pairs of the demo")
     options = parser.parse_args()
 
     check_demo(options.source, options.path, options.columns, options.without)
     held_out = read_held_out(options.without)
+    if options.source == "demo" and options.without_rows:
+        raise DataError("--without-rows is for data of your own: the demo's labels are right")
     datasets = set()
     if options.source == "demo":
         sizes = {"train": options.demo_pairs, "val": 500, "test": 1000}
@@ -191,6 +195,8 @@ def main() -> None:
         rows, left_out = convert_pairs(rows, source.convert, options.on_bad_row, options.different_prompts)
         rows, also_held_out = leave_out(rows, held_out)
         left_out += also_held_out
+        if options.without_rows:
+            rows, left_out["rows of --without-rows"] = without_rows(rows, options.without_rows, digest_row)
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}
         splits = split_by_prompt(rows, ratio, options.seed, prompt_of)

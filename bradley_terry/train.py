@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification as AutoModel
 
 from common import cluster, failures, plan, training
 from common.base_model import BaseModel, limit_length, load_base
-from common.card import write_model_card
+from common.card import without_folders, write_model_card
 from common.checkpoint import (
     CheckpointError,
     EpochShuffle,
@@ -35,8 +35,10 @@ from common.conversation import DataError
 from common.data_report import data_report
 from common.files import content_digest
 from common.packing import PACKED, attention_of, choose_packing
+from common.page.page import Page, by_split, curve_pictures, write_page
 from common.parquet import Faults, datasets_of, left_out_figures
 from common.report import (
+    Curves,
     Histogram,
     draw,
     format_value,
@@ -46,9 +48,21 @@ from common.report import (
 )
 from common.tokenizer import end_at_turn
 
-from .dataset import Pair, as_item, collate, describe, digest_pairs, encode_pairs, load_pairs, report_pairs
+from .dataset import (
+    Pair,
+    as_item,
+    collate,
+    describe,
+    digest_pairs,
+    digest_row,
+    encode_pairs,
+    load_pairs,
+    report_pairs,
+)
 from .evaluate import pair_metrics, save_rewards
 from .loss import batch_metrics
+from .margins import StepRewards, read_margins, save_train_rewards
+from .page import BASELINES, pair_examples, pair_pictures, suspect_examples
 
 SHOWN = ("loss", "accuracy", "margin_mean", "grad_norm", "lr", "tokens_per_second")
 USAGE = """
@@ -93,7 +107,7 @@ def train(config: DictConfig) -> None:
     tokenizer = base.tokenizer
     end_at_turn(tokenizer)
     data.max_length = limit_length(data.max_length, base, "data.max_length")
-    rows_of, set_aside_of = read_data(config, base)
+    rows_of, set_aside_of, texts_of = read_data(config, base)
     train_rows, val_rows = rows_of["train"], rows_of["val"]
     datasets = datasets_of(data.train_files)
     print(f"\nThe first training pair, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
@@ -139,6 +153,7 @@ def train(config: DictConfig) -> None:
     step = handler.load_checkpoint()
     settings = OmegaConf.to_container(config, resolve=True)
     tracking = start_tracking(output, trainer.project_name, list(trainer.logger), settings, step)
+    step_rewards = StepRewards(output, train_rows, step)
     limits = (data.max_tokens_per_gpu, workers, packing == PACKED)
     measure = partial(infer, worker_group, data.train_batch_size, limits)
     head = "the model's own reward head goes on" if base.has_reward_head else "a new reward head starts at random"
@@ -153,11 +168,12 @@ def train(config: DictConfig) -> None:
         started = time.perf_counter()
         shared = training.balance(rows, workers)
         batch = training.make_batch(shared, collate, *limits, update_lr_scheduler=True)
-        metrics, sums = training.train_batch(worker_group, batch, rows, step)
+        metrics, sums, lists = training.train_batch(worker_group, batch, rows, step)
         metrics |= batch_metrics(sums, len(rows))
         metrics["seconds"] = time.perf_counter() - started
         metrics["tokens_per_second"] = sum(row.tokens for row in rows) / metrics["seconds"]
         tracking.log({f"train/{name}": value for name, value in metrics.items()}, step)
+        step_rewards.note(step, shared, lists["rewards"])
         progress.update()
         progress.write(f"step {step}/{last_step}  " + "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN))
         if trainer.test_freq > 0 and step % trainer.test_freq == 0 and step < last_step:
@@ -169,25 +185,46 @@ def train(config: DictConfig) -> None:
     progress.close()
 
     # 5. Leave behind what people and servers use
-    figures, rewards_of = {}, {name: measure(rows_of[name]) for name in ("val", "test")}
+    step_rewards.close()
+    figures, rewards_of = {}, {name: measure(rows_of[name]) for name in ("val", "test") if rows_of[name]}
     for name, rewards in rewards_of.items():
         figures |= log_metrics(name, rows_of[name], rewards, tracking, step)
         save_rewards(output / f"{name}_rewards.parquet", rows_of[name], rewards)
+    margins, final = read_margins(output, len(train_rows)), measure(train_rows) if trainer.measure_train else None
+    digests = {source: digest_row(row) for source, row in texts_of["train"].items()}
+    save_train_rewards(output / "train_rewards.parquet", train_rows, digests, margins, final)
     checkpoint = export_checkpoint(worker_group, output, "checkpoint")
     tracking.finish()
     about = {"base model": base.name, "training pairs": len(train_rows), "steps": step}
     about |= {f"{name}: set aside or cut": dict(counts) for name, counts in set_aside_of.items()}
+    measured = by_split(figures)
     figures |= left_out_figures(set_aside_of)
     usage = USAGE if tokenizer.chat_template else USAGE_OF_PLAIN_TEXT
-    write_report(config, output, rewards_of["val"], figures, about, usage, datasets)
+    curves = write_report(config, output, rewards_of.get("val", []), figures, about, usage, datasets)
+    held_out = [(name, rows_of[name], rewards, texts_of[name]) for name, rewards in rewards_of.items()]
+    page = Page(
+        title="Bradley-Terry reward model",
+        about={name: without_folders(value) for name, value in about.items()},
+        figures=measured,
+        baselines=BASELINES,
+        left_out=set_aside_of,
+        pictures=curve_pictures(curves) + [picture for part in held_out for picture in pair_pictures(*part)],
+        examples=[
+            *(pair_examples(*part) for part in held_out),
+            suspect_examples(train_rows, margins, final, texts_of["train"]),
+        ],
+        rest="All rewards are in val_rewards.parquet, test_rewards.parquet and train_rewards.parquet, by source.",
+    )
+    write_page(output / "report.html", page)
     claim.release()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     lines = lines or ["nothing was held out: set VAL_FILES or TEST_FILES to measure the model"]
     print("\n".join(["", *lines, "", f"reward model, its card and picture: {checkpoint}"]))
+    print(f"what it gets wrong: open {output / 'report.html'} in a browser")
 
 
-def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Pair]], dict[str, Counter]]:
-    """Return the pairs of train, val and test, and what was set aside of each.
+def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Pair]], dict[str, Counter], dict]:
+    """Return the pairs of train, val and test, what was set aside of each, and their checked rows by source.
 
     One error tells all faults of all files.
     """
@@ -207,7 +244,7 @@ def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Pair]
     items_of = {name: [as_item(row) for row in rows if row["source"] in kept[name]] for name, rows in read_of.items()}
     print("\n".join(data_report(items_of)))
     keep_to_one_form(read_of, base)
-    return rows_of, set_aside_of
+    return rows_of, set_aside_of, {name: {row["source"]: row for row in rows} for name, rows in read_of.items()}
 
 
 def keep_to_one_form(read_of: dict[str, list[dict]], base: BaseModel) -> None:
@@ -291,15 +328,16 @@ def write_report(
     about: dict,
     usage: str,
     datasets: set[str],
-) -> None:
-    """Write the picture and the model card."""
+) -> list[Curves]:
+    """Write the picture and the model card; return the training curves."""
     history = read_history(output)
     panels = {
         "loss": ("train/loss", "val/log_loss"),
         "pair accuracy": ("train/accuracy", "val/accuracy"),
         "mean margin": ("train/margin_mean", "val/margin_mean"),
     }
-    drawn = training_curves(history, panels)
+    curves = training_curves(history, panels)
+    drawn = list(curves)
     if len(val_rewards):
         margins = (val_rewards[:, 0] - val_rewards[:, 1]).tolist()
         drawn.append(Histogram("val margins", {"chosen - rejected": margins}, "pairs"))
@@ -321,6 +359,7 @@ def write_report(
         task="text-classification",
         tags=["reward-model", "bradley-terry"],
     )
+    return curves
 
 
 if __name__ == "__main__":

@@ -43,13 +43,17 @@ BEGUN = re.compile(rf"(?:{THINKING}\s*(?:{CLOSING}\s*)?|(?<![^\s<>\[\]]){CLOSING
 class Answer(str):
     """A model's answer: its text, and in `clipped` whether its tokens ran out before it came to an end.
 
+    `usage` says how many tokens the prompt and the answer have, if that is known: a server may not say it.
+
     Of a judge, if they were asked for: `tokens`, each token of a served model's answer with the log-probabilities of
-    the likeliest ones at its place; `probabilities`, of each verdict.
+    the likeliest ones at its place; `probabilities`, of each verdict, or `unweighed`, why there are none.
     """
 
     clipped: bool
+    usage: tuple[int, int] | None = None
     tokens: list[tuple[str, dict[str, float]]] | None = None
     probabilities: dict | None = None
+    unweighed: str = ""
 
     def __new__(cls, text: str, clipped: bool) -> "Answer":
         answer = super().__new__(cls, text)
@@ -282,6 +286,7 @@ def answer_prompts(
             answers = generate_batch(model, inputs, tokenizer.pad_token_id, max_new_tokens, seeds, temperature)
             for index, (tokens, _) in zip(batch, answers):
                 texts[index] = Answer(decode(tokenizer, tokens, ends), clipped=tokens[-1] not in ends)
+                texts[index].usage = (len(encoded[index]), len(tokens))
                 keep(index, texts[index])
             bar.update(len(batch))
     return [[texts[start + vote] for vote in range(votes)] for start in range(0, len(encoded), votes)]

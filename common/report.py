@@ -27,16 +27,26 @@ def start_tracking(folder: Path, project: str, loggers: list[str], config: dict,
     return Tracking(project, folder.name, loggers, config)
 
 
-def read_history(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return each metric's (step, value) over the whole run; where a restart repeated steps, the repetition counts."""
-    steps: dict[int, dict[str, float]] = {}
-    for file in sorted((folder / "metrics").glob("from_step_*.jsonl")):
+def read_steps(folder: Path, files: str) -> dict[int, dict]:
+    """Return what each step of a whole run wrote; where a restart repeated steps, the repetition counts.
+
+    Args:
+        files: in metrics/, up to the step from which a start of the run wrote them.
+    """
+    steps: dict[int, dict] = {}
+    for file in sorted((folder / "metrics").glob(f"{files}_*.jsonl")):
         start = int(file.stem.rpartition("_")[2])
         steps = {step: values for step, values in steps.items() if step <= start}
         for line in file.read_text().splitlines():
             if line.endswith("}"):  # a killed run may leave half a line
                 entry = json.loads(line)
                 steps.setdefault(entry["step"], {}).update(entry["data"])
+    return steps
+
+
+def read_history(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return each metric's (step, value) over the whole run."""
+    steps = read_steps(folder, "from_step")
     history: dict[str, list[tuple[int, float]]] = {}
     for step in sorted(steps):
         for name, value in steps[step].items():

@@ -117,11 +117,12 @@ def equal_parts(share: int, most: int) -> int:
     return max(size for size in range(1, share + 1) if share % size == 0 and size <= max(1, most))
 
 
-def train_batch(worker_group, batch, rows: list, step: int) -> tuple[dict[str, float], dict[str, float]]:
+def train_batch(worker_group, batch, rows: list, step: int) -> tuple[dict[str, float], dict[str, float], dict]:
     """Make one training step and join the workers' metrics.
 
     Returns:
-        loss, grad_norm, lr and memory_gb; and the sums that the loss function reports.
+        loss, grad_norm, lr and memory_gb; the sums that the loss function reports; and the lists that it reports, in
+        which the workers' parts follow each other in no order.
 
     Raises:
         TrainingError: out of memory; or the loss or the gradient is not finite, which verl would skip and go on.
@@ -140,6 +141,8 @@ def train_batch(worker_group, batch, rows: list, step: int) -> tuple[dict[str, f
             f"step {step}: loss {loss}, gradient norm {grad_norm}. The weights of this step were not kept. Lower "
             "optim.lr, or look at the rows of this batch: " + ", ".join(row.source for row in rows)
         )
-    sums = {name: Metric.aggregate_dp(value) for name, value in raw.items() if isinstance(value, list)}
+    reported = {name: parts for name, parts in raw.items() if isinstance(parts, list)}
+    sums = {name: Metric.aggregate_dp(parts) for name, parts in reported.items() if isinstance(parts[0], Metric)}
+    lists = {name: [value for part in parts for value in part] for name, parts in reported.items() if name not in sums}
     memory = raw["perf/max_memory_allocated_gb"]
-    return {"loss": loss, "grad_norm": grad_norm, "lr": raw["lr"], "memory_gb": memory}, sums
+    return {"loss": loss, "grad_norm": grad_norm, "lr": raw["lr"], "memory_gb": memory}, sums, lists

@@ -22,6 +22,13 @@ from .dataset import load_rows
 from .prompt import FRAME, RUBRIC, SWAPPED, VERDICTS, Preference, decide, parse, write
 from .win_rates import POINTS, expected_points
 
+# the figure below which a baseline stands
+BASELINES = {
+    "majority_accuracy": "accuracy",
+    "majority_both_right": "both_right",
+    "longer_both_right": "both_right",
+}
+
 
 def preference_metrics(
     labels: list[Preference],
@@ -131,7 +138,7 @@ def main() -> None:
     if judged.soft:
         weighed = judged.soft[as_given], judged.soft[swapped]
         metrics |= soft_metrics(judged.labels[as_given], judged.verdicts[as_given], judged.verdicts[swapped], *weighed)
-    report(options, judged, metrics, VERDICTS, bad)
+    report(options, judged, metrics, VERDICTS, bad, BASELINES, SWAPPED.get)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ class PairwiseGrader(JudgeGrader):
         points[1:] = [1 - found for found in points[1:]]
         said = {"verdicts": turned, "consistent": len(set(turned)) == 1}
         said["answers"] = [str(answer) for one in judged for answer in one.answers]
+        if self.votes > 1:
+            said["votes"] = [one.votes for one in judged]  # of each order, in its own words
         if self.soft:
             said["probabilities"] = [one.probabilities for one in judged]
         return GraderScore(name=self.name, score=sum(points) / len(points), reason=judged[0].reason, metadata=said)

@@ -182,8 +182,8 @@ def convert_comparisons(
 
 def pair_key(row: dict) -> tuple[str, str]:
     """Return what a pair has in common with itself in the other order."""
-    as_given = row["prompt"][0]["content"], row["label"]
-    return min(as_given, (row["prompt_swapped"][0]["content"], SWAPPED[row["label"]]))
+    as_given = row["prompt"][-1]["content"], row["label"]
+    return min(as_given, (row["prompt_swapped"][-1]["content"], SWAPPED[row["label"]]))
 
 
 def write_warm_start(path: Path, size: int, seed: int, rubric: str) -> None:

@@ -155,6 +155,12 @@ def parse(text: str) -> Preference | None:
     return verdict[1] if verdict else None
 
 
+def retell(preference: Preference, answer: str) -> str:
+    """Return a teacher's answer, which gives this preference, in the form of `write`: what a student should answer."""
+    reasoning, _, _ = answer.rpartition("</think>")
+    return write(preference, reasoning.rpartition("<think>")[2])
+
+
 def decide(votes: list[Preference | None]) -> Preference | None:
     """Return the verdict of several votes on one row: the most frequent preference among those that parsed.
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from common import cluster, failures, plan
 from common.base_model import BaseModel, load_base
-from common.card import write_model_card
+from common.card import without_folders, write_model_card
 from common.checkpoint import CheckpointError, check_resume, claim_folder, how_to_go_on
 from common.conversation import DataError
 from common.data_report import data_report
@@ -29,12 +29,14 @@ from common.grpo import answering, preflight
 from common.grpo.plan import of_policy
 from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.rubric import store_rubric
+from common.judging.validated import validated_examples
 from common.packing import PACKED, attention_of, choose_packing
+from common.page.page import Page, by_split, curve_pictures, write_page
 from common.parquet import Faults, datasets_of, left_out_figures, split_by_prompt
-from common.report import draw, format_value, read_history, training_curves
+from common.report import Curves, draw, format_value, read_history, training_curves
 
 from .dataset import as_items, load_rows, prompt_of, report_rows, write_for_verl
-from .prompt import FRAME, VERDICTS, parse, write
+from .prompt import FRAME, SWAPPED, VERDICTS, parse, write
 
 # found, but not imported: that takes seconds, and bad input is reported before
 os.environ["VERL_CONFIG"] = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
@@ -129,8 +131,21 @@ def train(config: DictConfig) -> None:
     chosen = "the best on the validation rows" if figures["best step"] else "the one that training started from"
     about = {"base model": base.name, "training prompts": len(train_rows)}
     about |= {f"{name}: left out": dict(counts) for name, counts in left_out_of.items()}
-    write_report(config, output / CHECKPOINT, figures, about | {"policy": chosen}, datasets)
+    curves = write_report(config, output / CHECKPOINT, figures, about | {"policy": chosen}, datasets)
     write_report(config, output / LAST, last, about | {"policy": "the last one"}, datasets)
+    answers = output / preflight.VALIDATION / f"{figures['best step']}.jsonl"
+    validated = ("val", answers, rows_of["val"], tokenizer, parse, config.data.max_response_length, SWAPPED.get)
+    page = Page(
+        title="LLM judge: preferences",
+        about={name: without_folders(value) for name, value in (about | {"policy": chosen}).items()},
+        figures={"val, best step": by_split(best)["val"], "val, last step": by_split(last)["val"]},
+        baselines={},
+        left_out=left_out_of,
+        pictures=curve_pictures(curves),
+        examples=[validated_examples(*validated)],
+        rest=f"All answers are in {answers.relative_to(output)}.",
+    )
+    write_page(output / "report.html", page)
     store_rubric([output / folder for folder in (CHECKPOINT, LAST, "tokenizer")], train_rows)
     claim.release()
     figures |= left_out_figures(left_out_of)
@@ -139,6 +154,7 @@ def train(config: DictConfig) -> None:
     if not figures["best step"]:
         print("  no step was better on val than the model that training started from: it is that model")
     print(f"the last one: {output / LAST}")
+    print(f"what the best one gets wrong: open {output / 'report.html'} in a browser")
 
 
 def show_first(row: dict, tokenizer) -> None:
@@ -194,12 +210,13 @@ def identity(
 ) -> dict:
     """What must be equal for a resumed run to be the same run."""
     policy, data = config.actor_rollout_ref, config.data
+    code = ("prompt.py", "openjudge_prompt.py", "reward.py")
     losses = ("clip_ratio_low", "clip_ratio_high", "use_kl_loss", "kl_loss_coef", "kl_loss_type", "entropy_coeff")
     losses += ("loss_agg_mode", "grad_clip", "ppo_epochs", "ppo_mini_batch_size")
     return {
         "model": model_name,
         "chat template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:12],
-        **{name: content_digest(Path(__file__).with_name(name)) for name in ("prompt.py", "reward.py")},
+        **{name: content_digest(Path(__file__).with_name(name)) for name in code},
         **{f"{name} prompts": f"{len(rows)}, digest {digest_prompts(rows)}" for name, rows in rows_of.items()},
         "reward": OmegaConf.to_container(config.reward.custom_reward_function),
         "workers": workers,
@@ -217,8 +234,8 @@ def identity(
     }
 
 
-def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dict, datasets: set[str]) -> None:
-    """Write a policy's picture and model card."""
+def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dict, datasets: set[str]) -> list[Curves]:
+    """Write a policy's picture and model card; return the training curves."""
     history, policy = read_history(Path(config.trainer.default_local_dir)), config.actor_rollout_ref
     panels = {
         "reward": ("train/reward", "val/reward"),
@@ -227,7 +244,8 @@ def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dic
         "share that says A, and tie": ("train/first", "val/first", "train/tie", "val/tie"),
         "entropy, nats a token": ("train/entropy",),
     }
-    draw(checkpoint / "run.png", training_curves(history, panels))
+    curves = training_curves(history, panels)
+    draw(checkpoint / "run.png", curves)
     about = about | {f"data.{name}": config.data[name] for name in ("train_batch_size", "max_response_length")}
     about |= {f"rollout.{name}": policy.rollout[name] for name in ("name", "n", "temperature")}
     about |= {"lr": policy.actor.optim.lr, "epochs": config.trainer.total_epochs, "seed": config.trainer.seed}
@@ -245,6 +263,7 @@ def write_report(config: DictConfig, checkpoint: Path, figures: dict, about: dic
         task="text-generation",
         tags=["grpo", "llm-judge"],
     )
+    return curves
 
 
 if __name__ == "__main__":

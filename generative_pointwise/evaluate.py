@@ -11,8 +11,9 @@ never guessed at.
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 
-from scipy.stats import somersd, spearmanr
+from scipy.stats import mannwhitneyu, spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 from common.conversation import DataError
@@ -23,6 +24,14 @@ from common.judging.soft import Verdicts
 
 from .dataset import load_rows
 from .prompt import FRAME, RUBRIC, VERDICTS, decide, expected_score, parse, write
+
+# the figure below which a baseline stands
+BASELINES = {
+    "majority_accuracy": "accuracy",
+    "majority_mae": "mae",
+    "mean_mae": "mae",
+    "constant_within_one": "within_one",
+}
 
 
 def score_metrics(labels: list[int], verdicts: list[int | None]) -> dict[str, float]:
@@ -97,9 +106,14 @@ def soft_metrics(
 def order_accuracy(labels: Sequence[int], scores: Sequence[float]) -> float:
     """Return, of every two rows with different labels, how often the higher one has the higher score; equal: one half.
 
-    It is Somers' D of the scores, moved from -1…1 to 0…1.
+    Of each two labels this is Mann and Whitney's U over the number of pairs.
     """
-    return (float(somersd(labels, scores).statistic) + 1) / 2 if len(set(scores)) > 1 else 0.5
+    of_label = {label: [score for known, score in zip(labels, scores) if known == label] for label in set(labels)}
+    ordered = pairs = 0.0
+    for low, high in combinations(sorted(of_label), 2):
+        ordered += mannwhitneyu(of_label[high], of_label[low], method="asymptotic").statistic
+        pairs += len(of_label[high]) * len(of_label[low])
+    return float(ordered / pairs)
 
 
 def evidence_metrics(evidence: list[list[str]], answers: list[list[str]]) -> dict[str, float]:
@@ -127,7 +141,7 @@ def main() -> None:
         metrics |= soft_metrics(judged.labels, judged.verdicts, judged.soft)
     if not options.hidden_reasoning:
         metrics |= evidence_metrics([row["evidence"] for row in judged.rows], judged.answers)
-    report(options, judged, metrics, VERDICTS, bad)
+    report(options, judged, metrics, VERDICTS, bad, BASELINES, weights="quadratic")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def convert_scores(
     with_prompts, bad = check_rows(labelled, add_prompt, on_bad_row)
     unique: dict[tuple[str, int], dict] = {}
     for row in with_prompts:
-        known = unique.setdefault((row["prompt"][0]["content"], row["label"]), row)
+        known = unique.setdefault((row["prompt"][-1]["content"], row["label"]), row)
         if known is not row:
             known["judged"] += row["judged"]  # its reasoning may be another
     left_out += bad + Counter({"repeated responses with the same label": len(with_prompts) - len(unique)})
@@ -205,7 +205,7 @@ def conversations(rows: list[dict]) -> list[dict]:
 def describe(rows: list[dict]) -> str:
     """Say how the labels are spread, what always saying one of them gets, and how far mere length tells them."""
     labels, lengths = [row["label"] for row in rows], [len(row["judged"][0].response) for row in rows]
-    counts, prompts = Counter(labels), Counter(row["prompt"][0]["content"] for row in rows)
+    counts, prompts = Counter(labels), Counter(row["prompt"][-1]["content"] for row in rows)
     lines = [f"{len(rows)} rows; labels {', '.join(f'{label}: {counts[label]}' for label in VERDICTS)}"]
     for name, guess in (("most frequent label", counts.most_common(1)[0][0]), ("mean, rounded", round(mean(labels)))):
         off = mean(abs(label - guess) for label in labels)

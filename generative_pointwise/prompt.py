@@ -153,6 +153,12 @@ def parse(text: str) -> int | None:
     return int(verdict[1]) if verdict else None
 
 
+def retell(score: int, answer: str) -> str:
+    """Return a teacher's answer, which gives this score, in the form of `write`: what a student should answer."""
+    reasoning, _, _ = answer.rpartition("</think>")
+    return write(score, reasoning.rpartition("<think>")[2])
+
+
 def decide(votes: list[int | None]) -> int | None:
     """Return the verdict of several votes on one row: the most frequent score among those that parsed.
 

@@ -29,12 +29,14 @@ from common.card import extend_model_card
 from common.conversation import DataError
 from common.files import write_text
 from common.generation import answer_prompts, batches_of, begun_answer
+from common.page.page import Page, write_page
 from common.parquet import write_rows
 from common.report import Table, draw, format_value
 from common.tokenizer import ensure_pad_token, load_tokenizer
 
 from .dataset import Example, encode_conversations, load_conversations
 from .loss import token_losses
+from .page import BASELINES, conversation_examples, conversation_pictures
 
 RESULTS = ("loss", "token_accuracy", "accuracy", "parse_rate")  # for the hub, of each kind of verdict
 MOST_VERDICTS = 25  # different ones that a judge's data holds, if they are words; answers to questions are many more
@@ -187,9 +189,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Perplexity of a language model, and its verdicts on a judge's data.")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
     parser.add_argument("--data", required=True, help="Parquet with messages")
-    parser.add_argument(
-        "--output", help="folder for evaluation_*.json, .png and .parquet; default: beside the checkpoint"
-    )
+    parser.add_argument("--output", help="folder for evaluation_*.html, .json …; default: beside the checkpoint")
     parser.add_argument("--max-length", type=int, help="tokens; default: what the model can take")
     parser.add_argument("--truncation", choices=("error", "drop", "left"), help="default: error")
     parser.add_argument("--on-bad-row", choices=("error", "drop"), help="default: error")
@@ -229,7 +229,8 @@ def main() -> None:
     limits = (longest, options.truncation, options.on_bad_row, options.turns, embeddings)
     examples, cut = encode_conversations(rows, tokenizer, *limits)
     # all logits of a batch at once, so batches a quarter the size
-    metrics = token_metrics(measure_tokens(model, examples, tokenizer.pad_token_id, options.max_tokens // 4))
+    token_values = measure_tokens(model, examples, tokenizer.pad_token_id, options.max_tokens // 4)
+    metrics = token_metrics(token_values)
 
     # 2. What it says by itself
     tables, judged, measured = [], [], {example.source for example in examples}
@@ -257,7 +258,20 @@ def main() -> None:
     if judged:
         write_rows(output / f"{name}.parquet", judged)
         draw(output / f"{name}.png", tables)
+    split, texts = Path(options.data).stem, {row["source"]: row for row in rows}
+    page = Page(
+        title=f"Language model on {Path(options.data).name}",
+        about={"model": options.model, "data": options.data, "turns": options.turns},
+        figures={split: metrics},
+        baselines=BASELINES,
+        left_out={split: bad + cut},
+        pictures=conversation_pictures(split, examples, token_values),
+        examples=[conversation_examples(split, examples, token_values, texts, judged)],
+        rest=f"All conversations are in {Path(options.data).name}, by their source.",
+    )
+    write_page(output / f"{name}.html", page)
     print(f"written: {output}/{name}.*")
+    print(f"what it gets wrong: open {output}/{name}.html in a browser")
     if options.card:
         if judged:
             draw(Path(options.model) / f"{name}.png", tables)

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM as AutoModel
 
 from common import cluster, failures, plan, training
 from common.base_model import BaseModel, limit_length, load_base
-from common.card import write_model_card
+from common.card import without_folders, write_model_card
 from common.checkpoint import (
     CheckpointError,
     EpochShuffle,
@@ -36,8 +36,10 @@ from common.conversation import DataError
 from common.data_report import data_report
 from common.files import content_digest
 from common.packing import PACKED, attention_of, choose_packing
+from common.page.page import Page, by_split, curve_pictures, write_page
 from common.parquet import Faults, datasets_of, left_out_figures
 from common.report import (
+    Curves,
     draw,
     format_value,
     read_history,
@@ -57,6 +59,7 @@ from .dataset import (
 )
 from .evaluate import token_metrics
 from .loss import batch_metrics
+from .page import BASELINES, conversation_examples, conversation_pictures
 
 SHOWN = ("loss", "token_accuracy", "grad_norm", "lr", "tokens_per_second")
 USAGE = """
@@ -92,7 +95,7 @@ def train(config: DictConfig) -> None:
     base = load_base(config.model, data, AutoModel, data.template_options, "data.template_options", not planned)
     tokenizer = base.tokenizer
     data.max_length = limit_length(data.max_length, base, "data.max_length")
-    rows_of, set_aside_of = read_data(config, base)
+    rows_of, set_aside_of, texts_of = read_data(config, base)
     train_rows, val_rows = rows_of["train"], rows_of["val"]
     datasets = datasets_of(data.train_files)
     print(f"\nThe first conversation, as the model sees it:\n{describe(train_rows[0], tokenizer)}\n", flush=True)
@@ -151,7 +154,7 @@ def train(config: DictConfig) -> None:
         started = time.perf_counter()
         shared = training.balance(rows, workers)
         batch = training.make_batch(shared, collate, *limits, update_lr_scheduler=True)
-        metrics, sums = training.train_batch(worker_group, batch, rows, step)
+        metrics, sums, _ = training.train_batch(worker_group, batch, rows, step)
         metrics |= batch_metrics(sums)
         metrics["seconds"] = time.perf_counter() - started
         metrics["tokens_per_second"] = sum(row.tokens for row in rows) / metrics["seconds"]
@@ -167,24 +170,38 @@ def train(config: DictConfig) -> None:
     progress.close()
 
     # 5. Leave behind what people and servers use
-    figures = {}
-    for name in ("val", "test"):
-        figures |= log_metrics(name, rows_of[name], measure(rows_of[name]), tracking, step)
+    figures, values_of = {}, {name: measure(rows_of[name]) for name in ("val", "test") if rows_of[name]}
+    for name, values in values_of.items():
+        figures |= log_metrics(name, rows_of[name], values, tracking, step)
     end_of_turn = sorted({row.end_of_turn for row in train_rows})
     checkpoint = export_checkpoint(worker_group, output, "checkpoint", end_of_turn)
     tracking.finish()
     about = {"base model": base.name, "training conversations": len(train_rows), "steps": step}
     about |= {f"{name}: set aside or cut": dict(counts) for name, counts in set_aside_of.items()}
+    measured = by_split(figures)
     figures |= left_out_figures(set_aside_of)
-    write_report(config, output, figures, about, datasets)
+    curves = write_report(config, output, figures, about, datasets)
+    held_out = [(name, rows_of[name], values) for name, values in values_of.items()]
+    page = Page(
+        title="Fine-tuned language model",
+        about={name: without_folders(value) for name, value in about.items()},
+        figures=measured,
+        baselines=BASELINES,
+        left_out=set_aside_of,
+        pictures=curve_pictures(curves) + [picture for part in held_out for picture in conversation_pictures(*part)],
+        examples=[conversation_examples(*part, texts_of[part[0]]) for part in held_out],
+        rest="All conversations are in the data's files, by their source.",
+    )
+    write_page(output / "report.html", page)
     claim.release()
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]
     lines = lines or ["nothing was held out: set VAL_FILES or TEST_FILES to measure the model"]
     print("\n".join(["", *lines, "", f"model, its card and picture: {checkpoint}"]))
+    print(f"what it predicts worst: open {output / 'report.html'} in a browser")
 
 
-def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Example]], dict[str, Counter]]:
-    """Return the conversations of train, val and test, and what was set aside of each.
+def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Example]], dict[str, Counter], dict]:
+    """Return the conversations of train, val and test, what was set aside of each, and their rows by source.
 
     One error tells all faults of all files.
     """
@@ -203,7 +220,7 @@ def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Examp
     kept = {name: {row.source for row in rows} for name, rows in rows_of.items()}
     items_of = {name: [as_item(row) for row in rows if row["source"] in kept[name]] for name, rows in read_of.items()}
     print("\n".join(data_report(items_of)))
-    return rows_of, set_aside_of
+    return rows_of, set_aside_of, {name: {row["source"]: row for row in rows} for name, rows in read_of.items()}
 
 
 def check_conversation_sizes(config: DictConfig, rows_of: dict[str, list[Example]], packed: bool) -> None:
@@ -269,14 +286,15 @@ def log_metrics(name: str, rows: list[Example], measured: list, tracking, step: 
     return metrics
 
 
-def write_report(config: DictConfig, output: Path, figures: dict, about: dict, datasets: set[str]) -> None:
-    """Write the picture and the model card."""
+def write_report(config: DictConfig, output: Path, figures: dict, about: dict, datasets: set[str]) -> list[Curves]:
+    """Write the picture and the model card; return the training curves."""
     history = read_history(output)
     panels = {
         "loss, nats a token": ("train/loss", "val/loss"),
         "token accuracy": ("train/token_accuracy", "val/token_accuracy"),
     }
-    draw(output / "checkpoint" / "run.png", training_curves(history, panels))
+    curves = training_curves(history, panels)
+    draw(output / "checkpoint" / "run.png", curves)
     for section in ("data", "model", "optim"):
         about |= {f"{section}.{name}": value for name, value in config[section].items() if not name.startswith("_")}
     write_model_card(
@@ -294,6 +312,7 @@ def write_report(config: DictConfig, output: Path, figures: dict, about: dict, d
         task="text-generation",
         tags=["sft", "llm-judge"],
     )
+    return curves
 
 
 if __name__ == "__main__":

@@ -238,6 +238,10 @@ def test_answers_of_another_judge_are_not_taken_for_this_ones(tmp_path, tiny_mod
     served = ("--model", "judge", "--endpoint")
     assert run_of(*served, "http://a", "--tokenizer", first) == run_of(*served, "http://a", "--tokenizer", moved)
     assert run_of(*served, "http://a") != run_of(*served, "http://b")
+    moved_teachers = [
+        asking.identity(options_of(*served, url), rows, anywhere=True) for url in ("http://a", "http://b")
+    ]
+    assert moved_teachers[0] == moved_teachers[1] != run_of("--model", "judge")
     assert run_of(*served, "http://a", "--tokenizer", first) != run_of(*served, "http://a", "--tokenizer", second)
     assert run_of("--model", first) == run_of("--model", moved) != run_of("--model", second)
     assert run_of("--model", first) != run_of("--model", first, "--tokenizer", second)

@@ -42,6 +42,7 @@ def test_a_batch_is_laid_out_as_the_docstring_of_collate_shows():
     assert [line.tolist() for line in batch["position_ids"].unbind()] == [[0, 1, 2, 3, 2], [0, 0, 1]]
     assert batch["branch_lengths"].tolist() == [[2, 2, 1], [0, 1, 2]]
     assert batch["margin"].tolist() == [2.0, 0.0]
+    assert batch["place"].tolist() == [0, 1]
     assert batch["loss_mask"].tolist() == [[1.0], [1.0]]
     assert batch["input_ids"].dtype == batch["position_ids"].dtype == torch.int64
     assert batch["margin"].dtype == torch.float32

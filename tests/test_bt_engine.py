@@ -119,19 +119,27 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 
 def test_micro_batches_add_up_to_the_global_mean():
-    """Two workers with two micro-batches each report what one batch of all pairs has as its mean loss."""
-    rewards, margin = torch.randn(8, 2), torch.rand(8)
-    parts = []
+    """Two workers with two micro-batches each report what one batch of all pairs has as its mean loss.
+
+    And they report each pair's rewards with its place in the whole batch.
+    """
+    rewards, margin, place = torch.randn(8, 2), torch.rand(8), torch.randperm(8)
+    parts, reported = [], []
     for start in range(0, 8, 2):
         output = {
             "rewards": torch.nested.nested_tensor_from_jagged(
                 rewards[start : start + 2].flatten(), torch.arange(0, 5, 2)
             )
         }
-        data = {"margin": margin[start : start + 2], "global_batch_size": 8, "dp_size": 2}
-        parts.append(engine.pair_loss(output, data, None, margin_scale=0.5, centering=0.01)[0])
+        cut = {"margin": margin[start : start + 2], "place": place[start : start + 2]}
+        data = {**cut, "global_batch_size": 8, "dp_size": 2}
+        part, metrics = engine.pair_loss(output, data, None, margin_scale=0.5, centering=0.01)
+        parts.append(part)
+        reported += metrics["rewards"]
     over_workers = torch.stack(parts).sum() / 2  # FSDP averages over the two workers
     torch.testing.assert_close(over_workers, loss.pair_losses(rewards, 0.5 * margin, 0.01).mean())
+    expected = [[number, *pair] for number, pair in zip(place.tolist(), rewards.tolist())]
+    assert reported == [pytest.approx(each) for each in expected]
 
 
 def test_dropout_and_soft_caps_are_refused_not_ignored():

@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from test_page import held_by
 from transformers import AutoModelForSequenceClassification
 
-from bradley_terry import dataset, evaluate
+from bradley_terry import dataset, evaluate, page
 from common.demo.world import preference_pairs
 from common.parquet import write_rows
 
@@ -173,3 +174,63 @@ def test_the_command_writes_the_figures_that_the_pure_functions_give(
     assert written == pytest.approx(expected, abs=1e-5)
     assert (tmp_path / "figures" / "evaluation_test.png").read_bytes().startswith(b"\x89PNG")
     assert "accuracy_margin_1" in capsys.readouterr().out
+    (shown,) = held_by(tmp_path / "figures" / "evaluation_test.html")["sets"]
+    margins = [row[1][shown["columns"].index("margin")] for row in shown["rows"]]
+    assert margins == pytest.approx((scored_alone(reward_model, pairs) @ [1, -1]).tolist(), abs=1e-5)
+
+
+# ---- the page
+
+
+def test_a_pair_is_shown_with_its_texts_its_figures_and_whether_it_is_right():
+    messages = [[{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": text}] for text in ("4", "5")]
+    row = {"chosen": messages[0], "rejected": messages[1], "margin": 2.0, "source": "a.parquet row 7"}
+    tokens = dataset.Pair(*(np.zeros(count, dtype=np.int32) for count in (5, 1, 2)), 2.0, "a.parquet row 7")
+    shown = page.pair_examples("test", [tokens], np.array([[1.0, 3.0]], np.float32), {"a.parquet row 7": row})
+    (example,) = shown.rows
+    assert example.values == {
+        "source": "a.parquet row 7",
+        "right": "no",
+        "margin": -2.0,
+        "chosen": 1.0,
+        "rejected": 3.0,
+        "confidence": pytest.approx(1 / (1 + math.exp(-2))),
+        "label strength": 2.0,
+        "tokens": 8,
+        "tokens of chosen": 1,
+        "tokens of rejected": 2,
+        "subset": None,
+        "file": "a.parquet",
+    }
+    texts = [[(text.title, text.text) for column in band.columns for text in column] for band in example.bands]
+    assert texts == [[("user", "2+2?")], [("chosen", "4"), ("rejected", "5")]]
+    assert (
+        example.key == dataset.digest_row(row) != dataset.digest_row({"chosen": messages[1], "rejected": messages[0]})
+    )
+
+
+def test_a_tie_is_shown_as_wrong_and_plain_text_is_cut_where_the_answers_begin():
+    row = {"chosen": "Human: 2+2?\n\nAssistant: 4", "rejected": "Human: 2+2?\n\nAssistant: 5", "source": "row"}
+    shown = page.pair_examples("test", [pair()], np.ones((1, 2), np.float32), {"row": row})
+    assert (shown.rows[0].values["right"], shown.rows[0].values["label strength"]) == ("no", None)
+    texts = [text.text for band in shown.rows[0].bands for column in band.columns for text in column]
+    assert texts == ["Human: 2+2?\n\nAssistant:", " 4", " 5"]
+
+
+def test_sides_with_prompts_of_their_own_are_shown_with_both():
+    first, second = ([{"role": "user", "content": text}, {"role": "assistant", "content": "4"}] for text in "ab")
+    bands = page.pair_bands({"chosen": first, "rejected": second})
+    assert [[column[0].text for column in band.columns] for band in bands] == [["a", "b"], ["4", "4"]]
+
+
+def test_pairs_are_shown_and_pictured_by_their_subset(tmp_path):
+    made = [
+        {**row, "subset": name} for row, name in zip(preference_pairs("test", 3, seed=0), ("chat", "chat", "maths"))
+    ]
+    rows = {row["source"]: row for row in dataset.load_pairs(write_rows(tmp_path / "test.parquet", made))[0]}
+    measured = [dataset.Pair(*[np.zeros(1, dtype=np.int32)] * 3, 1.0, source) for source in rows]
+    rewards = np.array([[1, 0], [3, 0], [0, 5]], dtype=np.float32)
+    shown = page.pair_examples("test", measured, rewards, rows)
+    assert [row.values["subset"] for row in shown.rows] == ["chat", "chat", "maths"]
+    assert shown.choices == ("right", "subset")
+    assert page.pair_pictures("test", measured, rewards, rows)[-1].panel.series == {"chat": [1, 3], "maths": [-5]}

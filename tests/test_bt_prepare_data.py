@@ -12,7 +12,7 @@ import pytest
 from shapes import assistant, user
 
 from bradley_terry import prepare_data
-from bradley_terry.dataset import prompt_of
+from bradley_terry.dataset import check_pair, digest_row, prompt_of
 from common.conversation import DataError
 from common.demo.world import preference_pairs
 
@@ -251,6 +251,24 @@ def test_a_local_parquet_file_of_transcripts_becomes_conversations(run_main, tmp
     splits = written(tmp_path / "data")
     assert [len(splits[split]) for split in SPLITS] == [36, 2, 2]
     assert all(pair["margin"] == 0.0 and len(pair["chosen"]) == 4 for pair in splits["train"])
+
+
+def test_rows_of_a_reviewed_list_are_left_out_whatever_split_they_were_in(run_main, tmp_path):
+    """The list is of prepared rows, as the page of a run names them. They are found again where they came from."""
+    write_lines(tmp_path / "rows.jsonl", [helpsteer2(1, f"question {number}", number) for number in range(40)])
+    source = ("--source", "helpsteer2", "--path", tmp_path / "rows.jsonl", "--output")
+    run_main(*source, tmp_path / "all")
+    wrong = [pair for split in SPLITS for pair in written(tmp_path / "all")[split][:2]]
+    (tmp_path / "wrong.txt").write_text("".join(f"{digest_row(check_pair(pair))}  seen\n" for pair in wrong))
+    printed = run_main(*source, tmp_path / "rest", "--without-rows", tmp_path / "wrong.txt", "--seed", 1)
+    left = [pair["chosen"] for split in SPLITS for pair in written(tmp_path / "rest")[split]]
+    assert len(left) == 34 and not [pair for pair in wrong if pair["chosen"] in left]
+    assert "left out: 6 x rows of --without-rows" in printed
+
+
+def test_the_demos_rows_have_no_wrong_labels_to_leave_out(run_main, tmp_path):
+    with pytest.raises(DataError, match="--without-rows is for data of your own"):
+        run_main("--source", "demo", "--output", tmp_path, "--without-rows", tmp_path / "wrong.txt")
 
 
 def test_a_damaged_local_file_is_refused_in_one_message(run_main, tmp_path):

@@ -24,6 +24,7 @@ SETTINGS = (
     "trainer.total_epochs=2",  # 12 steps an epoch: step 12 is a checkpoint at an epoch's very end
     "trainer.save_freq=4",
     "trainer.max_ckpt_to_keep=1",
+    "trainer.measure_train=true",
 )
 
 
@@ -59,12 +60,27 @@ def assert_same_run(output: Path, reference: Path) -> None:
     assert len(expected) == 19  # an odd number: no batch and no pair of workers divides it
     for row, expected_row in zip(rewards, expected, strict=True):
         assert row == pytest.approx(expected_row, abs=1e-3)
+    assert_same_margins(output, reference, 1e-3)
+    assert (output / "report.html").stat().st_size > 100_000
     names = {path.name for path in (reference / "checkpoint").iterdir()}
     assert {path.name for path in (output / "checkpoint").iterdir()} == names
     weights, expected = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (output, reference))
     assert weights.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(weights[name], expected[name], atol=1e-3, rtol=0)
+
+
+def assert_same_margins(output: Path, reference: Path, tolerance: float) -> None:
+    """The same pairs were trained on in the same steps, with the same margins; the last rate is 0, so the last step's
+    margins are those of the finished model, pair by pair."""
+    rows, expected = (pq.read_table(folder / "train_rewards.parquet").to_pylist() for folder in (output, reference))
+    assert len(expected) == 96 and {len(row["steps"]) for row in expected} == {2}
+    for row, expected_row in zip(rows, expected, strict=True):
+        assert {row[name] == expected_row[name] for name in ("source", "digest", "steps")} == {True}
+        assert row["margins"] == pytest.approx(expected_row["margins"], abs=tolerance)
+        assert row["final_margin"] == pytest.approx(expected_row["final_margin"], abs=tolerance)
+    last = [row for row in rows if row["steps"][-1] == STEPS]
+    assert len(last) == 8 and all(row["margins"][-1] == pytest.approx(row["final_margin"], abs=1e-5) for row in last)
 
 
 def test_two_nodes_train_like_one(tmp_path, small_run, uninterrupted):
@@ -172,6 +188,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, small_run, uninterrup
     assert [path.name for path in output.glob("global_step_*")] == [f"global_step_{STEPS}"]
     weights, expected = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (output, uninterrupted))
     assert max((weights[name] - expected[name]).abs().max().item() for name in expected) <= 1e-6
+    assert_same_margins(output, uninterrupted, 1e-5)
     losses, expected = (metrics_of(folder, "train/loss") for folder in (output, uninterrupted))
     assert list(losses) == list(expected) == list(range(1, STEPS + 1))
     torch.testing.assert_close(list(losses.values()), list(expected.values()), atol=1e-6, rtol=0)

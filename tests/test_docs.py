@@ -63,6 +63,8 @@ def test_every_option_is_known(readme):
         text = (REPO / f"{module.replace('.', '/')}.py").read_text()
         if "from common.judging.asking import" in text:
             text += (REPO / "common" / "judging" / "asking.py").read_text()
+        if "from common.judging.teacher import" in text:
+            text += "".join((REPO / "common" / "judging" / name).read_text() for name in ("teacher.py", "asking.py"))
         if "from common.benchmarks.choosing import" in text:
             text += (REPO / "common" / "benchmarks" / "choosing.py").read_text()
         if "from common.benchmarks.overlap import" in text:

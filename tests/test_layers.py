@@ -8,7 +8,15 @@ from test_method_config import SCRIPTS
 
 METHODS = tuple(SCRIPTS)
 # the rooms of common/, and the other rooms that each may use
-ROOMS = {"benchmarks": set(), "cpu": set(), "demo": set(), "grading": set(), "grpo": set(), "judging": {"grading"}}
+ROOMS = {
+    "benchmarks": set(),
+    "cpu": set(),
+    "demo": set(),
+    "grading": set(),
+    "grpo": set(),
+    "judging": {"grading", "page"},
+    "page": set(),
+}
 
 
 def imports_of(path: Path) -> set[str]:

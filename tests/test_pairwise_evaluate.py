@@ -6,6 +6,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 from test_endpoint import completion, serve
+from test_page import held_by
 
 from common.conversation import DataError
 from common.demo.world import pairwise_rows
@@ -94,7 +95,7 @@ def test_a_judge_that_is_right_on_three_pairs_of_six(run, loaded, tmp_path):
     expected |= {"tie_precision": 3 / 3, "tie_recall": 3 / 4, "majority_accuracy": 2 / 6, "majority_both_right": 2 / 6}
     expected |= {"longer_both_right": 3 / 6, "clipped": 1 / 12}
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
-    assert metrics.keys() - expected.keys() == {"calibration", "set_aside", "asked", "rows_digest"}
+    assert metrics.keys() - expected.keys() == {"calibration", "set_aside", "asked", "rows_digest", "tokens"}
     assert calls == [(99, 16384, 0.0, 1, 0)]  # greedy, once
     assert [row["prompt"][0]["content"] for row in rows] == ASKED
     assert [row["label"] for row in rows] == [word for label in LABELS for word in (label, SWAPPED[label])]
@@ -106,6 +107,8 @@ def test_a_judge_that_is_right_on_three_pairs_of_six(run, loaded, tmp_path):
     assert rows[10]["votes"] == [None] and [row["answers"] for row in rows] == [[text] for text in MIXED.values()]
     assert f"{'both_right':28} 0.5\n" in printed and "set aside" not in printed
     assert (tmp_path / "figures" / "evaluation_held_out.png").read_bytes().startswith(b"\x89PNG")
+    (shown,) = held_by(tmp_path / "figures" / "evaluation_held_out.html")["sets"]
+    assert shown["title"] == "held_out: 6 rows" and shown["tables"][0] == ["label", "verdict as given"]
 
 
 def test_the_same_judge_gets_the_same_figures_on_the_pairs_turned_round(run, loaded):

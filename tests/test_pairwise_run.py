@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from runs import PAIRWISE_SCRIPT, log_of, metrics_of, run
+from test_page import held_by
 from transformers import AutoTokenizer
 
 from common.demo.world import PREFERENCE_RUBRIC, pairwise_rows
@@ -87,6 +88,10 @@ def test_what_a_run_leaves(demo):
     best, rewards = json.loads((demo / "best.json").read_text()), metrics_of(demo, "val/reward")
     assert sorted(rewards) == [0, 5, 10, 15, STEPS]
     assert best["val/reward"] == max(rewards.values()) == rewards[best["step"]]
+    (shown,) = held_by(demo / "report.html")["sets"]
+    rows = [dict(zip(shown["columns"], row[1])) for row in shown["rows"]]
+    right = [row[f"verdict {order}"] == row["label"] for row in rows for order in ("as given", "swapped")]
+    assert sum(right) / len(right) == pytest.approx(best["val/acc"])
 
 
 @pytest.mark.parametrize("judge", ["warm_start/checkpoint", "checkpoint"])

@@ -7,7 +7,9 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
+from sklearn.metrics import cohen_kappa_score
 from test_endpoint import completion, serve
+from test_page import held_by
 
 from common.conversation import DataError
 from common.demo.world import pointwise_rows
@@ -98,6 +100,8 @@ def test_a_judge_that_is_right_six_times_of_eight(run, loaded, tmp_path):
     assert rows[7]["source"] == "held_out.parquet row 7" and rows[7]["votes"] == [None]
     assert f"{'accuracy':28} 0.75\n" in printed and "set aside" not in printed
     assert (tmp_path / "figures" / "evaluation_held_out.png").read_bytes().startswith(b"\x89PNG")
+    (shown,) = held_by(tmp_path / "figures" / "evaluation_held_out.html")["sets"]
+    assert shown["title"] == "held_out: 8 rows" and shown["tables"][0] == ["label", "verdict"]
     assert not {"evidence", "single_vote_accuracy"} & metrics.keys() and metrics["calibration"] == []
 
 
@@ -229,12 +233,40 @@ def test_figures_before_and_after_are_shown_side_by_side_if_they_are_of_the_same
     loaded(RIGHT)
     _, _, printed = run("--compare-to", before)
     assert f"{'accuracy':28} 0.75 -> 1\n" in printed and f"{'mae':28} 0.1429 -> 0\n" in printed
+    assert "before.parquet: not there, so verdicts are not compared one by one" in printed and "both_" not in printed
     calls = loaded(RIGHT)
     with pytest.raises(DataError, match="not measured on these 7 rows"):
         run("--compare-to", before, rows=ROWS[:7])
     assert calls == []  # found out before anything was judged
     with pytest.raises(DataError, match="no such file"):
         run("--compare-to", tmp_path / "absent.json")
+
+
+def test_two_judges_are_compared_verdict_by_verdict(run, loaded, tmp_path):
+    """By hand: the first is right six times of eight, off by one once and silent once; the second is right."""
+    loaded(MIXED)
+    _, rows, _ = run()
+    for kind in (".json", ".parquet"):
+        shutil.copy(tmp_path / "figures" / f"evaluation_held_out{kind}", tmp_path / f"before{kind}")
+    loaded(RIGHT)
+    metrics, _, printed = run("--compare-to", tmp_path / "before.json")
+    value, low, high = metrics["compared"]["both_agreement"]
+    assert value == 6 / 8 and 0.3 < low < value < high <= 1
+    first, second = zip(*[(row["verdict"], label) for row, label in zip(rows, LABELS) if row["verdict"] is not None])
+    assert metrics["compared"]["both_kappa"][0] == cohen_kappa_score(first, second, weights="quadratic")
+    assert f"{'both_agreement':28} 0.750, 95% interval {low:.3f} to {high:.3f}\n" in printed
+
+
+def test_the_tokens_of_both_judges_are_shown(run, loaded, tmp_path):
+    usage = {"prompt_tokens": 120, "completion_tokens": 30, "total_tokens": 150}
+    with serve(lambda request, _: (200, completion(RIGHT[0]) | {"usage": usage})) as (url, _):
+        metrics, _, printed = run("--endpoint", url, model="judge")
+        assert metrics["tokens"] == {"tokens_asked": 120_000, "tokens_answered": 30_000}
+        assert f"{'tokens_asked':28} 120,000 in a thousand judgements\n" in printed
+        before = (tmp_path / "figures" / "evaluation_held_out.json").rename(tmp_path / "before.json")
+        usage["completion_tokens"] = 15
+        _, _, printed = run("--endpoint", url, "--compare-to", before, model="judge")
+    assert f"{'tokens_answered':28} 30,000 -> 15,000 in a thousand judgements\n" in printed
 
 
 def test_the_card_has_the_figures_and_their_picture(run, loaded, tiny_model, tmp_path):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from runs import POINTWISE_SCRIPT, kill_group, log_of, metrics_of, run, start, wait_for
 from safetensors.torch import load_file
+from test_page import held_by
 from transformers import AutoTokenizer
 
 from common.demo.world import SCORE_RUBRIC, pointwise_rows
@@ -85,6 +86,16 @@ def test_what_a_run_leaves(reference):
     best, rewards = json.loads((reference / "best.json").read_text()), metrics_of(reference, "val/reward")
     assert sorted(rewards) == [0, 3, STEPS]
     assert best["val/reward"] == max(rewards.values()) == rewards[best["step"]]
+
+
+def test_its_page_shows_the_best_policys_answers_to_the_validation_rows(reference):
+    best = json.loads((reference / "best.json").read_text())
+    (shown,) = held_by(reference / "report.html")["sets"]
+    rows = [dict(zip(shown["columns"], row[1])) for row in shown["rows"]]
+    assert [row["source"] for row in rows] == [f"val.parquet row {number}" for number in range(24)]
+    assert sum(row["right"] == "yes" for row in rows) / 24 == pytest.approx(best["val/acc"])
+    assert sum(row["verdict"] != "no verdict" for row in rows) / 24 == pytest.approx(best["val/parsed"])
+    assert shown["title"] == "val: 24 rows"
 
 
 def test_the_exported_judge_gives_the_trainers_verdicts(reference, small_judge_run):

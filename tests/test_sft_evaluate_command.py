@@ -4,9 +4,11 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
+from test_page import held_by
 
 from common.conversation import DataError
 from common.demo.world import pairwise_rows, pointwise_rows
@@ -15,6 +17,8 @@ from common.tokenizer import set_template_options
 from generative_pairwise import prompt as pairwise
 from generative_pointwise import prompt as pointwise
 from sft import evaluate
+from sft.dataset import Example
+from sft.page import conversation_examples, judgement_values
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
@@ -105,7 +109,8 @@ def test_a_judge_that_says_nothing_is_always_wrong_and_nothing_breaks(run):
 def test_conversations_without_a_verdict_are_only_measured(run, tmp_path):
     metrics, rows, _ = run([CHAT, CHAT], lambda prompt, room: pytest.fail("nothing was to be judged"))
     assert metrics["conversations"] == 2 and not [name for name in metrics if "/" in name]
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["evaluation_held_out.json"]
+    left = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert left == ["evaluation_held_out.html", "evaluation_held_out.json"]
 
 
 def test_reasoned_answers_that_are_not_a_judges_are_counted_and_not_judged(run):
@@ -190,3 +195,44 @@ def test_figures_are_added_to_the_card_of_a_folder_only(monkeypatch, run, tiny_t
     assert results.keys() >= {"loss", "token_accuracy", "preference/accuracy", "preference/parse_rate"}
     assert results["score/accuracy"] == results["score/parse_rate"] == 1
     assert (checkpoint / "evaluation_held_out.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- the page
+
+
+def test_the_page_shows_the_models_answer_beside_the_datas(run, tiny_tokenizer, tmp_path):
+    conversations = [*judgements(True)[:6], CHAT]
+    run(conversations, from_the_data(conversations, tiny_tokenizer))
+    held = held_by(tmp_path / "figures" / "evaluation_held_out.html")
+    (shown,) = held["sets"]
+    rows = [dict(zip(shown["columns"], row[1])) for row in shown["rows"]]
+    assert [row["right"] for row in rows] == ["yes"] * 6 + [None]
+    assert all(row["label"] == row["verdict"] for row in rows) and shown["tables"] == [["label", "verdict"]]
+    compared, columns = shown["rows"][0][2][1]
+    titles = [[title for title, *_ in column] for column in columns]
+    texts = [held["texts"][column[0][1]] for column in columns]
+    assert compared and titles == [["assistant, in the data"], ["the model's answer"]]
+    assert texts == [conversations[0][-1]["content"]] * 2
+
+
+def test_conversations_without_a_judge_have_no_columns_of_verdicts():
+    examples = [Example(np.arange(4, dtype=np.int32), np.array([False, False, True, True]), "a.parquet row 0")]
+    shown = conversation_examples(
+        "val", examples, [np.array([[1.0, 3.0], [1.0, 0.0]])], {"a.parquet row 0": {"messages": CHAT}}
+    )
+    assert shown.rows[0].values == {
+        "source": "a.parquet row 0",
+        "loss": 2.0,
+        "tokens right": 0.5,
+        "tokens": 4,
+        "trained tokens": 2,
+        "file": "a.parquet",
+    }
+    assert [view.title for view in shown.views] == ["worst predicted", "best predicted", "longest"]
+    texts = [[text.text for column in band.columns for text in column] for band in shown.rows[0].bands]
+    assert texts == [["Hi"], ["Hello"]]
+
+
+def test_an_answer_without_a_verdict_is_wrong():
+    said = {"kind": "score", "label": "3", "verdict": None}
+    assert judgement_values(said) == {"right": "no", "kind": "score", "label": "3", "verdict": "no verdict"}

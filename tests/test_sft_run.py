@@ -12,6 +12,7 @@ from conftest import REPO
 from peft import AutoPeftModelForCausalLM
 from runs import SFT_SCRIPT, finish, log_of, metrics_of, run, start
 from safetensors.torch import load_file
+from test_page import held_by
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
 from common.parquet import read_rows
@@ -64,6 +65,8 @@ def test_it_leaves_checkpoint_card_pictures_logs_and_progress(default_run, last_
     assert f"| preference/accuracy | {found['preference/accuracy']:.4g} |" in card
     assert "pipeline_tag: text-generation" in card
     assert (checkpoint / "run.png").stat().st_size > 10_000
+    titles = [shown["title"] for shown in held_by(default_run / "report.html")["sets"]]
+    assert titles == ["val: 300 conversations", "test: 600 conversations"]
     assert list((default_run / "tensorboard").glob("events.out.tfevents.*"))
     assert len(metrics_of(default_run, "train/loss")) == last_step
     assert "train: 100%" in log_of(default_run)

@@ -18,7 +18,16 @@ from common.generation import Answer, make_plain
 from common.grading.contract import GraderError
 from common.grading.endpoint import EndpointError, ask
 from common.judging import asking
-from common.judging.soft import Verdicts, mean_of, steps_to, weigh, weigh_answers, weigh_served
+from common.judging.soft import (
+    CannotWeigh,
+    Verdicts,
+    from_tokens,
+    mean_of,
+    steps_to,
+    weigh,
+    weigh_answers,
+    weigh_served,
+)
 from common.parquet import write_rows
 from generative_pairwise import evaluate as pairwise_evaluate
 from generative_pairwise import prompt as pairwise
@@ -60,10 +69,13 @@ def test_what_differs_between_verdicts_is_found_in_what_write_writes():
 
 def test_an_answer_is_cut_before_its_verdict_and_one_without_a_verdict_is_not_weighed():
     assert SCORES.before(pointwise.write(3, "so so") + "\n") == "<think>\nso so\n</think>\n\n<score>"
-    assert SCORES.before("<score>3</score>") is None
-    lenient = Verdicts.of(range(5), pointwise.write, lambda text: 3)
-    with pytest.raises(DataError, match="soft verdicts need answers that end as `write`"):
-        lenient.before("<think></think>three")
+    lenient = Verdicts.of(range(5), pointwise.write, lambda text: 3 if "three" in text else None)
+    answers = [Answer("<think></think>three", False), Answer("four", False)]
+    for answer in answers:
+        answer.tokens = [("three", {"three": 0.0})]
+    weigh_served(lenient, answers)
+    assert [answer.probabilities for answer in answers] == [None, None]
+    assert "not written as `write` in prompt.py writes it" in answers[0].unweighed and answers[1].unweighed == ""
 
 
 # ---- a model in this process
@@ -112,17 +124,13 @@ def test_tokens_are_read_until_a_sequence_is_told_from_all_others():
 
 def test_what_the_template_began_is_read_once(judge):
     model, tokenizer = judge
-    prompt = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    plain = weigh_answers(model, tokenizer, SCORES, [(prompt, "", Answer(pointwise.write(2), False))], 1000)
-    begun = "<think>\n"
-    given = weigh_answers(
-        model,
-        tokenizer,
-        SCORES,
-        [(prompt + begun, begun, Answer(pointwise.write(2), False)), ("x", "", Answer("", True))],
-        1000,
-    )
-    assert given[0] == pytest.approx(plain[0]) and given[1] is None
+    prompt, begun = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "<think>\n"
+    plain, given = Answer(pointwise.write(2), False), Answer(pointwise.write(2), False)
+    clipped = Answer("", True)
+    asked = [(prompt, "", plain), (prompt + begun, begun, given), (prompt, "", clipped)]
+    weigh_answers(model, tokenizer, SCORES, asked, 1000)
+    assert given.probabilities == pytest.approx(plain.probabilities)
+    assert clipped.probabilities is None and clipped.unweighed == ""
 
 
 # ---- an endpoint
@@ -155,32 +163,68 @@ def test_an_endpoints_likeliest_tokens_give_the_same_shares():
     with serve(lambda *_: (200, reply(given, "3", shares))) as (url, requests):
         ((answer,),) = ask(url, "judge", [[{"role": "user", "content": "Hi"}]], 8, with_tokens=True)
     assert (requests[0]["logprobs"], requests[0]["top_logprobs"]) == (True, 20)
-    assert weigh_served(SCORES, answer) == pytest.approx({0: 0, 1: 0, 2: 0.0625, 3: 0.625, 4: 0.3125})
+    assert from_tokens(SCORES, answer) == pytest.approx({0: 0, 1: 0, 2: 0.0625, 3: 0.625, 4: 0.3125})
 
 
-def test_a_token_may_hold_more_or_less_than_the_verdict():
-    answer = Answer("<think></think>\n<preference>tie</preference>", False)
-    answer.tokens = [
-        ("<think></think>\n<preference", {}),
-        (">t", {">t": math.log(0.2), ">A": math.log(0.6)}),
-        ("ie</preference>", {}),
-    ]
-    assert weigh_served(PREFERENCES, answer) == pytest.approx({"A": 0.75, "B": 0, "tie": 0.25})
+def served(text: str, *tokens: tuple[str, dict[str, float]]) -> Answer:
+    """An answer and its last tokens, with the shares of the likeliest ones."""
+    answer = Answer(text, False)
+    head = text[: text.rindex("".join(token for token, _ in tokens))]
+    answer.tokens = [(head, {head: 0.0})]
+    answer.tokens += [(token, {other: math.log(share) for other, share in top.items()}) for token, top in tokens]
+    return answer
 
 
-def test_what_an_endpoint_cannot_tell_is_an_error():
+# As Qwen's tokenizer writes them: `>A`, `>B`, and `>` with `tie`
+QWEN = {">A": 0.45, ">B": 0.04, ">": 0.51}
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        [(">A", QWEN), ("</preference>", {})],
+        [(">", QWEN), ("tie", {"tie": 1.0}), ("</preference>", {})],
+    ],
+    ids=["says A", "says tie"],
+)
+def test_a_token_that_holds_the_end_of_what_stands_before_is_read_too(tokens):
+    """Whatever the judge said, the shares are the same."""
+    answer = served(f"<think></think><preference{''.join(token for token, _ in tokens)}", *tokens)
+    assert from_tokens(PREFERENCES, answer) == pytest.approx({"A": 0.45, "B": 0.04, "tie": 0.51})
+
+
+def test_verdicts_of_several_tokens_are_told_apart_where_they_part():
+    shares = {"1": 0.5, "7": 0.25, "x": 0.25}
+    answer = served(to_ten(10), ("1", shares), ("0", {"0": 0.8, "}": 0.2}), ("}", {}))
+    found = from_tokens(TEN, answer)
+    assert (found[10], found[1], found[7]) == pytest.approx((0.4 / 0.75, 0.1 / 0.75, 0.25 / 0.75))
+    with pytest.raises(CannotWeigh, match="'1' begins the verdicts 1, 10, and an endpoint does not say how it goes on"):
+        from_tokens(TEN, served(to_ten(7), ("7", shares), ("}", {})))
+    found = from_tokens(TEN, served(to_ten(7), ("7", shares | {"10": 0.25}), ("}", {})))
+    assert (found[1], found[7], found[10]) == pytest.approx((0.5, 0.25, 0.25))
+
+
+def test_what_an_endpoint_cannot_tell_is_said():
     with (
         serve(lambda *_: (200, reply(pointwise.write(3), "3", None))) as (url, _),
         pytest.raises(EndpointError, match="gives no log-probabilities"),
     ):
         ask(url, "judge", [[{"role": "user", "content": "Hi"}]], 8, with_tokens=True)
-    answer = Answer(to_ten(10), False)
-    answer.tokens = [('<think></think>{"score": ', {}), ("10", {"10": -0.1, "1": -3.0}), ("}", {})]
-    with pytest.raises(DataError, match="'1' begins the verdicts 1, 10"):
-        weigh_served(TEN, answer)
-    answer.tokens = [("another text", {})]
-    with pytest.raises(EndpointError, match="do not hold the verdict"):
-        weigh_served(TEN, answer)
+    of_other_tokens = Answer(to_ten(3), False)
+    of_other_tokens.tokens = [("another text", {})]
+    with pytest.raises(CannotWeigh, match="do not hold the verdict"):
+        from_tokens(TEN, of_other_tokens)
+    with pytest.raises(CannotWeigh, match="none of the tokens"):
+        from_tokens(SCORES, served(pointwise.write(3), ("3", {"x": 1.0}), ("</score>", {})))
+
+
+def test_an_empty_answer_of_an_endpoint_has_no_verdict_and_is_no_fault_of_the_endpoint():
+    body = reply("", "", None)
+    body["choices"][0]["logprobs"] = {"content": []}
+    with serve(lambda *_: (200, body)) as (url, _):
+        ((answer,),) = ask(url, "judge", [[{"role": "user", "content": "Hi"}]], 8, with_tokens=True)
+    weigh_served(SCORES, [answer])
+    assert answer == "" and answer.probabilities is None and answer.unweighed == ""
 
 
 # ---- what is made of them
@@ -193,6 +237,23 @@ def test_expected_scores_order_rows_that_verdicts_tie():
     assert metrics["soft_spearman"] == pytest.approx(1)
     assert metrics["soft_mae"] == pytest.approx((1.1 + 0.2 + 1.6) / 3)
     assert pointwise_evaluate.soft_metrics([1], [None], [None]) == {}
+
+
+def test_order_accuracy_counts_every_two_rows_with_different_labels():
+    draw = np.random.default_rng(0)
+    labels, scores = draw.integers(0, 5, 60).tolist(), draw.integers(0, 9, 60).tolist()
+    pairs = [(a, b) for a in range(60) for b in range(60) if labels[a] > labels[b]]
+    expected = sum((scores[a] > scores[b]) + (scores[a] == scores[b]) / 2 for a, b in pairs) / len(pairs)
+    assert pointwise_evaluate.order_accuracy(labels, scores) == pytest.approx(expected)
+
+
+def test_a_verdict_that_cannot_be_weighed_is_an_error_of_the_grader():
+    body = reply(pointwise.write(3), "3", None)
+    body["choices"][0]["logprobs"] = {"content": [{"token": "another", "logprob": 0.0, "top_logprobs": []}]}
+    with serve(lambda *_: (200, body)) as (url, _):
+        found = grade(PointwiseGrader("judge", url, soft=True), response="Four.")
+    assert type(found) is GraderError
+    assert "the verdict 3 cannot be weighed: the tokens that the endpoint reports do not hold" in found.error
 
 
 def test_the_better_responses_probability_is_the_mean_of_both_orders():
@@ -257,7 +318,7 @@ def test_votes_decide_and_votes_that_do_not_are_an_error(tiny_model, says):
     assert (found.score, found.reason, found.metadata["votes"]) == (3, "one", [3, 2, 3])
     says("?", "?", pointwise.write(3))
     found = grade(PointwiseGrader(str(tiny_model), votes=3), response="Four.")
-    assert type(found) is GraderError and "the votes decide nothing: none, none, 3" in found.error
+    assert type(found) is GraderError and "the votes decide nothing (" in found.error and found.error.endswith("'?'")
     with pytest.raises(DataError, match="expected at least 1 vote, several not greedy"):
         PointwiseGrader(str(tiny_model), votes=3, temperature=0)
 
@@ -282,4 +343,5 @@ def test_evaluate_takes_the_option(monkeypatch, tmp_path, tiny_model):
     assert {"soft_mae", "order_accuracy", "soft_order_accuracy"} <= measured.keys()
     rows = pq.read_table(tmp_path / "evaluation_test.parquet").to_pylist()
     assert len(rows) == 6
-    assert all(len(row["probabilities"]) == 5 and sum(row["probabilities"]) == pytest.approx(1) for row in rows)
+    assert all(list(row["probabilities"]) == ["0", "1", "2", "3", "4"] for row in rows)
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in rows)

@@ -20,6 +20,7 @@ import httpx
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice
+from openai.types.completion_usage import CompletionUsage
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 from tqdm import tqdm
 
@@ -84,8 +85,10 @@ async def one(
     asked = {"model": model, "messages": conversation, "max_tokens": max_new_tokens, "temperature": temperature}
     drawn = {"top_p": 1.0, "seed": seed} if temperature > 0 else {}
     drawn |= {"logprobs": True, "top_logprobs": TOP} if with_tokens else {}
-    reply = await _send(client, model, lambda once: once.chat.completions.create(**asked, **drawn), _read_message)
+    found = await _send(client, model, lambda once: once.chat.completions.create(**asked, **drawn), _read_completion)
+    reply = found.choices[0]
     answer = Answer(whole_answer(reply.message, begun, hidden_reasoning), clipped=reply.finish_reason == "length")
+    answer.usage = _read_usage(found)
     if with_tokens:
         answer.tokens = _read_tokens(reply, f"{client.base_url} (model {model})")
     return answer
@@ -156,21 +159,31 @@ def _pause_asked_for(error: OpenAIError) -> float | None:
     return seconds if 0 < seconds <= 60 else None
 
 
-def _read_message(reply: object) -> Choice | None:
-    """Return the first choice of a chat completion; the client builds its objects without checking what they hold."""
+def _read_completion(reply: object) -> ChatCompletion | None:
+    """Return a chat completion that has a message; the client builds its objects without checking what they hold."""
     choices = reply.choices if isinstance(reply, ChatCompletion) and isinstance(reply.choices, list) else []
     message = getattr(choices[0], "message", None) if choices else None
     if isinstance(message, ChatCompletionMessage) and isinstance(message.content, str | None):
-        return choices[0]
+        return reply
     return None
 
 
+def _read_usage(reply: ChatCompletion) -> tuple[int, int] | None:
+    """Return how many tokens of prompt and answer the server counted; None if it does not say so."""
+    usage = reply.usage
+    counted = (usage.prompt_tokens, usage.completion_tokens) if isinstance(usage, CompletionUsage) else ()
+    return counted if counted and all(type(count) is int and count >= 0 for count in counted) else None
+
+
 def _read_tokens(reply: Choice, place: str) -> list[tuple[str, dict[str, float]]]:
-    """Return each token of a reply with the likeliest ones at its place; raise `EndpointError` if there are none."""
+    """Return each token of a reply with the likeliest ones at its place; raise `EndpointError` if it has none."""
     tokens = getattr(reply.logprobs, "content", None)
-    if not tokens:
+    if not tokens and reply.message.content:
         raise EndpointError(f"{place}: the endpoint gives no log-probabilities, which soft verdicts are made of")
-    return [(token.token, {other.token: other.logprob for other in token.top_logprobs}) for token in tokens]
+    return [
+        (token.token, {token.token: token.logprob} | {one.token: one.logprob for one in token.top_logprobs or []})
+        for token in tokens or []
+    ]
 
 
 async def classify(client: AsyncOpenAI, model: str, ids: list[int]) -> float:

@@ -20,6 +20,7 @@ from common.training import equal_parts
 
 OWN_REWARD = ".reward"  # the method folder's reward.py
 CHECKED_REWARD = "checked_reward"  # of common/grpo/rollout.py: calls compute_score of the module that the settings name
+VALIDATION = "validation"  # folder of the answers to the validation rows, a file for each step that was validated
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # precisions, as vLLM calls them
 NOT_READ = {  # verl's settings that common/grpo/policy.py does not use
     "model": ("lora_adapter_path", "exclude_modules", "target_parameters", "use_liger", "use_fused_kernels"),
@@ -192,6 +193,7 @@ def fill_in(
         function.reward_kwargs.module = importlib.util.resolve_name(function.reward_kwargs.module, package)
     trainer.device, trainer.n_gpus_per_node = machines.device, machines.workers_per_node
     trainer.default_local_dir = str(output)
+    trainer.validation_data_dir = str(output / VALIDATION)
     steps = prompts // data.train_batch_size * trainer.total_epochs
     trainer.total_training_steps = min(steps, trainer.total_training_steps or steps)
     return config

@@ -21,12 +21,22 @@ from common.card import extend_model_card
 from common.conversation import DataError
 from common.files import tails_digest, write_text
 from common.generation import Answer, answer_prompts, load_answering
-from common.grading.endpoint import ask
+from common.grading.endpoint import EndpointError, ask
+from common.judging.examples import judge_examples, judge_pictures
 from common.judging.kept import kept_answers
 from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.soft import Probabilities, Verdicts, mean_of, weigh_answers, weigh_served
-from common.judging.votes import confusion, fault_of, vote_metrics, vote_table
-from common.parquet import Faults, write_rows
+from common.judging.votes import (
+    agreement,
+    agreement_bounds,
+    confusion,
+    fault_of,
+    tokens_of,
+    vote_metrics,
+    vote_table,
+)
+from common.page.page import Page, write_page
+from common.parquet import Faults, read_rows, write_rows
 from common.report import draw, format_value
 from common.tokenizer import ensure_pad_token, load_tokenizer
 
@@ -43,17 +53,21 @@ MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py
 KEPT = ("source", "order", "data_source", "prompt", "label")  # what is written of a row beside its answers
 
 
-def make_parser(description: str, columns: str | None) -> argparse.ArgumentParser:
+def make_parser(description: str, columns: str | None, teacher: bool = False) -> argparse.ArgumentParser:
     """Return a parser with the options of every command that asks a judge.
 
     Args:
         columns: what --data holds; None: the command measures on benchmarks.
+        teacher: the judge is a teacher: --teacher and --teacher-model name it, and --output has no default.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--model", required=True, help="checkpoint folder or hub id; with --endpoint the served name")
+    model, endpoint = (["--teacher-model"], ["--teacher"]) if teacher else ([], [])
+    of_model = f"checkpoint folder or hub id; with {[*endpoint, '--endpoint'][0]} the served name"
+    parser.add_argument(*model, "--model", dest="model", required=True, help=of_model)
     if columns is not None:
         parser.add_argument("--data", required=True, help=f"Parquet with {columns}")
-    parser.add_argument("--endpoint", help="http://host:8000/v1 of a served model; a key is taken from OPENAI_API_KEY")
+    of_endpoint = "http://host:8000/v1 of a served model; a key is taken from OPENAI_API_KEY"
+    parser.add_argument(*endpoint, "--endpoint", dest="endpoint", help=of_endpoint)
     parser.add_argument(
         "--tokenizer", help="checkpoint or hub id of tokenizer and chat template, if they are not --model's"
     )
@@ -61,8 +75,9 @@ def make_parser(description: str, columns: str | None) -> argparse.ArgumentParse
         "--hidden-reasoning", action="store_true", help="the endpoint returns only what follows </think>"
     )
     parser.add_argument("--concurrency", type=int, default=16, help="with --endpoint: requests at once")
-    place = "beside the checkpoint" if columns else "benchmarks, beside the checkpoint"
-    parser.add_argument("--output", help=f"folder for what is written; default: {place}")
+    parser.add_argument("--timeout", type=float, default=600.0, help="with --endpoint: seconds for one request")
+    beside = "" if teacher else f"; default: {'' if columns else 'benchmarks, '}beside the checkpoint"
+    parser.add_argument("--output", required=teacher, help=f"folder for what is written{beside}")
     parser.add_argument("--votes", type=int, default=1, help="how often every row is judged")
     parser.add_argument("--temperature", type=float, help="0 is greedy; default: 0, or 1 for several votes")
     parser.add_argument("--seed", type=int, default=0, help="of what is sampled")
@@ -186,6 +201,7 @@ def ask_and_keep(
     parse: Callable[[str], object],
     decide: Callable[[list], object],
     frame: str = "",
+    anywhere: bool = False,
 ) -> dict[Path, Judgements]:
     """Ask a judge about several sets of rows, and keep each answer as it comes: a later run does not ask for it again.
 
@@ -194,6 +210,7 @@ def ask_and_keep(
     Args:
         sets: the rows, by the folder that keeps their answers.
         parse, decide, frame: see `ask_judge`.
+        anywhere: answers of a served model count for one of its name at another address, too.
 
     Raises:
         DataError: as `measure_rows`; a folder holds another run, or another command writes there. All sets are in one
@@ -206,7 +223,7 @@ def ask_and_keep(
         for folder, rows in sets.items():
             with faults.gathered(f"{folder.name}: "):
                 measured[folder] = _measure(options, rows, frame, tokenizer, limit)
-                run = identity(options, measured[folder][0])
+                run = identity(options, measured[folder][0], anywhere)
                 kept[folder] = claims.enter_context(kept_answers(folder, run))
         faults.raise_all()
         places = []  # of each answer: where it is kept, and its number there
@@ -222,7 +239,12 @@ def ask_and_keep(
             there.keep(number, answer)
 
         together = [row for rows, _ in measured.values() for row in rows]
-        given = iter(_ask(options, together, tokenizer, None, known=known, keep=keep))
+        try:
+            given = iter(_ask(options, together, tokenizer, None, known=known, keep=keep))
+        except EndpointError as error:
+            done = sum(len(there.known) for there in kept.values())
+            there = f"{done} of {len(places)} answers are kept in {', '.join(map(str, sets))}"
+            raise EndpointError(f"{error}\n{there}; the same command goes on from there") from error
     judged = {}
     for folder, (rows, left_out) in measured.items():
         answers = [next(given) for _ in rows]
@@ -231,7 +253,7 @@ def ask_and_keep(
     return judged
 
 
-def identity(options: argparse.Namespace, rows: list[dict]) -> dict:
+def identity(options: argparse.Namespace, rows: list[dict], anywhere: bool = False) -> dict:
     """Return what must be equal for a run to go on with the answers that an earlier one left in its folder.
 
     What is served behind an endpoint cannot be seen: a model that was trained anew and is served by the same name at
@@ -239,7 +261,7 @@ def identity(options: argparse.Namespace, rows: list[dict]) -> dict:
     """
     model = {
         "model": options.model if options.endpoint else known_as(options.model),
-        "endpoint": options.endpoint,
+        "endpoint": "any" if anywhere and options.endpoint else options.endpoint,
         "tokenizer": known_as(options.tokenizer),
     }
     asked = {name: getattr(options, name) for name in ("votes", "temperature", "seed", "max_new_tokens")}
@@ -300,9 +322,10 @@ def _ask_endpoint(
         options.hidden_reasoning,
         soft is not None,
         **keeping,
+        timeout=options.timeout,
     )
-    for text in [text for given in answers if soft for text in given]:
-        text.probabilities = weigh_served(soft, text)
+    if soft:
+        weigh_served(soft, [text for given in answers for text in given])
     return answers
 
 
@@ -322,14 +345,16 @@ def _ask_checkpoint(
     whole = [_whole(row, given) for row, given in zip(rows, answers)]
     if soft:
         asked = [(text, row["begun"], answer) for text, row, given in zip(texts, rows, whole) for answer in given]
-        for (*_, answer), found in zip(asked, weigh_answers(model, tokenizer, soft, asked, options.max_tokens)):
-            answer.probabilities = found
+        weigh_answers(model, tokenizer, soft, asked, options.max_tokens)
     return whole
 
 
 def _whole(row: dict, given: list[Answer]) -> list[Answer]:
     """Return the answers to a row with what the chat template began."""
-    return [Answer(row["begun"] + text, text.clipped) for text in given]
+    whole = [Answer(row["begun"] + text, text.clipped) for text in given]
+    for text, answer in zip(given, whole):
+        answer.usage = text.usage
+    return whole
 
 
 def read_earlier(options: argparse.Namespace) -> dict:
@@ -348,57 +373,125 @@ def place_of(options: argparse.Namespace, kind: str) -> Path:
 
 
 def report(
-    options: argparse.Namespace, judged: Judgements, metrics: dict, values: Sequence[Hashable], dropped: Counter
+    options: argparse.Namespace,
+    judged: Judgements,
+    metrics: dict,
+    values: Sequence[Hashable],
+    dropped: Counter,
+    baselines: dict[str, str],
+    turn: Callable[[object], object] = lambda verdict: verdict,
+    weights: str | None = None,
 ) -> None:
-    """Print the figures, beside earlier ones if there are; write them, their pictures and the judged rows.
+    """Print the figures, beside earlier ones if there are; write them, their pictures, the judged rows and the page.
 
     Args:
         metrics: the method's figures. What any judge has is added: clipped, the share of answers whose tokens ran out
             before their end; and for several votes those of `vote_metrics`.
         values: the verdicts that there are.
         dropped: rows that could not be read, by fault.
+        baselines, turn: see `common.page.page.Page` and `judge_examples`.
+        weights: of kappa between this judge and the earlier one; see `agreement`.
     """
     given = [text for texts in judged.answers for text in texts]
-    metrics = metrics | {"clipped": sum(text.clipped for text in given) / len(given)}
-    panels, bins = [confusion(judged.labels, judged.verdicts, values, "label (row), verdict (column)")], []
+    metrics, bins = metrics | {"clipped": sum(text.clipped for text in given) / len(given)}, []
     if options.votes > 1:
         more, bins = vote_metrics(judged.labels, judged.votes, judged.verdicts)
         metrics |= more
-    if bins:
-        panels.append(vote_table(bins, options.votes))
-        for part in bins:
-            name = f"{part['agreeing']} of {options.votes} votes agree"
-            print(f"{name:28} {part['right']} of {part['rows']} verdicts right")
-
-    before, left_out = read_earlier(options), dropped + judged.left_out
-    for name, value in metrics.items():
-        earlier = f"{format_value(before[name])} -> " if name in before else ""
-        print(f"{name:28} {earlier}{format_value(value)}")
-    unread = zip(judged.answers, judged.votes)
-    faults = Counter(fault_of(text) for texts, cast in unread for text, vote in zip(texts, cast) if vote is None)
-    for fault, count in faults.most_common():
-        print(f"no verdict: {count} x {fault}")
-    for kind, count in left_out.items():
-        print(f"set aside: {count} x {kind}")
+    before, left_out, tokens = read_earlier(options), dropped + judged.left_out, tokens_of(judged.answers)
+    both = compare_verdicts(options, judged, values, weights) if before else {}
+    print_figures(options, judged, metrics, bins, before, tokens, both, left_out)
 
     place = place_of(options, "evaluation")
-    asked = {key: getattr(options, key) for key in ("model", "endpoint", "votes", "temperature", "max_new_tokens")}
+    asked = ("model", "endpoint", "votes", "temperature", "max_new_tokens", "soft")
+    asked = {key: getattr(options, key) for key in asked}
     digest = digest_prompts(judged.rows)
-    notes = {"calibration": bins, "rows_digest": digest, "set_aside": dict(left_out), "asked": asked}
+    notes = {"calibration": bins, "rows_digest": digest, "set_aside": dict(left_out), "asked": asked, "tokens": tokens}
+    notes |= {"compared": both} if both else {}
     write_text(Path(f"{place}.json"), json.dumps(metrics | notes, indent=1))
-    answered = zip(judged.rows, judged.verdicts, judged.votes, judged.answers)
-    kept = [
-        {key: row[key] for key in KEPT if key in row} | {"verdict": verdict, "votes": votes, "answers": answers}
-        for row, verdict, votes, answers in answered
-    ]
-    if judged.soft:
-        kept = [
-            row | {"probabilities": list(found.values()) if found else None} for row, found in zip(kept, judged.soft)
-        ]
-    write_rows(f"{place}.parquet", kept)
+    write_rows(f"{place}.parquet", rows_of(judged))
+    panels = [confusion(judged.labels, judged.verdicts, values, "label (row), verdict (column)")]
+    panels += [vote_table(bins, options.votes)] if bins else []
     draw(Path(f"{place}.png"), panels)
+    name = Path(options.data).stem
+    examples = judge_examples(name, judged.rows, judged.answers, judged.votes, judged.verdicts, turn)
+    earlier = {key: value for key, value in before.items() if key in metrics}
+    page = Page(
+        title=f"Judge on {Path(options.data).name}",
+        about=asked | {"data": options.data},
+        figures=({"earlier": earlier} if before else {}) | {name: metrics},
+        baselines=baselines,
+        left_out={name: left_out},
+        pictures=judge_pictures(name, examples, bins, options.votes),
+        examples=[examples],
+        rest=f"All rows and answers are in {place.name}.parquet.",
+    )
+    write_page(Path(f"{place}.html"), page)
     print(f"written: {place}.*")
+    print(f"what it gets wrong: open {place}.html in a browser")
     if options.card:
         draw(Path(options.model) / f"{place.name}.png", panels)
         title, picture = f"Measured on {Path(options.data).name}", f"{place.name}.png"
         extend_model_card(Path(options.model), title, metrics, picture, RESULTS, options.data)
+
+
+def print_figures(
+    options: argparse.Namespace,
+    judged: Judgements,
+    metrics: dict,
+    bins: list[dict[str, int]],
+    before: dict,
+    tokens: dict[str, float],
+    both: dict[str, tuple[float, float, float]],
+    left_out: Counter,
+) -> None:
+    """Print the figures, each behind the earlier one if there is one; then what has no verdict, and why."""
+    for part in bins:
+        name = f"{part['agreeing']} of {options.votes} votes agree"
+        print(f"{name:28} {part['right']} of {part['rows']} verdicts right")
+    for name, value in metrics.items():
+        earlier = f"{format_value(before[name])} -> " if name in before else ""
+        print(f"{name:28} {earlier}{format_value(value)}")
+    for name, value in tokens.items():
+        earlier = f"{before['tokens'][name]:,.0f} -> " if name in before.get("tokens", {}) else ""
+        print(f"{name:28} {earlier}{value:,.0f} in a thousand judgements")
+    for name, (value, low, high) in both.items():
+        print(f"{name:28} {value:.3f}, 95% interval {low:.3f} to {high:.3f}")
+    unread = zip(judged.answers, judged.votes)
+    faults = Counter(fault_of(text) for texts, cast in unread for text, vote in zip(texts, cast) if vote is None)
+    for fault, count in faults.most_common():
+        print(f"no verdict: {count} x {fault}")
+    reasons = [text.unweighed for texts in judged.answers for text in texts if text.unweighed]
+    for reason, count in Counter(reasons).items():
+        print(f"not weighed: {count} x {reason}")
+    for kind, count in left_out.items():
+        print(f"set aside: {count} x {kind}")
+
+
+def rows_of(judged: Judgements) -> list[dict]:
+    """Return what is written of each row that was asked: where it comes from, its verdict, votes and whole answers."""
+    rows = [
+        {key: row[key] for key in KEPT if key in row} | {"verdict": verdict, "votes": votes, "answers": answers}
+        for row, verdict, votes, answers in zip(judged.rows, judged.verdicts, judged.votes, judged.answers)
+    ]
+    if judged.soft:
+        named = [found and {str(verdict): share for verdict, share in found.items()} for found in judged.soft]
+        rows = [row | {"probabilities": found} for row, found in zip(rows, named)]
+    return rows
+
+
+def compare_verdicts(
+    options: argparse.Namespace, judged: Judgements, values: Sequence[Hashable], weights: str | None
+) -> dict[str, tuple[float, float, float]]:
+    """Return how often this judge says what the one of --compare-to said, each figure with its interval.
+
+    The earlier verdicts are read from the Parquet file beside the figures. If it is not there, that is said.
+    """
+    place = options.compare_to.with_suffix(".parquet")
+    if not place.is_file():
+        print(f"{place}: not there, so verdicts are not compared one by one")
+        return {}
+    earlier, _ = read_rows(place, ("verdict",), optional=tuple)
+    verdicts = [row["verdict"] for row in earlier], judged.verdicts
+    found = agreement(*verdicts, values, weights)
+    bounds = agreement_bounds(*verdicts, values, weights, [row["source"] for row in judged.rows])
+    return {f"both_{name}": (value, *bounds[name]) for name, value in found.items()}

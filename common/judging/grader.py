@@ -135,8 +135,7 @@ class JudgeGrader(Grader):
         whole = [[Answer(start + one, one.clipped) for one in of_one] for start, of_one in zip(begun, given)]
         if self.soft:
             asked = [(text, start, one) for text, start, of_one in zip(texts, begun, whole) for one in of_one]
-            for (*_, one), found in zip(asked, weigh_answers(loaded, self.tokenizer, self.verdicts, asked, max_tokens)):
-                one.probabilities = found
+            weigh_answers(loaded, self.tokenizer, self.verdicts, asked, max_tokens, progress=False)
         return whole
 
     async def judge(self, prompt: Conversation) -> "Judgement":
@@ -151,8 +150,11 @@ class JudgeGrader(Grader):
         verdict = type(self).decide(votes)
         if verdict is None:
             raise no_verdict(given, votes)
-        reason = reasoning_of(given[votes.index(verdict)] if verdict in votes else given[0])
-        return Judgement(verdict, reason, given, votes, mean_of([one.probabilities for one in given]))
+        weighed = mean_of([one.probabilities for one in given])
+        if self.soft and weighed is None:
+            reason = next(one.unweighed for one in given if one.unweighed)
+            raise NoVerdict(f"the verdict {verdict} cannot be weighed: {reason}")
+        return Judgement(verdict, reasoning_of(given[votes.index(verdict)]), given, votes, weighed)
 
     async def answer(self, prompt: Conversation) -> list[Answer]:
         """Return the judge's answers to a prompt, one for each vote, whole: with what the chat template began.
@@ -177,7 +179,8 @@ class JudgeGrader(Grader):
         asked = {"temperature": self.temperature, "seed": vote, "begun": begun, "with_tokens": self.soft}
         asked["hidden_reasoning"] = self.hidden_reasoning
         given = await self.endpoint.call(lambda client: one(client, self.model, prompt, self.max_new_tokens, **asked))
-        given.probabilities = weigh_served(self.verdicts, given) if self.soft else None
+        if self.soft:
+            weigh_served(self.verdicts, [given])
         return given
 
 
@@ -210,9 +213,7 @@ def reasoning_of(given: Answer) -> str:
 
 def no_verdict(given: list[Answer], votes: list[Hashable | None]) -> NoVerdict:
     """Return the error for an answer that holds no well-formed verdict, or for votes that decide nothing."""
-    if len(given) > 1:
-        return NoVerdict(
-            f"the votes decide nothing: {', '.join('none' if vote is None else str(vote) for vote in votes)}"
-        )
-    (only,) = given
-    return NoVerdict(f"no well-formed verdict in the answer ({fault_of(only)}): {only[-500:]!r}")
+    if len(given) == 1:
+        return NoVerdict(f"no well-formed verdict in the answer ({fault_of(given[0])}): {given[0][-500:]!r}")
+    said = ", ".join(fault_of(one) if vote is None else str(vote) for one, vote in zip(given, votes))
+    return NoVerdict(f"the votes decide nothing ({said}); the first answer: {given[0][-500:]!r}")

@@ -1,8 +1,8 @@
 """A judge's answers kept as they come, so that a command that was killed asks for none of them a second time.
 
 A folder holds one file, answers.jsonl. Its first line says what the run is; every other line is an answer and its
-number. Lines are appended, and the file is closed after each. A kill leaves half a line at most, which is cut off at
-the next start. A power cut may lose the last lines; their answers are asked for again.
+number, and its tokens if they were counted. Lines are appended, and the file is closed after each. A kill leaves half a
+line at most, which is cut off at the next start. After a power cut lines may be missing, and are asked for again.
 """
 
 import json
@@ -62,11 +62,12 @@ class KeptAnswers:
             raise DataError(f"{self.path} holds another run, different in {found}. Choose another --output.")
         if len(whole) + 1 < len(text):
             os.truncate(self.path, len(whole) + 1)
-        for number, content, clipped in map(json.loads, lines):
+        for number, content, clipped, *usage in map(json.loads, lines):
             self.known[number] = Answer(content, clipped)
+            self.known[number].usage = tuple(usage) or None
 
     def keep(self, number: int, answer: Answer) -> None:
         """Add an answer."""
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps([number, str(answer), answer.clipped]) + "\n")
+            file.write(json.dumps([number, str(answer), answer.clipped, *(answer.usage or ())]) + "\n")
         self.known[number] = answer

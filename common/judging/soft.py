@@ -9,21 +9,23 @@ there. The probabilities of all verdicts are scaled so that their sum is 1. How 
 method's `write`: what differs between its answers, and what all of them end with.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from math import exp
 from os.path import commonprefix
 
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from common.conversation import DataError
 from common.generation import Answer, batches_of, end_tokens
-from common.grading.endpoint import EndpointError
 
 Probabilities = dict[Hashable, float]  # of each verdict; the sum is 1
+AT_ONCE = 256  # texts
+
+
+class CannotWeigh(ValueError):
+    """Why an answer's verdict has no probability."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +45,65 @@ class Verdicts:
         texts = {verdict: answer[head : len(answer) - len(tail)] for verdict, answer in zip(verdicts, written)}
         return cls(texts, tail, parse)
 
-    def before(self, answer: str) -> str | None:
-        """Return an answer up to its verdict; None if it has none.
+    def before(self, answer: str) -> str:
+        """Return an answer that has a verdict, up to it.
 
         Raises:
-            DataError: `parse` reads a verdict that `write` would write otherwise.
+            CannotWeigh: `parse` reads a verdict that `write` would write otherwise.
         """
-        verdict = self.parse(answer)
-        if verdict is None:
-            return None
-        end = self.texts[verdict] + self.tail
+        end = self.texts[self.parse(answer)] + self.tail
         if not answer.rstrip().endswith(end):
-            raise DataError(
-                f"soft verdicts need answers that end as `write` in prompt.py ends them, here with {end!r}. `parse` "
-                f"also reads {answer[-80:]!r}. Let it read that form alone, or do without soft verdicts."
+            raise CannotWeigh(
+                "the verdict is not written as `write` in prompt.py writes it; let `parse` read that alone"
             )
         return answer.rstrip().removesuffix(end)
 
 
 def mean_of(weighed: Sequence[Probabilities | None]) -> Probabilities | None:
-    """Return the mean over the votes that have a verdict; None if none has."""
+    """Return the mean over the votes that have probabilities; None if none has."""
     known = [found for found in weighed if found is not None]
     return {verdict: sum(found[verdict] for found in known) / len(known) for verdict in known[0]} if known else None
+
+
+def weigh_served(verdicts: Verdicts, answers: Sequence[Answer]) -> None:
+    """Set `probabilities` of a served model's answers that have a verdict, or `unweighed`, the reason why not."""
+    for answer in answers:
+        if verdicts.parse(answer) is not None:
+            try:
+                answer.probabilities = from_tokens(verdicts, answer)
+            except CannotWeigh as reason:
+                answer.unweighed = str(reason)
+
+
+def weigh_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    verdicts: Verdicts,
+    asked: Sequence[tuple[str, str, Answer]],
+    max_tokens: int,
+    progress: bool = True,
+) -> None:
+    """Do the same with the answers of a model in this process, by reading each of them once more.
+
+    Args:
+        asked: of each answer its rendered prompt, what of the answer the prompt ends with, and the answer, whole.
+        max_tokens: padded tokens in a batch.
+        progress: show a bar.
+    """
+    texts: list[tuple[str, Answer]] = []
+    for prompt, begun, answer in asked:
+        if verdicts.parse(answer) is not None:
+            try:
+                texts.append((prompt + verdicts.before(answer)[len(begun) :], answer))
+            except CannotWeigh as reason:
+                answer.unweighed = str(reason)
+    with tqdm(total=len(texts), desc="weigh", unit="answer", delay=1, disable=not progress) as bar:
+        for first in range(0, len(texts), AT_ONCE):
+            some = texts[first : first + AT_ONCE]
+            weighed = weigh(model, tokenizer, verdicts, [text for text, _ in some], max_tokens)
+            for (_, answer), found in zip(some, weighed):
+                answer.probabilities = found
+            bar.update(len(some))
 
 
 # ---- a model in this process
@@ -77,11 +116,7 @@ def weigh(
     texts: list[str],
     max_tokens: int,
 ) -> list[Probabilities]:
-    """Return how probable each verdict is behind each text: a rendered prompt, and an answer up to its verdict.
-
-    Args:
-        max_tokens: padded tokens in a batch.
-    """
+    """Return how probable each verdict is behind each text: a rendered prompt, and an answer up to its verdict."""
     end = end_tokens(model)[0]  # a verdict that begins like another one, and is the answer's last word, ends with it
     steps_of: list[list[list[tuple]]] = []  # of each text, of each verdict: tokens to read, and the token behind them
     asked: dict[tuple[int, ...], set[int]] = {}
@@ -131,59 +166,51 @@ def next_log_probs(
     return found
 
 
-def weigh_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    verdicts: Verdicts,
-    asked: Sequence[tuple[str, str, Answer]],
-    max_tokens: int,
-) -> list[Probabilities | None]:
-    """Return how probable each verdict was in each answer; None for an answer without a verdict.
-
-    Args:
-        asked: of each answer its rendered prompt, what of the answer the prompt ends with, and the answer, whole.
-    """
-    before = [verdicts.before(answer) for _, _, answer in asked]
-    texts = [prompt + text[len(begun) :] for (prompt, begun, _), text in zip(asked, before) if text is not None]
-    weighed = iter(weigh(model, tokenizer, verdicts, texts, max_tokens))
-    return [None if text is None else next(weighed) for text in before]
-
-
 # ---- an endpoint
 
 
-def weigh_served(verdicts: Verdicts, answer: Answer) -> Probabilities | None:
-    """Return the same of a served model's answer, from the most probable tokens at the verdict's place.
+def from_tokens(verdicts: Verdicts, answer: Answer) -> Probabilities:
+    """Return how probable each verdict was, from the likeliest tokens at its place, as a server reports them.
 
-    A server tells one token's alternatives, so verdicts have to differ in their first token. A verdict that is not
-    among them has a probability of 0.
+    A token may hold the end of what stands before the verdict: Qwen's tokenizer has one token for `>A`, and two for
+    `>tie`. So tokens are read from there on. One that begins several verdicts leads on to the next place if the judge
+    took it. If not, it belongs to the one verdict that has no token of its own. What begins no verdict does not count.
 
     Raises:
-        DataError: they do not, or see `Verdicts.before`.
-        EndpointError: the server's tokens do not hold the verdict.
+        CannotWeigh: the tokens do not tell the verdicts apart; see `Verdicts.before`.
     """
-    if verdicts.before(answer) is None:
-        return None
-    verdict = verdicts.parse(answer)
+    end = answer.rstrip().removeprefix(verdicts.before(answer))
     said = "".join(token for token, _ in answer.tokens)
-    start = said.rfind(verdicts.texts[verdict] + verdicts.tail)
+    start = said.rfind(end)
     if start < 0:
-        raise EndpointError(f"the endpoint's tokens do not hold the verdict of its answer: {said[-80:]!r}")
-    starts = [0, *accumulate(len(token) for token, _ in answer.tokens)]
-    place = bisect_right(starts, start) - 1  # the token that the verdict's text begins in
-    _, alternatives = answer.tokens[place]
-    begun = said[starts[place] : start]
-    ends = {known: begun + text + verdicts.tail for known, text in verdicts.texts.items()}
-    found = dict.fromkeys(verdicts.texts, 0.0)
-    for text, log_prob in alternatives.items():
-        fitting = [known for known, end in ends.items() if text and (end.startswith(text) or text.startswith(end))]
-        if len(fitting) > 1:
-            raise DataError(
-                f"an endpoint gives the probabilities of single tokens, and {text!r} begins the verdicts "
-                f"{', '.join(map(str, fitting))}. Use the checkpoint itself, or verdicts of one token each."
-            )
-        for known in fitting:
-            found[known] += exp(log_prob)
+        raise CannotWeigh("the tokens that the endpoint reports do not hold the verdict")
+    place = passed = 0
+    while passed + len(answer.tokens[place][0]) < start:  # up to the token of the last character before the verdict
+        passed += len(answer.tokens[place][0])
+        place += 1
+    ends = {verdict: said[passed:start] + text + verdicts.tail for verdict, text in verdicts.texts.items()}
+
+    def begun_by(text: str) -> list[Hashable]:
+        return [verdict for verdict, end in ends.items() if end.startswith(text) or text.startswith(end)]
+
+    found, read, reached = dict.fromkeys(ends, 0.0), "", 1.0
+    for token, alternatives in answer.tokens[place:]:
+        begun = {text: begun_by(read + text) for text in alternatives if text}
+        with_own = {verdict for verdict, *others in filter(None, begun.values()) if not others}
+        for text, known in begun.items():
+            if len(known) > 1 and text == token:
+                continue  # told apart by the next tokens
+            if len(known) > 1:
+                known = [verdict for verdict in known if verdict not in with_own]
+            if len(known) > 1:
+                names = ", ".join(map(str, known))
+                raise CannotWeigh(f"{text!r} begins the verdicts {names}, and an endpoint does not say how it goes on")
+            for verdict in known:
+                found[verdict] += reached * exp(alternatives[text])
+        if len(begun.get(token, ())) < 2:
+            break
+        reached *= exp(alternatives[token])
+        read += token
     if not (whole := sum(found.values())):
-        raise EndpointError(f"none of the tokens that the endpoint names at the verdict's place is one: {alternatives}")
+        raise CannotWeigh("none of the tokens that the endpoint names at the verdict's place is one")
     return {known: share / whole for known, share in found.items()}

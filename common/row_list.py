@@ -1,0 +1,56 @@
+"""A list of rows that a person reviewed, such as those with a wrong label: read, and left out of the data.
+
+The list is text: on each line a row's digest, and behind it, for people, where the row stood. A digest is of the row's
+text, so it names the row in every file and every split, whatever the order. A page of a run saves such a list.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from common.conversation import DataError
+
+SHOWN = 3
+
+
+def read_row_list(path: Path) -> dict[str, str]:
+    """Return the lines of a list, by the digest with which each begins; empty lines and `#` comments are passed over.
+
+    Raises:
+        DataError: no such file, not text, or a line that does not begin with a digest.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a list of rows ({error})") from error
+    listed, faults = {}, []
+    for number, line in enumerate(lines, start=1):
+        digest = line.split(maxsplit=1)[0] if line.strip() else "#"
+        if digest.startswith("#"):
+            continue
+        if len(digest) == 16 and set(digest) <= set("0123456789abcdef"):
+            listed[digest] = line
+        else:
+            faults.append(f"  line {number}: {line[:80]!r}")
+    if faults:
+        head = f"{path}: {len(faults)} lines do not begin with a row's digest, 16 digits and letters a to f:"
+        raise DataError("\n".join([head, *faults[:SHOWN]]))
+    if not listed:
+        raise DataError(f"{path}: a list without any row")
+    return listed
+
+
+def without_rows(rows: list[dict], path: Path, digest: Callable[[dict], str]) -> tuple[list[dict], int]:
+    """Return the rows that a list does not name, and how many it names. Names that no row has are printed.
+
+    Raises:
+        DataError: see `read_row_list`; not one row is named.
+    """
+    listed = read_row_list(path)
+    digests = [digest(row) for row in rows]
+    unknown = [line for name, line in listed.items() if name not in set(digests)]
+    if len(unknown) == len(listed):
+        raise DataError(f"{path}: none of its {len(listed)} rows is in the data. Is it the list of another data set?")
+    if unknown:
+        print(f"{path}: {len(unknown)} of its {len(listed)} rows are not in the data, such as: {unknown[0]}")
+    kept = [row for row, name in zip(rows, digests) if name not in listed]
+    return kept, len(rows) - len(kept)
