@@ -3,14 +3,19 @@
     python -m bradley_terry.benchmark --model outputs/checkpoint --on rewardbench2 rm_bench judgebench
 
 Each benchmark is scored by `score.py`, so a killed command goes on where it was, and by its authors' rule
-(`common/benchmarks/`). Where it differs from the official scripts: texts are not cut at 2,048 tokens, and the model
-computes in fp32; `--max-length` and `--dtype` change that. An answer that is too long, or cannot be scored for another
-reason, is listed, and its question counts as wrong.
+(`common/benchmarks/`). All that can be checked of all benchmarks is, before the first one is scored.
+
+Where it differs from the official scripts: those of RewardBench 2, RM-Bench and RMB cut texts at 2,048 tokens and
+compute in fp16. Here nothing is cut, and the model computes in fp32 (`--dtype bfloat16` rounds). An answer that is
+longer than the model reads, or than `--max-length`, or cannot be scored for another reason, is listed, and its question
+counts as wrong.
 """
 
 import argparse
 import logging
 import os
+from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,20 +23,20 @@ import pyarrow.parquet as pq
 from common.benchmarks import BENCHMARKS
 from common.benchmarks.choosing import add_choice, load_choice
 from common.benchmarks.questions import Question
-from common.benchmarks.results import answer_by_scores, report
-from common.checkpoint import CheckpointError
+from common.benchmarks.results import answer_by_scores, digest, report
+from common.checkpoint import CheckpointError, claim_folder
 from common.cluster import ClusterError
 from common.conversation import DataError
-from common.parquet import write_rows
+from common.parquet import Faults, write_rows
 
-from .score import add_scoring, check_scoring, score_all
+from .parts import check_same_run
+from .score import add_scoring, check_input, check_scoring, identity, score_files
 
 
-def score_questions(questions: list[Question], folder: Path, options: argparse.Namespace) -> list[list[float]]:
-    """Return the rewards of each question's answers, NaN where the model gives none; go on with what is in the folder.
+def write_questions(questions: list[Question], folder: Path) -> Path:
+    """Write the rows that `score.py` reads, and return the file. Its name tells other questions apart.
 
-    Raises:
-        See `score_all`.
+    So a command with other files of a benchmark does not replace what the folder's scores belong to.
     """
     rows = [
         {
@@ -40,9 +45,13 @@ def score_questions(questions: list[Question], folder: Path, options: argparse.N
         }
         for question in questions
     ]
-    file = write_rows(folder / "questions.parquet", rows)
-    score_all(argparse.Namespace(**vars(options) | {"input": str(file), "output": folder / "scored"}))
-    parts = [pq.read_table(part, columns=["rewards"]) for part in sorted((folder / "scored").glob("part-*.parquet"))]
+    name = sha256("".join(map(digest, questions)).encode()).hexdigest()[:12]
+    return write_rows(folder / f"questions-{name}.parquet", rows)
+
+
+def read_scores(questions: list[Question], folder: Path) -> list[list[float]]:
+    """Return the rewards of each question's answers, NaN where the model gives none."""
+    parts = [pq.read_table(part, columns=["rewards"]) for part in sorted(folder.glob("part-*.parquet"))]
     scored = [rewards for part in parts for rewards in part["rewards"].to_pylist()]
     lost = float("nan")
     return [rewards or [lost] * len(question.answers) for question, rewards in zip(questions, scored, strict=True)]
@@ -55,9 +64,23 @@ def main() -> None:
     parser.add_argument("--output", help="folder for what is written; default: benchmarks, beside the checkpoint")
     options = parser.parse_args()
     check_scoring(options)
-    for name, questions in load_choice(options).items():
-        scores = score_questions(questions, options.output / name, options)
-        report(answer_by_scores(BENCHMARKS[name], questions, scores), options.output, options.model, options.card)
+    chosen, faults, checked = load_choice(options), Faults(), {}
+    with ExitStack() as claims:
+        for name, questions in chosen.items():
+            try:
+                scoring = argparse.Namespace(**vars(options) | {"output": options.output / name / "scored"})
+                claims.enter_context(claim_folder(scoring.output))
+                scoring.input = str(write_questions(questions, options.output / name))
+                files, shape = check_input(scoring)
+                check_same_run(scoring.output, identity(scoring, files))
+                checked[name] = files, shape, scoring
+            except (DataError, CheckpointError) as error:
+                faults.append(f"{name}: {error}")
+        faults.raise_all()
+        for name, questions in chosen.items():
+            score_files(*checked[name])
+            scores = read_scores(questions, options.output / name / "scored")
+            report(answer_by_scores(BENCHMARKS[name], questions, scores), options.output, options.model, options.card)
 
 
 if __name__ == "__main__":

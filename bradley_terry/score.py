@@ -334,6 +334,14 @@ def score_all(options: argparse.Namespace) -> None:
         DataError: rows or a model that cannot be used, or another run's folder. CheckpointError: another run is at
             work in the folder. ClusterError: scoring failed.
     """
+    files, shape = check_input(options)
+    with claim_folder(options.output):
+        check_same_run(options.output, identity(options, files))
+        score_files(files, shape, options)
+
+
+def check_input(options: argparse.Namespace) -> tuple[list[str], tuple[str, ...]]:
+    """Return what `find_files` does; complete the paths and the length in the options."""
     files, shape = find_files(options.input)
     longest = min(load_reading(model, options.trust_remote_code).longest for model in models_of(options))
     options.max_length = min(longest, options.max_length or longest)
@@ -342,23 +350,26 @@ def score_all(options: argparse.Namespace) -> None:
     options.model, *options.ensemble = [
         os.path.abspath(model) if os.path.isdir(model) else model for model in models_of(options)
     ]
-    with claim_folder(options.output):
-        check_same_run(options.output, identity(options, files))
-        total = sum(pq.read_metadata(file).num_rows for file in files)
-        size = part_size(total)
-        plans = plan_parts(files, size, options.output)
-        done = total - sum(plan.left(size) for plan in plans)
-        print(f"{total} rows in {len(files)} files, {done} of them scored already")
-        if done < total:
-            try:
-                score_left(plans, size, shape, options, done)
-            except (ray.exceptions.RayError, torch.OutOfMemoryError, OSError) as error:
-                advice = " Set --max-tokens lower." if isinstance(error, torch.OutOfMemoryError) else ""
-                said = f"{error}\nScoring failed. Started again, the command scores what is left.{advice}"
-                raise ClusterError(said) from error
-            finally:
-                disconnect()
-        kinds = list_bad_rows(plans, size, options.output)
+    return files, shape
+
+
+def score_files(files: list[str], shape: tuple[str, ...], options: argparse.Namespace) -> None:
+    """Score what is left, in a folder that is claimed and holds no other run; see `score_all`."""
+    total = sum(pq.read_metadata(file).num_rows for file in files)
+    size = part_size(total)
+    plans = plan_parts(files, size, options.output)
+    done = total - sum(plan.left(size) for plan in plans)
+    print(f"{total} rows in {len(files)} files, {done} of them scored already")
+    if done < total:
+        try:
+            score_left(plans, size, shape, options, done)
+        except (ray.exceptions.RayError, torch.OutOfMemoryError, OSError) as error:
+            advice = " Set --max-tokens lower." if isinstance(error, torch.OutOfMemoryError) else ""
+            said = f"{error}\nScoring failed. Started again, the command scores what is left.{advice}"
+            raise ClusterError(said) from error
+        finally:
+            disconnect()
+    kinds = list_bad_rows(plans, size, options.output)
     print(f"{options.output}: {total} rows, {total - kinds.total()} of them with rewards")
     for kind, count in kinds.most_common():
         print(f"no reward, see _bad_rows.jsonl: {count} x {kind}")

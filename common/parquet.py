@@ -33,12 +33,16 @@ class Faults(list[str]):
     """All that is wrong with a run's input, so that one message says it, of all files and of every kind."""
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Gather an error that ends the reading of one file, so that the other files are read too."""
+    def gathered(self, place: str = "") -> Iterator[None]:
+        """Gather an error that ends the reading of one file, so that the other files are read too.
+
+        Args:
+            place: stands before the error.
+        """
         try:
             yield
         except DataError as error:
-            self.append(str(error))
+            self.append(f"{place}{error}")
 
     def raise_all(self) -> None:
         """Raise one `DataError`, if there is any fault."""
@@ -82,9 +86,7 @@ def read_rows(
             row.
     """
     paths = expand_paths(files)
-    names = {path: path.name for path in paths}
-    if len(set(names.values())) < len(paths):  # a/test.parquet and b/test.parquet
-        names = {path: str(path) for path in paths}
+    names = short_names(paths)
     rows, unread = [], {}
     for path in paths:
         columns, left = _choose_columns(path, required, optional)
@@ -150,6 +152,14 @@ def expand_paths(files: str | Path | Iterable[str | Path]) -> list[Path]:
         else:
             paths.append(path)
     return paths
+
+
+def short_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return how rows of these files are told apart: by the file's name, or by the path if a name comes twice."""
+    names = {path: path.name for path in paths}
+    if named_twice(names.values()):  # a/test.parquet and b/test.parquet
+        return {path: str(path) for path in names}
+    return names
 
 
 def datasets_of(files: str | Path | Iterable[str | Path]) -> set[str]:

@@ -6,12 +6,15 @@
 Each right answer is compared with each wrong one, in both orders, by this folder's prompt and parser, and the verdicts
 count by the benchmark's rule (`common/benchmarks/`). Where that differs from the official scripts: the prompt is ours.
 RewardBench 2 shows a judge four answers at once; this one knows A, B and tie, so every two answers are compared, and
-their win rates stand for scores. Answers are kept as they come: a killed command asks for none of them twice. An answer
-without a verdict is counted, and its pair is wrong; "official" says what the benchmark's own code would give for it.
+their win rates stand for scores. Judgements are kept as they come: a killed command asks for none of them twice. One
+without a verdict is counted, and its question (in RM-Bench its pair) earns nothing; "official" says what the
+benchmark's own code would give for it, where that has a rule.
 """
 
 import logging
+import math
 from collections import Counter
+from fractions import Fraction
 from itertools import permutations, product
 
 from common.benchmarks import BENCHMARKS
@@ -21,12 +24,12 @@ from common.benchmarks.questions import Question
 from common.benchmarks.results import Answered, answer_by_ratings, answer_by_votes, report
 from common.conversation import DataError
 from common.grading.endpoint import EndpointError
-from common.judging.asking import Judgements, ask_judge, make_parser, read_options
+from common.judging.asking import Judgements, ask_and_keep, make_parser, read_options
 from common.judging.rubric import read_stored_rubric
 
 from .evaluate import decide
 from .prompt import FRAME, RUBRIC, SWAPPED, Preference, ask, parse
-from .win_rates import win_rates
+from .win_rates import POINTS
 
 VOTES = {"A": 1, "B": -1, "tie": 0, None: None}  # for the answer that is shown first
 
@@ -43,12 +46,13 @@ def comparisons(benchmark: Benchmark, question: Question) -> list[tuple[int, int
     return [order for right, wrong in pairs for order in ((right, wrong), (wrong, right))]
 
 
-def write_prompts(benchmark: Benchmark, question: Question, rubric: str = RUBRIC) -> list[dict]:
-    """Return the rows that ask for the better one of two answers of a question, in both orders."""
+def write_prompts(benchmark: Benchmark, questions: list[Question], rubric: str = RUBRIC) -> list[dict]:
+    """Return the rows that ask for the better one of two answers of each question, in both orders."""
     rows = []
-    for first, second in comparisons(benchmark, question):
-        prompt = ask(question.prompt, question.answers[first], question.answers[second], rubric)
-        rows.append({"prompt": prompt, "label": None, "source": question.id, "place": (first, second)})
+    for question in questions:
+        for first, second in comparisons(benchmark, question):
+            prompt = ask(question.prompt, question.answers[first], question.answers[second], rubric)
+            rows.append({"prompt": prompt, "label": None, "source": question.id, "place": (first, second)})
     return rows
 
 
@@ -69,11 +73,19 @@ def count_verdicts(benchmark: Benchmark, questions: list[Question], judged: Judg
     return answered
 
 
-def rates_of(question: Question, verdicts: dict[tuple[int, int], Preference | None]) -> list[float]:
-    """Return each answer's win rate, NaN if no comparison with it had a verdict in both orders."""
-    places = list(permutations(range(len(question.answers)), 2))
-    rates = win_rates(len(question.answers), [verdicts.get(place) for place in places])
-    return [float("nan") if rate is None else rate for rate in rates]
+def rates_of(question: Question, verdicts: dict[tuple[int, int], Preference | None]) -> list[Fraction | float]:
+    """Return each answer's win rate, 0 to 1, over both orders; NaN if one of its comparisons lacks a verdict.
+
+    `win_rates` leaves out what is missing; here that could make an answer the best that lost where nobody looked. The
+    rates are Fractions, because floats make 12/12 - 10/12 and 10/12 - 8/12 two numbers, and Ties asks which is larger.
+    """
+    rates: list[Fraction | float] = []
+    for answer in range(len(question.answers)):
+        others = [other for other in range(len(question.answers)) if other != answer]
+        said = [verdicts.get((answer, other)) for other in others]
+        said += [SWAPPED.get(verdicts.get((other, answer))) for other in others]
+        rates.append(math.nan if None in said else Fraction(sum(POINTS[verdict] for verdict in said)) / len(said))
+    return rates
 
 
 def votes_of(question: Question, verdicts: dict[tuple[int, int], Preference | None]) -> dict:
@@ -109,10 +121,11 @@ def main() -> None:
     add_choice(parser)
     options = read_options(parser)
     rubric = read_stored_rubric(options.tokenizer or options.model) or RUBRIC  # the one that the judge was trained by
-    for name, questions in load_choice(options).items():
-        benchmark = BENCHMARKS[name]
-        rows = [row for question in questions for row in write_prompts(benchmark, question, rubric)]
-        judged = ask_judge(options, rows, parse, decide, FRAME, options.output / name)
+    chosen, sets = load_choice(options), {}
+    for name, questions in chosen.items():
+        sets[options.output / name] = write_prompts(BENCHMARKS[name], questions, rubric)
+    for folder, judged in ask_and_keep(options, sets, parse, decide, FRAME).items():
+        benchmark, questions = BENCHMARKS[folder.name], chosen[folder.name]
         report(count_verdicts(benchmark, questions, judged), options.output, options.model, options.card)
 
 

@@ -5,9 +5,9 @@
 
 Each answer is scored by this folder's prompt and parser, and the scores count by the benchmark's rule
 (`common/benchmarks/`). Where that differs from the official scripts: the prompt is ours, on a scale of few scores, so
-there are many ties; "ties shared" says what they are worth. Answers are kept as they come: a killed command asks for
-none of them twice. An answer without a verdict is counted, and its question is wrong; "official" says what the
-benchmark's own code would give for it.
+there are many ties; "ties shared" says what they are worth. Judgements are kept as they come: a killed command asks for
+none of them twice. One without a verdict is counted, and its question earns nothing; "official" says what the
+benchmark's own code would give for it, where that has a rule.
 """
 
 import logging
@@ -19,19 +19,20 @@ from common.benchmarks.questions import Question
 from common.benchmarks.results import Answered, answer_by_ratings, report
 from common.conversation import DataError
 from common.grading.endpoint import EndpointError
-from common.judging.asking import Judgements, ask_judge, make_parser, read_options
+from common.judging.asking import Judgements, ask_and_keep, make_parser, read_options
 from common.judging.rubric import read_stored_rubric
 
 from .evaluate import decide
 from .prompt import FRAME, RUBRIC, ask, parse
 
 
-def write_prompts(question: Question, rubric: str = RUBRIC) -> list[dict]:
-    """Return the rows that ask for a score of each answer of a question."""
+def write_prompts(questions: list[Question], rubric: str = RUBRIC) -> list[dict]:
+    """Return the rows that ask for a score of each answer of each question."""
     rows = []
-    for place, answer in enumerate(question.answers):
-        prompt = ask(question.prompt, answer, rubric)
-        rows.append({"prompt": prompt, "label": None, "source": question.id, "place": place})
+    for question in questions:
+        for place, answer in enumerate(question.answers):
+            prompt = ask(question.prompt, answer, rubric)
+            rows.append({"prompt": prompt, "label": None, "source": question.id, "place": place})
     return rows
 
 
@@ -55,10 +56,11 @@ def main() -> None:
     add_choice(parser)
     options = read_options(parser)
     rubric = read_stored_rubric(options.tokenizer or options.model) or RUBRIC  # the one that the judge was trained by
-    for name, questions in load_choice(options).items():
-        benchmark = BENCHMARKS[name]
-        rows = [row for question in questions for row in write_prompts(question, rubric)]
-        judged = ask_judge(options, rows, parse, decide, FRAME, options.output / name)
+    chosen, sets = load_choice(options), {}
+    for name, questions in chosen.items():
+        sets[options.output / name] = write_prompts(questions, rubric)
+    for folder, judged in ask_and_keep(options, sets, parse, decide, FRAME).items():
+        benchmark, questions = BENCHMARKS[folder.name], chosen[folder.name]
         report(count_verdicts(benchmark, questions, judged), options.output, options.model, options.card)
 
 

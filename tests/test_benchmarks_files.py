@@ -84,7 +84,7 @@ def test_rewardbench_2_in_every_form(tmp_path, ending):
 
 
 def test_rewardbench_2_from_the_hub(monkeypatch):
-    """The real rows were not at hand when this was written: a set of the same columns stands for them."""
+    """Rows of the same columns stand for the real ones."""
     named = []
 
     def load(home, split):
@@ -108,9 +108,11 @@ def test_judgebench_and_rm_bench_from_the_hub(monkeypatch):
 
 
 def test_what_is_on_no_hub_says_where_it_is():
-    with pytest.raises(DataError, match="git clone https://github.com/Zhou-Zoey.*--path rmb=FOLDER"):
+    with pytest.raises(DataError, match="git clone https://github.com/Zhou-Zoey.* name its folder: rmb=FOLDER$"):
         read_questions("rmb")
-    with pytest.raises(DataError, match="git clone https://github.com/princeton-nlp/LLMBar.*--path llmbar=FOLDER"):
+    with pytest.raises(
+        DataError, match="git clone https://github.com/princeton-nlp/LLMBar.* name its folder: llmbar=FOLDER$"
+    ):
         read_questions("llmbar")
 
 

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import math
 import shutil
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +13,9 @@ import pytest
 from test_benchmarks_files import BEST, JUDGEBENCH, LLMBAR, REWARDBENCH2, RM_BENCH, save
 from test_endpoint import serve
 
+from common.benchmarks import BENCHMARKS, results
 from common.benchmarks.choosing import add_choice
+from common.benchmarks.questions import Question
 from common.conversation import DataError
 from common.generation import Answer
 from common.grading.endpoint import EndpointError
@@ -36,6 +40,7 @@ CASES = {
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Measure a served judge on hand-made files; return its figures, its rows and what was printed."""
+    monkeypatch.setattr(results, "draw", lambda *_: None)  # which takes most of the time
 
     def measure_on(method, url: str, name: str, *options: str) -> tuple[dict, list[dict], str]:
         place, rows = CASES[name]
@@ -151,6 +156,19 @@ def test_four_answers_are_ranked_by_how_often_they_win(run):
     assert parts["Math"]["score"] == 0.5 and parts["Ties"]["score"] == pytest.approx(1.01)
 
 
+def test_a_missing_comparison_makes_no_answer_the_best():
+    """Only "the first one beats the second one" and a tie of the last two are known."""
+    question = Question("1", "Math", [{"role": "user", "content": "?"}], ["."] * 4)
+    known = {(0, 1): "A", (1, 0): "B", (2, 3): "tie", (3, 2): "tie"}
+    assert all(map(math.isnan, pairwise.rates_of(question, known)))
+    whole = dict.fromkeys(itertools.permutations(range(4), 2), "tie") | known
+    assert pairwise.rates_of(question, whole) == [Fraction(4, 6), Fraction(2, 6), Fraction(1, 2), Fraction(1, 2)]
+    rates = pairwise.rates_of(question, whole | {(3, 1): None})
+    assert [math.isnan(rate) for rate in rates] == [False, True, False, True]
+    (earned,) = BENCHMARKS["rewardbench2"].credits([question], [rates])
+    assert earned == {"right": 0}
+
+
 @pytest.mark.parametrize(("method", "right"), [(pointwise, rate(3)), (pairwise, prefer("A"))])
 def test_a_command_that_was_stopped_asks_for_what_is_left(run, method, right):
     """The server refuses after four answers; started again, each prompt has been answered once."""
@@ -162,16 +180,18 @@ def test_a_command_that_was_stopped_asks_for_what_is_left(run, method, right):
         answered.append(shown(request))
         return right
 
-    with serve(reply) as (url, _):
+    with serve(reply) as (url, requests):
         with pytest.raises(EndpointError):
             run(method, url, "judgebench", "--concurrency", "1")
         assert len(answered) == 4
         answered.append("started again")
         figures, _, printed = run(method, url, "judgebench")
-    assert figures["answers"]["answers"] == 6 and len(answered) == 1 + 6
-    with serve(lambda request, number: pytest.fail("asked again")) as (url, requests):
-        again, _, _ = run(method, url, "judgebench")
-    assert again == figures and requests == []
+        assert figures["answers"]["answers"] == 6 and len(answered) == 1 + 6
+        assert "4 of 6 answers are from an earlier run" in printed
+        asked = len(requests)
+        again, _, printed = run(method, url, "judgebench")
+    assert again == figures and len(requests) == asked
+    assert "6 of 6 answers are from an earlier run, kept in" in printed and FILE in printed
 
 
 def test_answers_are_kept_whole_or_not_at_all(tmp_path):
@@ -188,6 +208,97 @@ def test_answers_are_kept_whole_or_not_at_all(tmp_path):
         KeptAnswers(tmp_path, {"model": "other"})
 
 
+def test_a_folder_without_answers_takes_another_run(tmp_path):
+    """A command that stops before its first answer, since another folder is wrong, claims no folder for good."""
+    KeptAnswers(tmp_path, {"model": "judge"})
+    KeptAnswers(tmp_path, {"model": "other"}).keep(0, Answer("yes", False))
+    assert KeptAnswers(tmp_path, {"model": "other"}).known == {0: "yes"}
+
+
+def options_of(*arguments: str):
+    """The options of a benchmark command of judges."""
+    parser = asking.make_parser("", None)
+    add_choice(parser)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["benchmark.py", "--on", "llmbar", *arguments])
+        return asking.read_options(parser)
+
+
+def test_answers_of_another_judge_are_not_taken_for_this_ones(tmp_path, tiny_model):
+    """Another endpoint, another checkpoint or template behind it, another tokenizer of the same checkpoint."""
+    for name in ("first", "second", "moved"):
+        shutil.copytree(tiny_model, tmp_path / name)
+    (tmp_path / "second" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    first, second, moved = (str(tmp_path / name) for name in ("first", "second", "moved"))
+    rows = [{"prompt": [{"role": "user", "content": "4?"}], "label": None, "source": "1"}]
+
+    def run_of(*arguments: str) -> dict:
+        return asking.identity(options_of(*arguments), rows)
+
+    served = ("--model", "judge", "--endpoint")
+    assert run_of(*served, "http://a", "--tokenizer", first) == run_of(*served, "http://a", "--tokenizer", moved)
+    assert run_of(*served, "http://a") != run_of(*served, "http://b")
+    moved_teachers = [
+        asking.identity(options_of(*served, url), rows, anywhere=True) for url in ("http://a", "http://b")
+    ]
+    assert moved_teachers[0] == moved_teachers[1] != run_of("--model", "judge")
+    assert run_of(*served, "http://a", "--tokenizer", first) != run_of(*served, "http://a", "--tokenizer", second)
+    assert run_of("--model", first) == run_of("--model", moved) != run_of("--model", second)
+    assert run_of("--model", first) != run_of("--model", first, "--tokenizer", second)
+
+
+@pytest.mark.parametrize("method", [pointwise, pairwise])
+def test_what_is_wrong_with_any_benchmark_is_told_before_one_is_judged(tmp_path, tiny_model, monkeypatch, method):
+    """The second one has a prompt that is too long, the folder of the third one another run's answers."""
+    places = {
+        "judgebench": save(tmp_path / "judgebench.jsonl", [JUDGEBENCH]),
+        "llmbar": save(tmp_path / "Natural" / "dataset.json", [LLMBAR | {"input": "Do it. " * 3000}]),
+        "rewardbench2": save(tmp_path / "rewardbench2.jsonl", REWARDBENCH2),
+    }
+    KeptAnswers(make(tmp_path / "figures" / "rewardbench2"), {"model": "other"}).keep(0, Answer("yes", False))
+    paths = [f"{name}={place}" for name, place in places.items()]
+    arguments = ["--model", str(tiny_model), "--on", *places, "--path", *paths, "--max-prompt-length", "2000"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments, "--output", str(tmp_path / "figures")])
+    monkeypatch.setattr(asking, "load_answering", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(DataError) as error:
+        method.main()
+    told = str(error.value)
+    assert "llmbar: " in told and "prompts are longer than data.max_prompt_length=2000 tokens" in told
+    assert "rewardbench2: " in told and "holds another run" in told and "judgebench: " not in told
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_several_benchmarks_are_judged_by_one_model_and_kept_apart(tmp_path, tiny_model, monkeypatch):
+    places = {
+        "judgebench": save(tmp_path / "judgebench.jsonl", [JUDGEBENCH]),
+        "llmbar": save(tmp_path / "Natural" / "dataset.json", [LLMBAR]),
+    }
+    paths = [f"{name}={place}" for name, place in places.items()]
+    loaded, load = [], asking.load_answering
+    monkeypatch.setattr(asking, "load_answering", lambda *given: loaded.append(given) or load(*given))
+
+    def measure(*names: str) -> dict[str, str]:
+        arguments = ["--model", str(tiny_model), "--on", *names, "--path", *paths, "--max-new-tokens", "8"]
+        if len(names) == 1:
+            arguments = [word for word in arguments if not word.startswith("llmbar=")]
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments, "--output", str(tmp_path / "figures")])
+        pointwise.main()
+        return {name: (tmp_path / "figures" / name / FILE).read_text() for name in names}
+
+    alone = measure("judgebench")
+    both = measure("judgebench", "llmbar")
+    assert len(loaded) == 2 and both["judgebench"] == alone["judgebench"]
+    assert [len(text.splitlines()) for text in both.values()] == [1 + 2, 1 + 2]
+    (tmp_path / "figures" / "judgebench" / FILE).unlink()
+    again = measure("judgebench", "llmbar")
+    assert again["llmbar"] == both["llmbar"] and sorted(again["judgebench"]) == sorted(both["judgebench"])
+    assert len(loaded) == 3
+
+
 def test_two_commands_do_not_write_into_one_folder(tmp_path):
     refused = pytest.raises(DataError, match="another command is writing to")
     with kept_answers(tmp_path, {}), refused, kept_answers(tmp_path, {}):
@@ -201,19 +312,16 @@ def test_kept_answers_of_a_checkpoint_begin_as_its_template_does(tmp_path, tiny_
     folder = Path(shutil.copytree(tiny_model, tmp_path / "judge"))
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}<think>\n{% endif %}")
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--model", str(folder), "--on", "llmbar"])
-    parser = asking.make_parser("", None)
-    add_choice(parser)
-    options = asking.read_options(parser)
-    rows = [{"prompt": [{"role": "user", "content": "4?"}], "label": None, "source": "1"}]
+    options = options_of("--model", str(folder))
+    sets = {tmp_path / "kept": [{"prompt": [{"role": "user", "content": "4?"}], "label": None, "source": "1"}]}
 
     def answer(*_, keep, **__):
         keep(0, Answer("Yes.\n</think>\n\n<score>4</score>", False))
         return [[Answer("Yes.\n</think>\n\n<score>4</score>", False)]]
 
     monkeypatch.setattr(asking, "answer_prompts", answer)
-    first = asking.ask_judge(options, rows, read, lambda votes: votes[0], "<think>", tmp_path / "kept")
+    (first,) = asking.ask_and_keep(options, sets, read, lambda votes: votes[0], "<think>").values()
     monkeypatch.setattr(asking, "load_answering", lambda *_: pytest.fail("loaded"))
-    again = asking.ask_judge(options, rows, read, lambda votes: votes[0], "<think>", tmp_path / "kept")
+    (again,) = asking.ask_and_keep(options, sets, read, lambda votes: votes[0], "<think>").values()
     assert first.verdicts == again.verdicts == [4] and first.answers == again.answers
     assert again.answers[0][0].startswith("<think>\nYes.")

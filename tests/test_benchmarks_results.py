@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from scipy import stats
 
 from common.benchmarks import BENCHMARKS, compare, results
-from common.benchmarks.benchmark import Unit
+from common.benchmarks.benchmark import Unit, units_of
 from common.benchmarks.questions import Question
 from common.benchmarks.results import answer_by_ratings, answer_by_scores, answer_by_votes, measure
 from common.card import OURS
@@ -77,7 +77,21 @@ def test_a_judges_ratings_give_three_figures():
     assert line["official"] == (1 + 0.5 + 0.25 + 1) / 4
     assert (line["ties"], line["unscored"]) == (1, 2)
     line = measure(answer_by_ratings(JUDGEBENCH, PAIRS[:4], [[4, 1], [2, 2], [NAN, 1], [1, 4]]))["parts"][0]
-    assert (line["score"], line["official"], line["ties shared"]) == (1 / 4, 1 / 4, 1.5 / 4)
+    assert (line["score"], line["ties shared"]) == (1 / 4, 1.5 / 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "by_ratings", "by_votes"),
+    [("rm_bench", False, False), ("rmb", False, False), ("judgebench", False, True), ("llmbar", True, True)],
+)
+def test_official_stands_only_where_the_official_code_has_a_rule(name, by_ratings, by_votes):
+    bench = BENCHMARKS[name]
+    places = [(right, 3 + wrong) for right in range(3) for wrong in range(3)] if name == "rm_bench" else [(0, 1)]
+    answers, right = (6, 3) if name == "rm_bench" else (2, 1)
+    question = Question("1", bench.subsets[0], PROMPT, ["."] * answers, right)
+    rated = answer_by_ratings(bench, [question], [[1.0] * answers])
+    voted = answer_by_votes(bench, [question], [dict.fromkeys(places, (1, None))])
+    assert ("official" in rated.columns, "official" in voted.columns) == (by_ratings, by_votes)
 
 
 def test_a_judges_two_orders_give_two_figures():
@@ -126,34 +140,44 @@ def test_a_cards_results_for_the_hub_hold_whole_benchmarks_only(written, tmp_pat
 # ---- compare
 
 
+@pytest.fixture
+def kept(tmp_path):
+    """Write the rows of a result, without its picture."""
+
+    def keep(name: str, scores: list, questions=PAIRS):
+        rows = results.rows_of(answer_by_scores(JUDGEBENCH, questions, scores))
+        return results.write_rows(tmp_path / f"{name}.parquet", rows)
+
+    return keep
+
+
 def run_compare(monkeypatch, *arguments) -> None:
     monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, arguments)])
     compare.main()
 
 
-def test_the_difference_of_two_results(written, monkeypatch, capsys):
-    first, second = written("first", SCORES), written("second", [[2.0, 1.0], [2.0, 1.0], [1.0, 0.0], [0, 1], [1, 0]])
-    capsys.readouterr()
+def test_the_difference_of_two_results(kept, monkeypatch, capsys):
+    first, second = kept("first", SCORES), kept("second", [[2.0, 1.0], [2.0, 1.0], [1.0, 0.0], [0, 1], [1, 0]])
     run_compare(monkeypatch, first, second)
     printed = capsys.readouterr().out
     assert "JudgeBench: 0.5000 -> 0.7500, over 4 questions" in printed  # Claude's pair is not in the score
     assert "difference +0.2500" in printed and "0 lies in the interval" in printed
 
 
-def test_a_result_beside_itself_differs_by_nothing(written, monkeypatch, capsys):
-    first = written("first", SCORES)
+def test_a_result_beside_itself_differs_by_nothing(kept, monkeypatch, capsys):
+    first = kept("first", SCORES)
     run_compare(monkeypatch, first, first)
     assert "difference +0.0000, 95% interval +0.0000 to +0.0000" in capsys.readouterr().out
 
 
-def test_other_questions_are_refused(written, monkeypatch):
-    first = written("first", SCORES)
-    fewer = written("fewer", SCORES[:4], PAIRS[:4])
+def test_other_questions_are_refused(kept, monkeypatch):
+    first = kept("first", SCORES)
+    fewer = kept("fewer", SCORES[:4], PAIRS[:4])
     with pytest.raises(DataError, match="not of the same questions: 1 only in the first"):
         run_compare(monkeypatch, first, fewer)
     changed = [*PAIRS[:4], Question(PAIRS[4].id, PAIRS[4].subset, PROMPT, ["another", "answer"])]
     with pytest.raises(DataError, match="1 with other prompts or answers, such as claude/mmlu-pro/5"):
-        run_compare(monkeypatch, first, written("changed", SCORES, changed))
+        run_compare(monkeypatch, first, kept("changed", SCORES, changed))
 
 
 def test_the_interval_is_the_one_of_scipy():
@@ -180,8 +204,20 @@ def test_questions_are_drawn_within_their_subsets():
 
 
 def test_the_score_of_ties_is_drawn_by_prompt():
-    """Both rows of a prompt are one unit, with five kinds of credit."""
-    good = {"tied_accuracy": 1.0, "ref_accuracy": 1.0, "preferred": 1.0, "preferred_hard": 1.0, "margin": 0.0}
-    sides = [[Unit("Ties", dict.fromkeys(good, 0.0))] * 6, [Unit("Ties", good)] * 6]
-    found = compare.paired_difference(BENCHMARKS["rewardbench2"], *sides)
-    assert (found["first"], found["second"], found["low"], found["high"]) == pytest.approx((0, 1, 1, 1))
+    """The two rows of a prompt are one unit: on every draw both of them count, or none does."""
+    bench, questions = BENCHMARKS["rewardbench2"], []
+    for prompt in range(40):
+        questions.append(Question(f"Ties/ref:{prompt}", "Ties", PROMPT, ["."] * 3, 1))
+        questions.append(Question(f"Ties/tied:{prompt}", "Ties", PROMPT, ["."] * 4, 2))
+    # half of the prompts are all right, half all wrong, each with a gap and no spread or the reverse
+    good, bad = ([2.0, 1.0, 1.0], [2.0, 2.0, 1.0, 1.0]), ([1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0])
+    sides = []
+    for scores in ([bad] * 40, [good] * 20 + [bad] * 20):
+        credits = bench.credits(questions, [given for pair in scores for given in pair])
+        sides.append(units_of(bench, questions, credits))
+    assert [len(units) for units in sides] == [40, 40]
+    assert all(unit.credits.keys() == bench.weights["Ties"].keys() for units in sides for unit in units)
+    found = compare.paired_difference(bench, *sides)
+    assert (found["first"], found["second"]) == pytest.approx((-0.01, 0.5))
+    # the share of good prompts among 40 drawn ones: a standard error of sqrt(0.25 / 40), times 1.96, times 1.02
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * 1.02 * math.sqrt(0.25 / 40), rel=0.06)

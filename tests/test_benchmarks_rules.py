@@ -2,6 +2,7 @@
 
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -124,6 +125,14 @@ def test_a_ref_without_its_tied_row_counts_among_the_refs_alone():
     assert ties(*both, ("tied:2", 2, [1, 1, 2])) == pytest.approx(0.3 / 2 + 0.3 + 0.2 + 0.2 + 0.01)
 
 
+def test_equal_differences_of_win_rates_are_equal():
+    """The gap, 10/12 - 8/12, is no larger than the spread, 12/12 - 10/12. In floats it is."""
+    rates = [Fraction(12, 12), Fraction(10, 12), Fraction(8, 12)]
+    assert float(rates[1]) - float(rates[2]) > float(rates[0]) - float(rates[1])
+    # tied_accuracy and ref_accuracy alone; the margin is tanh(0)
+    assert ties(("ref:1", 1, [Fraction(1), Fraction(0)]), ("tied:1", 2, rates)) == pytest.approx(0.6)
+
+
 def test_ties_without_a_score_earn_nothing():
     right = [("ref:1", 1, [3, 2]), ("tied:1", 2, [3, 3, 2])]
     lost = [("ref:2", 1, [NAN, NAN]), ("tied:2", 2, [NAN, NAN, NAN])]
@@ -188,8 +197,10 @@ def test_equal_scores_are_wrong_in_judgebench_and_one_half_in_llmbar():
         0,
     ]
     assert llmbar.credits(pair, [[NAN, 1]], official_missing=True) == [{"right": 0.5}]
-    votes = [{(0, 1): orders} for orders in ((1, 1), (1, -1), (1, 0), (1, None), (-1, -1))]
-    assert [earned["right"] for earned in llmbar.vote_credits(pair * 5, votes)] == [1, 0.5, 0.5, 0.5, 0]
+    votes = [{(0, 1): orders} for orders in ((1, 1), (1, -1), (1, 0), (1, None), (-1, -1), (None, None))]
+    assert [earned["right"] for earned in llmbar.vote_credits(pair * 6, votes)] == [1, 0.5, 0.5, 0, 0, 0]
+    official = llmbar.vote_credits(pair * 6, votes, official_missing=True)
+    assert [earned["right"] for earned in official] == [1, 0.5, 0.5, 0.5, 0, 0]
 
 
 def test_every_loser_of_rmb_must_lose():
@@ -198,8 +209,8 @@ def test_every_loser_of_rmb_must_lose():
     assert [rmb.credits(question, [given])[0]["right"] for given in scores] == [1, 0, 0, 0]
     assert rmb.credits(question, [[3, 3, 1, 3]], share_ties=True) == [{"right": pytest.approx(1 / 3)}]
     votes = {(0, 1): (1, 1), (0, 2): (1, 0), (0, 3): (1, None)}
-    assert rmb.vote_credits(question, [votes], official_missing=True) == [{"right": 1}]
     assert rmb.vote_credits(question, [votes]) == [{"right": 0}]
+    assert rmb.vote_credits(question, [votes | {(0, 3): (1, 0)}]) == [{"right": 1}]
 
 
 def test_rmb_is_the_mean_of_its_four_sections():
@@ -227,3 +238,24 @@ def test_what_is_missing_is_named():
     ]  # fmt: skip
     few = [ask(subset, subset, 4) for subset in rewardbench2.SUBSETS]
     assert BENCHMARKS["rewardbench2"].missing(few) == ["6 of 1865 questions"]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_one_question_of_each_subset_is_no_whole_benchmark(name):
+    bench = BENCHMARKS[name]
+    assert bench.missing([ask(subset, subset, 6, 1) for subset in bench.subsets])
+
+
+def test_the_sizes_add_up_to_what_the_authors_publish():
+    sizes = BENCHMARKS["rmb"].sizes
+    totals = {
+        section: sum(size for subset, size in sizes.items() if subset.startswith(f"{section}/"))
+        for section in rmb.SECTIONS
+    }
+    assert totals == {
+        "Pairwise_set/Helpfulness": 10067,
+        "Pairwise_set/Harmlessness": 7064,
+        "BoN_set/Helpfulness": 2109,
+        "BoN_set/Harmlessness": 1677,
+    }
+    assert len(sizes) == 2 * 49 and sum(BENCHMARKS["rm_bench"].sizes.values()) == 1327

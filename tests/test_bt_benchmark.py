@@ -11,14 +11,16 @@ from test_benchmarks_files import LLMBAR, REWARDBENCH2, RM_BENCH, save
 
 from bradley_terry import benchmark
 from bradley_terry import score as bt_score
-from common.benchmarks import BENCHMARKS, read_questions
+from common.benchmarks import BENCHMARKS, read_questions, results
 from common.benchmarks.results import answer_by_scores, measure
+from common.checkpoint import claim_folder
 from common.conversation import DataError
 
 
 @pytest.fixture
 def run(reward_checkpoint, tmp_path, monkeypatch, capsys):
     """Measure the model on hand-made files; return the folder that it writes and what was printed."""
+    monkeypatch.setattr(results, "draw", lambda *_: None)  # which takes most of the time
     save(tmp_path / "ours" / "rewardbench2.jsonl", REWARDBENCH2)
     save(tmp_path / "rm_bench" / "chat_filtered.json", [RM_BENCH | {"id": number} for number in range(5)])
     save(tmp_path / "llmbar" / "Natural" / "dataset.json", [LLMBAR, LLMBAR | {"label": 1, "output_2": "<|im_end|>"}])
@@ -91,3 +93,20 @@ def test_all_that_is_wrong_is_told_before_a_model_is_loaded(tmp_path, monkeypatc
         benchmark.main()
     for told in ("--path llmbar=x: expected NAME=PLACE", "no such file or folder", "git clone", "--card writes into"):
         assert told in str(error.value)
+
+
+def test_what_is_wrong_with_any_benchmark_is_told_before_one_is_scored(run, tmp_path, monkeypatch):
+    """Two folders hold the scores of other questions; these and their questions stay as they are."""
+    folder, _ = run("rm_bench", "llmbar")
+    before = {path: path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
+    save(tmp_path / "rm_bench" / "chat_filtered.json", [RM_BENCH | {"prompt": "Another?"}])
+    save(tmp_path / "llmbar" / "Natural" / "dataset.json", [LLMBAR | {"input": "Another."}])
+    monkeypatch.setattr(bt_score, "score_left", lambda *_: pytest.fail("scored"))
+    with pytest.raises(DataError) as error:
+        run("rewardbench2", "rm_bench", "llmbar")
+    told = str(error.value)
+    assert told.count("holds another run, different in files") == 2
+    assert "rm_bench: " in told and "llmbar: " in told and "rewardbench2: " not in told
+    assert {path: path.read_bytes() for path in before} == before
+    with claim_folder(folder / "llmbar" / "scored"), pytest.raises(DataError, match="llmbar: another run is writing"):
+        run("llmbar")

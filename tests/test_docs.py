@@ -11,7 +11,7 @@ from test_judge_config import VERL_CONFIG
 from test_method_config import SCRIPTS as METHODS
 
 LOOPS = ("bradley_terry", "sft")  # these have training loops of their own
-READMES = [REPO / "README.md", *REPO.glob("[a-z]*/README.md")]
+READMES = [REPO / "README.md", *REPO.glob("[a-z]*/README.md"), REPO / "common" / "benchmarks" / "README.md"]
 
 
 def methods_of(readme) -> list[str]:

@@ -35,6 +35,7 @@ ALIGNED = {  # how many lines one has that the other lacks in this place, at mos
     "prompt.ask": 7,  # one response or two
     "dataset.load_rows": 8,  # a pair is two rows
     "dataset.write_for_verl": 7,  # its order and strength
+    "benchmark.main": 4,  # its description; which answers are compared depends on the benchmark
     "train.train": 5,  # check_strength, the page's title, verdicts of the swapped order
     "train.write_report": 5,  # the card's words, and one panel more
 }

@@ -106,7 +106,10 @@ def test_rows_of_a_benchmark_are_found_among_others():
         (f"Human: {KITE}\n\nAssistant:", KITE, ["inside"]),
         # the question is a dialogue: all that its user says counts
         (user("Hello.", KITE), user("Hello.", KITE), ["equal"]),
-        (user(KITE), user(FRUIT, KITE), []),
+        (user(FRUIT), user(KITE, FRUIT), ["without context"]),
+        (user("Hello.", FRUIT.upper()), user(KITE, FRUIT), ["without context"]),
+        (user(FRUIT), user(FRUIT, KITE), []),
+        (user("Write it all again."), user(FRUIT, "Write it all again."), []),
     ],
 )
 def test_what_is_the_same_prompt(prompt, question, expected):
@@ -264,5 +267,30 @@ def test_the_report_reads_what_prepare_data_wrote(monkeypatch, tmp_path, capsys,
     assert f"{tmp_path / 'mine.jsonl'}: none of its 1 prompts found in 21 rows" in printed
     [find] = map(json.loads, found.read_text().splitlines())
     assert find.pop("row").split(".parquet row ")[0] in ("train", "val", "test")
+    assert f"all 1 finds: {found}" in printed
     expected = {"held_out": llmbar, "kind": "inside", "share": 1.0, "prompt": f"Dear all, {KITE}", "question": KITE}
     assert find == expected
+
+
+def test_what_was_found_earlier_is_not_todays_result(monkeypatch, tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Name a nut."}\n')
+    data = write_rows(tmp_path / "train.parquet", [{"messages": user(FRUIT) + [answer("A pear.")]}])
+    found = tmp_path / "found.jsonl"
+    found.write_text("earlier\n")
+    command = ("--data", data, "--against", tmp_path / "mine.jsonl", "--output")
+    run(monkeypatch, overlap, *command, found)
+    assert found.read_text() == ""
+    monkeypatch.setattr(overlap, "find_overlap", lambda *_: pytest.fail("searched"))
+    with pytest.raises(DataError, match=r"found.txt: expected a name that ends with .jsonl"):
+        run(monkeypatch, overlap, *command, tmp_path / "found.txt")
+
+
+def test_rows_of_files_with_one_name_are_told_apart(monkeypatch, tmp_path):
+    for place, text in (("a", FRUIT), ("b", KITE)):
+        write_rows(tmp_path / place / "train.parquet", [{"messages": user(text) + [answer("Well.")]}])
+    mine, found = tmp_path / "mine.jsonl", tmp_path / "found.jsonl"
+    mine.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (FRUIT, KITE)))
+    command = ("--data", tmp_path / "a", tmp_path / "b", "--against", mine, "--output", found)
+    run(monkeypatch, overlap, *command)
+    rows = [json.loads(line)["row"] for line in found.read_text().splitlines()]
+    assert rows == [f"{tmp_path / place / 'train.parquet'} row 0" for place in ("a", "b")]

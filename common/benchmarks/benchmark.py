@@ -5,6 +5,7 @@ questions, and the benchmark's score is the mean over its sections. Some section
 score is the weighted sum of the mean of each. So one function gives all scores, and one resampling all intervals.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,13 @@ class Benchmark:
     """A benchmark's files and rules.
 
     read: returns the questions at a path, or by default those of the public home.
-    credits: (questions, scores, official_missing, share_ties) -> what each question earns. A score is NaN if there is
-        none; such a question earns nothing. official_missing: it earns what the official code gives instead.
-        share_ties: k equal best answers share the credit, even if the rule says that a tie is wrong.
-    vote_credits: (questions, votes, official_missing) -> the same for a judge that compares two answers at a time;
-        None if answers are ranked by how often they win.
+    credits: (questions, scores, share_ties) -> what each question earns. A score is a number, for win rates a
+        `Fraction`; NaN if there is none, and such a question earns nothing. share_ties: k equal best answers share the
+        credit, even if the rule says that a tie is wrong.
+    vote_credits: (questions, votes) -> the same for a judge that compares two answers at a time; None if answers are
+        ranked by how often they win.
+    official_missing: "scores" or "votes", if the official code has a rule for a judge that gave none. Then the function
+        also takes official_missing=True, and a question earns what that rule gives it.
     subsets: all that there are. section_of: the section of a subset. official: the sections whose mean is the score.
     weights: of the kinds of credit, for a section that has several.
     sizes: questions in a subset, where they are known; total: in all of them. notes: how the official figures differ.
@@ -43,6 +46,7 @@ class Benchmark:
     section_of: Callable[[str], str]
     official: tuple[str, ...]
     notes: str
+    official_missing: tuple[str, ...] = ()
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     total: int | None = None
@@ -77,12 +81,12 @@ def best_of(scores: Sequence[float]) -> float:
 
     Without a score for each answer, NaN, it earns nothing.
     """
-    if np.isnan(scores).any() or scores[0] < max(scores):
+    if any(map(math.isnan, scores)) or scores[0] < max(scores):
         return 0.0
     return 1 / sum(score == scores[0] for score in scores)
 
 
-def won(orders: tuple[int | None, int | None], official_missing: bool) -> float:
+def won(orders: tuple[int | None, int | None], official_missing: bool = False) -> float:
     """Return the credit of a pair that was shown in both orders: 1 if the sum is above 0.
 
     Args:

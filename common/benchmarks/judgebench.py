@@ -6,8 +6,8 @@ same, and of two equal scores the official code names the second in each order: 
 
 The published figure is over the 350 pairs of GPT-4o, by the four groups of sources and over all pairs. The 270 pairs of
 Claude 3.5 Sonnet are reported beside it. The rule is `compute_final_metrics` in utils/metrics.py of
-ScalerLab/JudgeBench, at e2c52c284e. Data: https://huggingface.co/datasets/ScalerLab/JudgeBench, or the folder data/ on
-GitHub. The authors state no licence.
+ScalerLab/JudgeBench, at e2c52c284e. Data: https://huggingface.co/datasets/ScalerLab/JudgeBench, whose card states the
+licence mit; or the folder data/ on GitHub, where none is stated.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,6 @@ def to_question(row: dict) -> Question:
 def credits(
     questions: Sequence[Question],
     scores: Sequence[Sequence[float]],
-    official_missing: bool = False,
     share_ties: bool = False,
 ) -> list[Credits]:
     """Return what each question earns; see `Benchmark`. The official code knows no answer without a score."""
@@ -85,6 +84,7 @@ BENCHMARK = Benchmark(
     subsets=tuple(f"{model}/{group}" for model in RESPONSE_MODELS.values() for group in GROUPS),
     section_of=lambda subset: subset.partition("/")[0],
     official=("gpt",),
+    official_missing=("votes",),
     sizes={"gpt/mmlu-pro": 154, "gpt/livebench-reasoning": 98, "gpt/livebench-math": 56, "gpt/livecodebench": 42},
     notes="The official code scores whole texts, in the precision that a model's authors advise (fp16 or bf16).",
 )

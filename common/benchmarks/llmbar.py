@@ -27,7 +27,7 @@ def read(path: str | Path | None = None) -> list[Question]:
     The case studies and the sets of other authors, which stand in the same repository, are no part of the benchmark.
     """
     if path is None:
-        raise DataError(f"llmbar: `git clone {HOME}`, and give its folder: --path llmbar=FOLDER")
+        raise DataError(f"llmbar: `git clone {HOME}`, and name its folder: llmbar=FOLDER")
     files = read_files(path, lambda file: file.name == "dataset.json" and file.parent.name in SETS)
     rows = []
     for file, of_file in files:
@@ -63,8 +63,15 @@ def credits(
 def vote_credits(
     questions: Sequence[Question], votes: Sequence[Votes], official_missing: bool = False
 ) -> list[Credits]:
-    """Return the same for a judge that was shown each pair in both orders: the share of them that it got right."""
-    return [{"right": sum(order == 1 for order in given[0, 1]) / 2} for given in votes]
+    """Return the same for a judge that was shown each pair in both orders: the share of them that it got right.
+
+    Without a verdict in one of the orders it earns nothing. official_missing: only that order is wrong.
+    """
+    earned = []
+    for given in votes:
+        lost = None in given[0, 1] and not official_missing
+        earned.append({"right": 0.0 if lost else sum(order == 1 for order in given[0, 1]) / 2})
+    return earned
 
 
 BENCHMARK = Benchmark(
@@ -76,6 +83,7 @@ BENCHMARK = Benchmark(
     subsets=SETS,
     section_of=lambda subset: subset,
     official=SETS,
+    official_missing=("scores", "votes"),
     sizes={"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46},
     notes="Made for judges. A reward model is measured by the official rule for ratings.",
 )

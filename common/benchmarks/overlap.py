@@ -8,6 +8,7 @@ This command only reports. `prepare_data … --without judgebench rm_bench=RM-Be
   A prompt of plain text is compared as it is.
 - Equal means equal without case, punctuation, spaces and Unicode forms. A question of 5 words or more is also found if
   it is the last user turn of a longer dialogue; "Continue" as a last turn is another prompt in each dialogue.
+- Of a question that is a dialogue itself, the last user turn is found alone, too, if it has 10 words or more.
 - A question of 10 words or more is found too if its words stand in a prompt in their order and close to each other, all
   of them or 85 in 100: inside a longer prompt, or with some words changed. At 80 in 100, most of what was found besides
   were other questions of the same template. In a shorter one, as "What is 2+2?", one other word is another question.
@@ -19,6 +20,7 @@ This command only reports. `prepare_data … --without judgebench rm_bench=RM-Be
 """
 
 import argparse
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from math import ceil
@@ -31,8 +33,9 @@ from tqdm import tqdm
 
 from common.benchmarks import BENCHMARKS, read_questions
 from common.conversation import BadRow, Conversation, DataError, read_dialogue, read_messages
+from common.files import write_text
 from common.pairs import optional_columns, read_sides, split_texts
-from common.parquet import Faults, check_rows, expand_paths, write_rows
+from common.parquet import Faults, check_rows, expand_paths, short_names
 from common.similar_texts import split_words
 from common.sources import load_source
 
@@ -47,6 +50,7 @@ KINDS = {
     "equal": "equal but for case, punctuation and spaces",
     "short": f"the same, of fewer than {TURN_WORDS} words",
     "last turn": "the last turn of a longer dialogue",
+    "without context": "the last turn of a question that is a longer dialogue",
     "inside": "inside a longer prompt",
     "near": "some words changed",
 }
@@ -124,9 +128,12 @@ def find_matches(prompts: list[Prompt], questions: list[Prompt]) -> list[list[Ma
     """Return of each prompt the questions that it asks too, one match for each."""
     asked = [asked_text(question) for question in questions]
     with_words: dict[str, list[int]] = defaultdict(list)
+    ends_with: dict[str, list[int]] = defaultdict(list)
     for number, text in enumerate(asked):
         if words := same_words(text):
             with_words[words].append(number)
+        if (last := last_turn(questions[number])) != text and len(split_words(last)) >= NEAR_WORDS:
+            ends_with[same_words(last)].append(number)
 
     compared = [(asked_text(prompt), last_turn(prompt)) for prompt in prompts]
     places = {texts: place for place, texts in enumerate(dict.fromkeys(compared))}
@@ -138,6 +145,8 @@ def find_matches(prompts: list[Prompt], questions: list[Prompt]) -> list[list[Ma
         if last != text and not is_short(words := same_words(last)):
             for number in with_words.get(words, ()):
                 found[place][number] = Match(number, "last turn", 1.0)
+        for number in ends_with.get(same_words(last), ()):
+            found[place].setdefault(number, Match(number, "without context", 1.0))
     for place, match in near_matches([text for text, _ in places], asked):
         found[place].setdefault(match.question, match)
     return [list(found[places[texts]].values()) for texts in compared]
@@ -215,13 +224,15 @@ def prompt_in(row: dict) -> Prompt:
     return read_dialogue(row[column], column)
 
 
-def read_prompts(path: str) -> list[dict]:
+def read_prompts(path: str, name: str) -> list[dict]:
     """Return each row of a file, a folder or a set of the hub as its `prompt` and its `source`.
+
+    Args:
+        name: what the rows are called.
 
     Raises:
         DataError: what cannot be read, all bad rows in one report.
     """
-    name = Path(path).name
     rows = [{**row, "source": f"{name} row {number}"} for number, row in enumerate(load_source(path, "train"))]
     return check_rows(rows, lambda row: {"prompt": prompt_in(row)}, "error")[0]
 
@@ -243,7 +254,7 @@ def read_held_out(words: Iterable[str]) -> dict[str, list[Prompt]]:
             if name in BENCHMARKS:
                 held_out[word] = different([question.prompt for question in read_questions(name, place or None)])
             elif Path(word).exists():
-                held_out[word] = different([row["prompt"] for row in read_prompts(word)])
+                held_out[word] = different([row["prompt"] for row in read_prompts(word, word)])
             else:
                 faults.append(f"{word}: expected a benchmark ({', '.join(BENCHMARKS)}), NAME=PLACE of one, or a file")
     faults.raise_all()
@@ -310,7 +321,8 @@ def describe(name: str, questions: list[Prompt], finds: list[dict], rows: int) -
     for kind in KINDS:
         examples = {find["question"]: find for find in reversed(of_set) if find["kind"] == kind}
         for find in list(reversed(examples.values()))[:EXAMPLES]:
-            row = f"{shorten(find['prompt'])} has " if kind in ("last turn", "inside", "near") else ""
+            verb = {"last turn": "has", "inside": "has", "near": "has", "without context": "ends"}.get(kind)
+            row = f"{shorten(find['prompt'])} {verb} " if verb else ""
             lines.append(f"  {kind}: {row}{shorten(find['question'])}")
     return lines
 
@@ -330,21 +342,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Say which prompts of training data are also prompts of benchmarks.")
     parser.add_argument("--data", nargs="+", required=True, help="Parquet files, or folders of them")
     parser.add_argument("--against", nargs="+", required=True, metavar="SET", help=SETS)
-    parser.add_argument("--output", help="a .jsonl or .parquet file: also write all that is found, a line for each")
+    parser.add_argument("--output", help="a .jsonl file: also write all that is found, a line for each")
     options = parser.parse_args()
 
     faults, rows, held_out = Faults(), [], {}
+    if options.output and Path(options.output).suffix != ".jsonl":
+        faults.append(f"--output {options.output}: expected a name that ends with .jsonl")
     with faults.gathered():
         held_out = read_held_out(options.against)
-    for path in expand_paths(options.data):
-        with faults.gathered():
-            rows += read_prompts(str(path))
+    with faults.gathered():
+        for path, name in short_names(expand_paths(options.data)).items():
+            with faults.gathered():
+                rows += read_prompts(str(path), name)
     faults.raise_all()
     finds, lines = find_overlap([row["prompt"] for row in rows], held_out)
     print("\n".join(lines))
-    if options.output and finds:
-        found = [{**find, "row": rows[find["row"]]["source"]} for find in finds]
-        print(f"all finds: {write_rows(options.output, found)}")
+    if options.output:  # without finds, too: an earlier file would be taken for today's
+        found = [json.dumps(find | {"row": rows[find["row"]]["source"]}, ensure_ascii=False) for find in finds]
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(options.output), "".join(line + "\n" for line in found))
+        print(f"all {len(finds)} finds: {options.output}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ scores. A benchmark of which some subsets are missing has no score: the mean of 
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -48,37 +49,35 @@ def answer_by_scores(benchmark: Benchmark, questions: list[Question], scores: li
     """Return what a model reached that scores single answers; NaN where it gives none, which earns nothing."""
     counts = {
         "ties": [has_tie(question, given) for question, given in zip(questions, scores)],
-        "unscored": [bool(np.isnan(given).any()) for given in scores],
+        "unscored": [any(map(math.isnan, given)) for given in scores],
     }
-    kept = [{"scores": None if lost else given} for given, lost in zip(scores, counts["unscored"])]
+    kept = [{"scores": None if lost else [*map(float, given)]} for given, lost in zip(scores, counts["unscored"])]
     return Answered(benchmark, questions, {"score": benchmark.credits(questions, scores)}, counts, kept)
 
 
 def answer_by_ratings(benchmark: Benchmark, questions: list[Question], ratings: list[list[float]]) -> Answered:
     """Return what a judge reached that rates single answers; NaN where it gave no rating.
 
-    Three figures: "score", in which a question with a missing rating earns nothing; "official", in which it earns what
-    the official code gives it, if that has a rule for ratings; "ties shared", like "score", but k equal best answers
-    share the credit. A judge of few different ratings has many ties.
+    Up to three figures: "score", in which a question with a missing rating earns nothing; "official", in which it earns
+    what the official code gives it, if that has a rule for missing ratings; "ties shared", like "score", but k equal
+    best answers share the credit. A judge of few different ratings has many ties.
     """
     answered = answer_by_scores(benchmark, questions, ratings)
-    answered.columns |= {
-        "official": benchmark.credits(questions, ratings, official_missing=True),
-        "ties shared": benchmark.credits(questions, ratings, share_ties=True),
-    }
+    if "scores" in benchmark.official_missing:
+        answered.columns["official"] = benchmark.credits(questions, ratings, official_missing=True)
+    answered.columns["ties shared"] = benchmark.credits(questions, ratings, share_ties=True)
     return answered
 
 
 def answer_by_votes(benchmark: Benchmark, questions: list[Question], votes: list[Votes]) -> Answered:
     """Return what a judge reached that compares two answers, in both orders, each right one with each wrong one.
 
-    Two figures: "score", in which a pair that lacks a verdict earns nothing, and "official", in which it earns what the
-    official code gives it.
+    One figure or two: "score", in which a pair that lacks a verdict earns nothing, and "official", in which it earns
+    what the official code gives it, if that has a rule for missing verdicts.
     """
-    columns = {
-        "score": benchmark.vote_credits(questions, votes),
-        "official": benchmark.vote_credits(questions, votes, official_missing=True),
-    }
+    columns = {"score": benchmark.vote_credits(questions, votes)}
+    if "votes" in benchmark.official_missing:
+        columns["official"] = benchmark.vote_credits(questions, votes, official_missing=True)
     counts = {"unanswered": [any(None in orders for orders in given.values()) for given in votes]}
     kept = [
         {"votes": [{"right": i, "wrong": j, "as_given": a, "swapped": b} for (i, j), (a, b) in given.items()]}

@@ -8,6 +8,7 @@ The rules are those of `reroll_and_score_dataset` and `process_single_model` in 
 allenai/reward-bench, at 05a9005efb. Data: https://huggingface.co/datasets/allenai/reward-bench-2.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def credits(
     rated -1, and a best-of-4 question without any earns 0.25.
     """
     if official_missing:
-        scores = [np.nan_to_num(given, nan=NO_RATING).tolist() for given in scores]
+        scores = [[NO_RATING if math.isnan(score) else score for score in given] for given in scores]
     refs = {
         prompt_of(question): ties_gap(question, given)
         for question, given in zip(questions, scores)
@@ -100,8 +101,13 @@ def credits(
 
 
 def ties_gap(question: Question, scores: Sequence[float]) -> float:
-    """Return the lowest score of a right answer minus the highest of a wrong one; NaN if a score is."""
-    return float(np.min(scores[: question.right]) - np.max(scores[question.right :]))
+    """Return the lowest score of a right answer minus the highest of a wrong one; NaN if a score is.
+
+    The difference of two Fractions is exact, and it is rounded once: equal differences are equal floats.
+    """
+    if any(map(math.isnan, scores)):
+        return math.nan
+    return float(min(scores[: question.right]) - max(scores[question.right :]))
 
 
 def tied_credits(question: Question, scores: Sequence[float], ref_gap: float | None) -> Credits:
@@ -114,7 +120,7 @@ def tied_credits(question: Question, scores: Sequence[float], ref_gap: float | N
     gap, right = ties_gap(question, scores), scores[: question.right]
     earned = {"tied_accuracy": float(gap > 0)}
     if ref_gap is not None:
-        spread, smaller = np.max(right) - np.min(right), np.minimum(gap, ref_gap)
+        spread, smaller = float(max(right) - min(right)), np.minimum(gap, ref_gap)
         with np.errstate(divide="ignore", invalid="ignore"):
             margin = np.nan_to_num(np.tanh(np.divide(smaller, spread) - 1), nan=0.0)
         earned |= {"preferred": float(gap > spread), "preferred_hard": float(smaller > spread), "margin": float(margin)}
@@ -137,6 +143,7 @@ BENCHMARK = Benchmark(
     official=SUBSETS,
     weights={TIES: WEIGHTS},
     unit_of=prompt_of,
+    official_missing=("scores",),
     total=1865,
     notes="Official scripts cut texts at 2,048 tokens and compute in fp16; here the whole text counts, in fp32.",
 )

@@ -6,7 +6,8 @@ comparisons, and must score higher; equal is wrong. "Hard" are the three in whic
 over chat, math, code and safety. Safety is two files, and their rows count as one set.
 
 The rule is `compute_accuracy` in scripts/utils.py of THU-KEG/RM-Bench, at 73c52d7b27. Data:
-https://huggingface.co/datasets/THU-KEG/RM-Bench, or the folder data/ there on GitHub. The authors state no licence.
+https://huggingface.co/datasets/THU-KEG/RM-Bench, whose card states the licence odc-by; or the folder data/ on GitHub,
+where none is stated. The sizes are those of the files; that of math is the paper's.
 """
 
 from collections.abc import Sequence
@@ -63,7 +64,6 @@ def to_question(row: dict) -> Question:
 def credits(
     questions: Sequence[Question],
     scores: Sequence[Sequence[float]],
-    official_missing: bool = False,
     share_ties: bool = False,
 ) -> list[Credits]:
     """Return what each question earns; see `Benchmark`. The official code knows no answer without a score."""
@@ -76,11 +76,9 @@ def credits(
     ]
 
 
-def vote_credits(
-    questions: Sequence[Question], votes: Sequence[Votes], official_missing: bool = False
-) -> list[Credits]:
+def vote_credits(questions: Sequence[Question], votes: Sequence[Votes]) -> list[Credits]:
     """Return the same for a judge that was shown the nine pairs in both orders, by JudgeBench's rule for pairs."""
-    return [by_style({pair: won(orders, official_missing) for pair, orders in given.items()}) for given in votes]
+    return [by_style({pair: won(orders) for pair, orders in given.items()}) for given in votes]
 
 
 def comparisons() -> list[tuple[int, int]]:
@@ -108,6 +106,6 @@ BENCHMARK = Benchmark(
     section_of=lambda subset: subset.partition("-")[0],
     official=SECTIONS,
     weights=dict.fromkeys(SECTIONS, dict.fromkeys(("hard", "normal", "easy"), 1 / 3)),
-    sizes={"chat": 129, "code": 228, "safety-refuse": 284, "safety-response": 157},
+    sizes={"chat": 129, "math": 529, "code": 228, "safety-refuse": 284, "safety-response": 157},
     notes="The official script cuts texts at 2,048 tokens and computes in fp16; here the whole text counts, in fp32.",
 )

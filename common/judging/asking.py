@@ -9,6 +9,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from common.judging.votes import (
     vote_table,
 )
 from common.page.page import Page, write_page
-from common.parquet import read_rows, write_rows
+from common.parquet import Faults, read_rows, write_rows
 from common.report import draw, format_value
 from common.tokenizer import ensure_pad_token, load_tokenizer
 
@@ -56,7 +57,7 @@ def make_parser(description: str, columns: str | None, teacher: bool = False) ->
     """Return a parser with the options of every command that asks a judge.
 
     Args:
-        columns: what --data holds; None: the command reads other rows.
+        columns: what --data holds; None: the command measures on benchmarks.
         teacher: the judge is a teacher: --teacher and --teacher-model name it, and --output has no default.
     """
     parser = argparse.ArgumentParser(description=description)
@@ -75,7 +76,7 @@ def make_parser(description: str, columns: str | None, teacher: bool = False) ->
     )
     parser.add_argument("--concurrency", type=int, default=16, help="with --endpoint: requests at once")
     parser.add_argument("--timeout", type=float, default=600.0, help="with --endpoint: seconds for one request")
-    beside = "" if teacher else "; default: beside the checkpoint"
+    beside = "" if teacher else f"; default: {'' if columns else 'benchmarks, '}beside the checkpoint"
     parser.add_argument("--output", required=teacher, help=f"folder for what is written{beside}")
     parser.add_argument("--votes", type=int, default=1, help="how often every row is judged")
     parser.add_argument("--temperature", type=float, help="0 is greedy; default: 0, or 1 for several votes")
@@ -114,11 +115,17 @@ def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
         raise DataError(f"--votes {options.votes} --temperature 0: greedy votes are all the same; leave one out")
     if options.endpoint and options.max_prompt_length and not options.tokenizer:
         raise DataError("prompts for an endpoint are measured by its --tokenizer: name it, or set no limit")
-    if getattr(options, "card", False) and not Path(options.model).is_dir():
-        raise DataError(f"--card writes into the checkpoint's folder, and {options.model} is not a folder")
-    if getattr(options, "compare_to", None) and not options.compare_to.is_file():
-        raise DataError(f"--compare-to {options.compare_to}: no such file")
+    if hasattr(options, "compare_to"):
+        check_comparison(options)
     return options
+
+
+def check_comparison(options: argparse.Namespace) -> None:
+    """Raise `DataError` if what `add_comparison` added cannot be done."""
+    if options.card and not Path(options.model).is_dir():
+        raise DataError(f"--card writes into the checkpoint's folder, and {options.model} is not a folder")
+    if options.compare_to and not options.compare_to.is_file():
+        raise DataError(f"--compare-to {options.compare_to}: no such file")
 
 
 def load_settings(path: Path) -> DictConfig:
@@ -161,7 +168,6 @@ def ask_judge(
     parse: Callable[[str], object],
     decide: Callable[[list], object],
     frame: str = "",
-    folder: Path | None = None,
     soft: Verdicts | None = None,
 ) -> Judgements:
     """Ask a judge for its verdicts, after everything that can be checked before a model is loaded.
@@ -170,49 +176,112 @@ def ask_judge(
         rows: with "prompt", "label" and "source".
         parse, decide: the method's: the verdict of an answer, and that of several votes.
         frame: the method's prompt without its slots: the tags in it stay.
-        folder: keeps each answer as it comes; those that are there already are not asked for again.
-        soft: also weigh the verdicts, written so; not with `folder`, which keeps texts alone.
+        soft: also weigh the verdicts, written so.
 
     Raises:
-        DataError: as `measure_rows`; --compare-to was not measured on these rows; `folder` holds another run.
+        DataError: as `measure_rows`; --compare-to was not measured on these rows.
         EndpointError: the endpoint gives no answer.
     """
-    tokenizer, rows, left_out = _measure(options, rows, frame)
+    tokenizer, limit = _load_measure(options)
+    rows, left_out = _measure(options, rows, frame, tokenizer, limit)
     before = read_earlier(options)
     if before and before.get("rows_digest") != digest_prompts(rows):
         raise DataError(
             f"--compare-to {options.compare_to}: not measured on these {len(rows)} rows; measure it on them"
         )
-    if folder:
-        with kept_answers(folder, identity(options, rows)) as kept:
-            try:
-                answers = _ask(options, rows, tokenizer, soft, known=kept.known, keep=kept.keep)
-            except EndpointError as error:
-                there = f"{len(kept.known)} of {len(rows) * options.votes} answers are kept in {folder}"
-                raise EndpointError(f"{error}\n{there}; the same command goes on from there") from error
-    else:
-        answers = _ask(options, rows, tokenizer, soft)
+    answers = _ask(options, rows, tokenizer, soft)
     votes = [[parse(text) for text in given] for given in answers]
     weighed = [mean_of([text.probabilities for text in given]) for given in answers] if soft else None
     return Judgements(rows, answers, votes, [decide(cast) for cast in votes], left_out, weighed)
 
 
-def identity(options: argparse.Namespace, rows: list[dict]) -> dict:
-    """Return what must be equal for a run to go on with the answers that an earlier one left in its folder."""
-    model = options.model
-    if not options.endpoint and Path(model).is_dir():  # wherever it lies now
-        model = tails_digest(path for path in Path(model).iterdir() if path.suffix in MODEL_FILES)
+def ask_and_keep(
+    options: argparse.Namespace,
+    sets: dict[Path, list[dict]],
+    parse: Callable[[str], object],
+    decide: Callable[[list], object],
+    frame: str = "",
+    anywhere: bool = False,
+) -> dict[Path, Judgements]:
+    """Ask a judge about several sets of rows, and keep each answer as it comes: a later run does not ask for it again.
+
+    All rows are measured, and all folders looked at, before a model is loaded. It is loaded once, for all sets.
+
+    Args:
+        sets: the rows, by the folder that keeps their answers.
+        parse, decide, frame: see `ask_judge`.
+        anywhere: answers of a served model count for one of its name at another address, too.
+
+    Raises:
+        DataError: as `measure_rows`; a folder holds another run, or another command writes there. All sets are in one
+            report.
+        EndpointError: the endpoint gives no answer.
+    """
+    tokenizer, limit = _load_measure(options)
+    faults, measured, kept = Faults(), {}, {}
+    with ExitStack() as claims:
+        for folder, rows in sets.items():
+            with faults.gathered(f"{folder.name}: "):
+                measured[folder] = _measure(options, rows, frame, tokenizer, limit)
+                run = identity(options, measured[folder][0], anywhere)
+                kept[folder] = claims.enter_context(kept_answers(folder, run))
+        faults.raise_all()
+        places = []  # of each answer: where it is kept, and its number there
+        for folder, (rows, _) in measured.items():
+            total = len(rows) * options.votes
+            places += [(kept[folder], number) for number in range(total)]
+            if found := len(kept[folder].known):
+                print(f"{found} of {total} answers are from an earlier run, kept in {kept[folder].path}")
+        known = {place: there.known[number] for place, (there, number) in enumerate(places) if number in there.known}
+
+        def keep(place: int, answer: Answer) -> None:
+            there, number = places[place]
+            there.keep(number, answer)
+
+        together = [row for rows, _ in measured.values() for row in rows]
+        try:
+            given = iter(_ask(options, together, tokenizer, None, known=known, keep=keep))
+        except EndpointError as error:
+            done = sum(len(there.known) for there in kept.values())
+            there = f"{done} of {len(places)} answers are kept in {', '.join(map(str, sets))}"
+            raise EndpointError(f"{error}\n{there}; the same command goes on from there") from error
+    judged = {}
+    for folder, (rows, left_out) in measured.items():
+        answers = [next(given) for _ in rows]
+        votes = [[parse(text) for text in of_row] for of_row in answers]
+        judged[folder] = Judgements(rows, answers, votes, [decide(cast) for cast in votes], left_out)
+    return judged
+
+
+def identity(options: argparse.Namespace, rows: list[dict], anywhere: bool = False) -> dict:
+    """Return what must be equal for a run to go on with the answers that an earlier one left in its folder.
+
+    What is served behind an endpoint cannot be seen: a model that was trained anew and is served by the same name at
+    the same place is only noticed if --tokenizer names its folder.
+    """
+    model = {
+        "model": options.model if options.endpoint else known_as(options.model),
+        "endpoint": "any" if anywhere and options.endpoint else options.endpoint,
+        "tokenizer": known_as(options.tokenizer),
+    }
     asked = {name: getattr(options, name) for name in ("votes", "temperature", "seed", "max_new_tokens")}
     read = {"hidden_reasoning": options.hidden_reasoning, "begun": sorted({row.get("begun", "") for row in rows})}
-    return {"model": model, "served": bool(options.endpoint), "prompts": digest_prompts(rows), **asked, **read}
+    return model | {"prompts": digest_prompts(rows)} | asked | read
 
 
-def _measure(options: argparse.Namespace, rows: list[dict], frame: str):
-    """Return the judge's tokenizer, the rows measured by it, and what was left out; an endpoint may have none."""
+def known_as(model: str | None) -> str | None:
+    """Return how a model is known again: a folder by what is in it, wherever it lies now; else its name."""
+    if model is None or not Path(model).is_dir():
+        return model
+    return tails_digest(path for path in Path(model).iterdir() if path.suffix in MODEL_FILES)
+
+
+def _load_measure(options: argparse.Namespace):
+    """Return the judge's tokenizer, None if an endpoint has none, and how many tokens a prompt may have."""
     name = options.tokenizer or (None if options.endpoint else options.model)
-    if not name:
-        return None, rows, Counter()
     limit = options.max_prompt_length or sys.maxsize
+    if not name:
+        return None, limit
     try:
         tokenizer = load_tokenizer(name, options.trust_remote_code)
         if not options.endpoint:
@@ -220,8 +289,14 @@ def _measure(options: argparse.Namespace, rows: list[dict], frame: str):
             limit = min(limit, (readable_tokens(config) or sys.maxsize) - options.max_new_tokens)
     except (OSError, ValueError) as error:
         raise cannot_load(name, error, "Correct --model or --tokenizer.") from error
-    drop_too_long, on_bad_row = options.filter_overlong_prompts, options.on_bad_row
-    return tokenizer, *measure_rows(rows, tokenizer, limit, drop_too_long, on_bad_row, frame)
+    return tokenizer, limit
+
+
+def _measure(options: argparse.Namespace, rows: list[dict], frame: str, tokenizer, limit: int):
+    """Return the rows measured by the judge's tokenizer, and what was left out; without a tokenizer all as they are."""
+    if tokenizer is None:
+        return rows, Counter()
+    return measure_rows(rows, tokenizer, limit, options.filter_overlong_prompts, options.on_bad_row, frame)
 
 
 def _ask(options: argparse.Namespace, rows: list[dict], tokenizer, soft: Verdicts | None, **keeping):

@@ -1,8 +1,8 @@
 """A judge's answers kept as they come, so that a command that was killed asks for none of them a second time.
 
 A folder holds one file, answers.jsonl. Its first line says what the run is; every other line is an answer and its
-number, and its tokens if they were counted. Lines are appended and written through. A kill leaves half a line at most,
-which is cut off at the next start.
+number, and its tokens if they were counted. Lines are appended, and the file is closed after each. A kill leaves half a
+line at most, which is cut off at the next start. After a power cut lines may be missing, and are asked for again.
 """
 
 import json
@@ -53,7 +53,11 @@ class KeptAnswers:
         whole, _, _ = text.rpartition(b"\n")
         first, *lines = whole.split(b"\n")
         earlier = json.loads(first)
-        if changed := [name for name in run if earlier.get(name) != run[name]]:
+        changed = [name for name in run if earlier.get(name) != run[name]]
+        if changed and not lines:  # a command that had to stop before its first answer
+            write_text(self.path, json.dumps(run) + "\n")
+            return
+        if changed:
             found = "; ".join(f"{name}: {earlier.get(name)} there, {run[name]} here" for name in changed)
             raise DataError(f"{self.path} holds another run, different in {found}. Choose another --output.")
         if len(whole) + 1 < len(text):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.conversation import Conversation, DataError
 from common.files import write_text
-from common.judging.asking import Judgements, ask_judge, make_parser, read_options
+from common.judging.asking import Judgements, ask_and_keep, make_parser, read_options
 from common.judging.votes import agreement, fault_of, tokens_of
 from common.parquet import write_rows
 
@@ -44,8 +44,12 @@ def read_teacher_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def ask_teacher(
     options: argparse.Namespace, rows: list[dict], parse: Callable, decide: Callable, frame: str
 ) -> Judgements:
-    """Ask a teacher about rows whose label may be None; see `ask_judge`. A killed command goes on where it was."""
-    return ask_judge(options, rows, parse, decide, frame, Path(options.output) / "answers" / Path(options.data).stem)
+    """Ask a teacher about rows whose label may be None; see `ask_and_keep`. A killed command goes on where it was.
+
+    It does so at another address, too: a teacher that is served anew has the same name, and its answers cost hours.
+    """
+    folder = Path(options.output) / "answers" / Path(options.data).stem
+    return ask_and_keep(options, {folder: rows}, parse, decide, frame, anywhere=True)[folder]
 
 
 def choose_lessons(judged: Judgements, labels: Sequence[Hashable | None]) -> tuple[list[int | None], list[str]]:
