@@ -297,6 +297,26 @@ def test_labels_of_another_scale_and_rubrics_that_have_no_place_are_refused(rele
         prepare(relevance("prepare_data"), path, "--rubric", rubric, monkeypatch=monkeypatch)
 
 
+def test_an_api_judge_is_distilled_with_its_own_prompt_and_verdict(relevance, tmp_path, monkeypatch):
+    """What the teacher is asked is what the grader sends; a wrong score and a fenced one teach nothing."""
+    prompt, rows = relevance("prompt"), SCORED[:6]
+    answers = {}
+    for number, judged in enumerate(map(prompt.read_row, rows)):
+        answer = f'{{"reason": "because", "score": {judged.label}}}'
+        answer = f"```json\n{answer}\n```" if number == 0 else prompt.write(6 - judged.label) if number == 1 else answer
+        answers[prompt.ask(judged.dialogue, judged.response)[-1]["content"]] = answer
+    assert rows[1]["label"] != 3
+    data, output = write_rows(tmp_path / "scores.parquet", rows), tmp_path / "out"
+    with serve(lambda request, _: answers[request["messages"][-1]["content"]]) as (url, requests):
+        arguments = ["--teacher", url, "--teacher-model", "big", "--data", str(data), "--output", str(output)]
+        monkeypatch.setattr(sys, "argv", ["distil.py", *arguments])
+        relevance("distil").main()
+    assert len(requests) == 6 and all(request["messages"][0]["role"] == "system" for request in requests)
+    lessons = [row["messages"] for row in pq.read_table(output / "transcripts" / "scores.parquet").to_pylist()]
+    assert [lesson[-1]["content"] for lesson in lessons] == [prompt.write(row["label"], "because") for row in rows[2:]]
+    assert [row["label"] for row in pq.read_table(output / "scores.parquet").to_pylist()] == [r["label"] for r in rows]
+
+
 def test_a_grader_that_asks_nothing_or_waits_is_refused():
     from common.judging.openjudge_prompts import messages_of
 
