@@ -34,7 +34,7 @@ def test_every_path_exists(readme):
 def test_every_setting_is_known(readme, monkeypatch):
     monkeypatch.setenv("VERL_CONFIG", VERL_CONFIG)
     sections = "data|model|engine|optim|loss|trainer|actor_rollout_ref|algorithm"
-    # verl's own commands are composed against verl, in test_rl_rewards.py
+    # verl's own commands are composed against verl, in test_rl_reward.py
     ours = re.sub(r"python -m verl\.trainer(?:[^\n]*\\\n)*[^\n]*", "", readme.read_text())
     settings = re.findall(rf"[\s`'\"]((?:{sections})\.[\w.]+)=", ours)
     configs = []
