@@ -312,6 +312,8 @@ def test_an_api_judge_is_distilled_with_its_own_prompt_and_verdict(relevance, tm
         monkeypatch.setattr(sys, "argv", ["distil.py", *arguments])
         relevance("distil").main()
     assert len(requests) == 6 and all(request["messages"][0]["role"] == "system" for request in requests)
+    wrong, fenced = json.loads((output / "teacher_scores.json").read_text())["not_kept"].items()
+    assert sorted([wrong[1], fenced[1]]) == [1, 1] and "it looks like JSON" in wrong[0] + fenced[0]
     lessons = [row["messages"] for row in pq.read_table(output / "transcripts" / "scores.parquet").to_pylist()]
     assert [lesson[-1]["content"] for lesson in lessons] == [prompt.write(row["label"], "because") for row in rows[2:]]
     assert [row["label"] for row in pq.read_table(output / "scores.parquet").to_pylist()] == [r["label"] for r in rows]

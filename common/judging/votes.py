@@ -19,6 +19,8 @@ def fault_of(given: Answer) -> str:
     reasoning, *rest = re.split(CLOSING, given)
     if given.clipped:
         return "its tokens ran out: raise max_new_tokens"
+    if not rest and "{" in given:
+        return "it looks like JSON, and is not the verdict that was asked for: text around it, another key or value?"
     if not rest:
         return "no reasoning came; a server that keeps it to itself needs hidden_reasoning=True, --hidden-reasoning"
     if len(rest) > 1 or re.search(THINKING, rest[0]) or re.search(rf"\S\s*{THINKING}", reasoning):
