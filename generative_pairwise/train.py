@@ -133,6 +133,7 @@ def train(config: DictConfig) -> None:
     about |= {f"{name}: left out": dict(counts) for name, counts in left_out_of.items()}
     curves = write_report(config, output / CHECKPOINT, figures, about | {"policy": chosen}, datasets)
     write_report(config, output / LAST, last, about | {"policy": "the last one"}, datasets)
+    store_rubric([output / folder for folder in (CHECKPOINT, LAST, "tokenizer")], train_rows)
     answers = output / preflight.VALIDATION / f"{figures['best step']}.jsonl"
     validated = ("val", answers, rows_of["val"], tokenizer, parse, config.data.max_response_length, SWAPPED.get)
     page = Page(
@@ -146,7 +147,6 @@ def train(config: DictConfig) -> None:
         rest=f"All answers are in {answers.relative_to(output)}.",
     )
     write_page(output / "report.html", page)
-    store_rubric([output / folder for folder in (CHECKPOINT, LAST, "tokenizer")], train_rows)
     claim.release()
     figures |= left_out_figures(left_out_of)
     lines = [f"{name:32} {format_value(value)}" for name, value in figures.items()]

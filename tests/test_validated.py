@@ -2,6 +2,9 @@
 
 import json
 
+from pages import small_page
+from test_page import held_by
+
 from common.judging.prompts import measure_rows
 from common.judging.validated import validated_examples
 from generative_pairwise import prompt as pairwise
@@ -56,6 +59,45 @@ def test_an_answer_to_an_unknown_prompt_is_not_lost(tiny_tokenizer, tmp_path):
     shown = validated_examples("val", record, rows[:1], tiny_tokenizer, parse, 99)
     assert [row.values["source"] for row in shown.rows] == ["val.parquet row 0", "answer 1"]
     assert shown.rows[1].values["label"] == "1" and "rake 1" in shown.rows[1].bands[0].columns[0][0].text
+
+
+def test_several_answers_to_a_prompt_are_rows_of_their_own(tiny_tokenizer, tmp_path):
+    """As `val_kwargs.n=2` makes them; the last two rows have equal prompts."""
+    rows = rows_of(tiny_tokenizer, 3, 1, 1)
+    once = written(tmp_path / "once.jsonl", tiny_tokenizer, rows, {0: write(3), 1: write(1), 2: write(1)})
+    record = tmp_path / "4.jsonl"
+    record.write_text(once.read_text() * 2)
+    shown = validated_examples("val", record, rows, tiny_tokenizer, parse, 99)
+    sources = [f"val.parquet row {number}{answer}" for number in range(3) for answer in ("", ", answer 2")]
+    assert [row.values["source"] for row in shown.rows] == sources
+    assert all(row.values["right"] == "yes" for row in shown.rows)
+
+
+def test_a_missing_record_makes_no_rows_and_says_so(tiny_tokenizer, tmp_path, capsys):
+    assert validated_examples("val", tmp_path / "4.jsonl", [], tiny_tokenizer, parse, 5).rows == []
+    assert "4.jsonl: no such file" in capsys.readouterr().out
+
+
+def test_a_pair_whose_other_order_is_not_found_stands_beside_whole_pairs(tiny_tokenizer, tmp_path):
+    from generative_pairwise.dataset import both_orders, write_prompts
+
+    rows = []
+    for number in range(2):
+        judged = pairwise.Judged([{"role": "user", "content": f"{number}+2?"}], "4", "five", "A")
+        pair = {**write_prompts(judged), "source": f"val.parquet row {number}", "data_source": "judge"}
+        rows += measure_rows(both_orders(pair), tiny_tokenizer, 10_000, False)[0]
+    given = {number: pairwise.write("AB"[number % 2]) for number in range(4)}
+    record = written(tmp_path / "0.jsonl", tiny_tokenizer, rows, given)
+    shown = validated_examples("val", record, rows[1:], tiny_tokenizer, pairwise.parse, 99, pairwise.SWAPPED.get)
+    names = ("source", "verdict as given", "verdict swapped", "same in both orders")
+    assert [[row.values[name] for name in names] for row in shown.rows] == [
+        ["val.parquet row 0", "B", "not known", "not known"],
+        ["val.parquet row 1", "A", "A", "yes"],
+        ["answer 0", "A", "not known", "not known"],
+    ]
+    assert len({tuple(row.values) for row in shown.rows}) == 1
+    written_page = small_page(tmp_path / "report.html", shown.rows, examples=[shown])
+    assert [len(row[1]) for row in held_by(written_page)["sets"][0]["rows"]] == [len(shown.rows[0].values)] * 3
 
 
 def test_both_orders_of_a_pair_come_together(tiny_tokenizer, tmp_path):

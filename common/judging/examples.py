@@ -6,6 +6,7 @@ each other. The verdict of the other order is shown as it would be in the first:
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 from common.conversation import Conversation
 from common.generation import CLOSING, Answer
@@ -15,6 +16,7 @@ from common.page.page import Band, Example, Examples, Text, View
 from common.page.pictures import Bars, Boxes, Calibration, Picture
 
 NONE = "no verdict"
+NOT_ASKED = "not known"  # the other order of a prompt whose row was not found
 
 
 def judge_examples(
@@ -34,17 +36,22 @@ def judge_examples(
     for index, row in enumerate(rows):
         groups.setdefault(row["source"], []).append(index)
     several = len(votes[0]) > 1 if votes else False
+    # all rows have the same columns: an answer in one order alone may stand among pairs
+    paired = any(len(indices) > 1 for indices in groups.values())
+    scored = not paired and any(isinstance(row["label"], int) for row in rows)
     examples = []
     for source, (first, *others) in groups.items():
         row, both = rows[first], (first, *others)
         said = [verdicts[first], *(None if verdicts[other] is None else turn(verdicts[other]) for other in others)]
         right = all(verdict == row["label"] for verdict in said)
         values = {"source": source, "right": "yes" if right else "no", "label": str(row["label"])}
-        values |= dict(zip(verdict_names(others), map(shown, said)))
-        if others:
-            values["same in both orders"] = "yes" if None not in said and len(set(said)) == 1 else "no"
-        elif isinstance(row["label"], int):
-            values["error"] = None if said[0] is None else abs(said[0] - row["label"])
+        values |= dict(zip_longest(verdict_names(paired), map(shown, said), fillvalue=NOT_ASKED))
+        if paired:
+            same = None not in said and len(set(said)) == 1
+            values["same in both orders"] = ("yes" if same else "no") if others else NOT_ASKED
+        elif scored:
+            known = isinstance(row["label"], int) and said[0] is not None
+            values["error"] = abs(said[0] - row["label"]) if known else None
         if several:
             values["votes for it"] = min(votes[index].count(verdicts[index]) for index in both)
         values["label strength"] = row.get("strength")
@@ -54,7 +61,7 @@ def judge_examples(
         values["characters judged"] = sum(map(len, responses_of(row)))
         bands = [*asked_bands(row), answer_band(row, both, rows, answers, votes)]
         examples.append(Example(digest_prompts([rows[index] for index in both]), values, bands))
-    names = verdict_names(groups and next(iter(groups.values()))[1:])
+    names = verdict_names(paired)
     choices = ["right", "label", *names, *(["same in both orders"] if len(names) > 1 else [])]
     choices += [name for name in ("why no verdict", "data source") if len({row.values[name] for row in examples}) > 1]
     tables = tuple(("label", each) for each in names)
@@ -64,8 +71,8 @@ def judge_examples(
     )
 
 
-def verdict_names(others: Sequence) -> list[str]:
-    return ["verdict as given", "verdict swapped"] if others else ["verdict"]
+def verdict_names(paired: bool) -> list[str]:
+    return ["verdict as given", "verdict swapped"] if paired else ["verdict"]
 
 
 def shown(verdict: object) -> str:

@@ -2,10 +2,12 @@
 
 verl writes them down at each validation, as text without special tokens. (None of these stands in a verdict: see
 `check_vocabulary`.) It does not say of which row they are, so an answer is brought back to its row by the prompt. One
-whose prompt is not found is shown all the same, with the prompt as verl wrote it.
+whose prompt is not found is shown all the same, with the prompt as verl wrote it. Of several answers to a prompt
+(`val_kwargs.n`) each is a row of the page.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,17 +31,24 @@ def validated_examples(
     """Return validation rows with the answers of one step.
 
     Args:
-        record: verl's file of the step, a line of JSON for each answer.
+        record: verl's file of the step, a line of JSON for each answer. If it is missing, as in a run that began
+            before it was written, there are no rows, and that is printed.
         rows: the validation rows, as `measure_rows` returns them.
         parse: the method's: the verdict of an answer.
         longest: tokens that an answer may have.
         turn: see `judge_examples`.
     """
-    entries = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
-    places = places_of(rows, tokenizer)
-    found = [places[entry["input"]].pop(0) if places.get(entry["input"]) else len(rows) for entry in entries]
-    order = sorted(range(len(entries)), key=lambda number: found[number])
-    shown = [rows[found[number]] if found[number] < len(rows) else unknown(number, entries[number]) for number in order]
+    if not record.is_file():
+        print(f"{record}: no such file, so the page shows no answers")
+        return judge_examples(name, [], [], [], [], turn)
+    entries = [json.loads(line) for line in record.read_text(encoding="utf-8").split("\n") if line]
+    found = find_rows([entry["input"] for entry in entries], places_of(rows, tokenizer))
+    order = sorted(range(len(entries)), key=lambda number: found[number] or (len(rows), number))
+    shown = []
+    for number in order:
+        place, turned = found[number] or (None, 0)
+        row = unknown(number, entries[number]) if place is None else rows[place]
+        shown.append(row | {"source": f"{row['source']}, answer {turned + 1}"} if turned else row)
     outputs = [entries[number]["output"] for number in order]
     clipped = [len(ids) >= longest for ids in encode_texts(outputs, tokenizer, special_tokens=False)] if outputs else []
     answers = [Answer(row["begun"] + text, over) for row, text, over in zip(shown, outputs, clipped)]
@@ -54,6 +63,20 @@ def places_of(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> dict[str,
     for number, ids in enumerate(encode_texts(texts, tokenizer, special_tokens=False) if texts else []):
         places.setdefault(tokenizer.decode(ids, skip_special_tokens=True), []).append(number)
     return places
+
+
+def find_rows(prompts: list[str], places: dict[str, list[int]]) -> list[tuple[int, int] | None]:
+    """Return for each answer its row's number and how many answers that row has before it; None: no row is known.
+
+    Args:
+        prompts: what was answered. places: of `places_of`; rows of equal prompts get their answers in turn.
+    """
+    found, seen = [], Counter()
+    for prompt in prompts:
+        rows = places.get(prompt)
+        found.append(rows and (rows[seen[prompt] % len(rows)], seen[prompt] // len(rows)))
+        seen[prompt] += 1
+    return found
 
 
 def unknown(number: int, entry: dict) -> dict:
