@@ -72,7 +72,10 @@ def check_pair(row: dict, different_prompts: str = "error") -> dict:
         margin = 0.0
     elif isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < float("inf"):
         raise BadRow("margin", "expected a finite number of at least 0", margin)
-    named = {"subset": row["subset"]} if isinstance(row.get("subset"), str) else {}
+    subset = row.get("subset")
+    if isinstance(subset, bool) or not isinstance(subset, str | int | None):
+        raise BadRow("subset", "expected the name of a part of the data, as text or as a whole number", subset)
+    named = {} if subset is None else {"subset": str(subset)}
     return {"chosen": chosen, "rejected": rejected, "margin": float(margin), **named}
 
 

@@ -33,12 +33,12 @@ from common.conversation import (
 )
 from common.data_report import data_report
 from common.demo.world import preference_pairs
-from common.pairs import DIFFERENT_PROMPTS, optional_columns
+from common.pairs import DIFFERENT_PROMPTS
 from common.parquet import check_rows, list_counts, report_unread, split_by_prompt, write_rows
 from common.row_list import without_rows
 from common.sources import check_demo, load_source, sets_of
 
-from .dataset import as_item, check_pair, digest_row, prompt_of
+from .dataset import as_item, check_pair, columns_beside, digest_row, prompt_of
 
 WRITTEN = ("chosen", "rejected", "margin")
 
@@ -79,7 +79,7 @@ def from_ultrafeedback(row: dict) -> dict | None:
 
 def from_pairs(row: dict) -> dict:
     """Pairs in the columns that training reads, and whatever else may be a part of their prompt."""
-    wanted = ("chosen", "rejected", *optional_columns(list(row)))
+    wanted = ("chosen", "rejected", *columns_beside(list(row)))
     return {"chosen": row["chosen"], "rejected": row["rejected"]} | {name: row[name] for name in wanted if name in row}
 
 
@@ -138,7 +138,7 @@ def convert_pairs(
     rows = list(rows)
     if convert is from_pairs and rows:
         names = list({name: None for row in rows for name in row})
-        report_unread(rows, ("chosen", "rejected", *optional_columns(names)))
+        report_unread(rows, ("chosen", "rejected", *columns_beside(names)))
     numbered = [{"row": row, "source": f"row {number}"} for number, row in enumerate(rows)]
     checked, left_out = check_rows(tqdm(numbered, desc="convert", unit="row", delay=1), check, on_bad_row)
     pairs = [row["pair"] for row in checked if row["pair"]]
@@ -195,13 +195,15 @@ def main() -> None:
         rows, left_out = convert_pairs(rows, source.convert, options.on_bad_row, options.different_prompts)
         rows, also_held_out = leave_out(rows, held_out)
         left_out += also_held_out
-        if options.without_rows:
-            rows, left_out["rows of --without-rows"] = without_rows(rows, options.without_rows, digest_row)
         share = options.val_share
         ratio = {"train": 1 - 2 * share, "val": share, "test": share}
         splits = split_by_prompt(rows, ratio, options.seed, prompt_of)
+        if options.without_rows:
+            splits, left_out["rows of --without-rows"] = without_rows(splits, options.without_rows, digest_row)
+    has_subsets = any("subset" in row for rows in splits.values() for row in rows)
+    columns = (*WRITTEN, "subset") if has_subsets else WRITTEN
     for split, rows in splits.items():
-        written = [{name: row[name] for name in WRITTEN} for row in rows]
+        written = [{name: row.get(name) for name in columns} for row in rows]
         path = write_rows(Path(options.output) / f"{split}.parquet", written, datasets)
         print(f"{path}: {len(rows)} pairs, the longer answer is the better one in {longer_wins(rows):.1%}")
     for kind, count in left_out.items():

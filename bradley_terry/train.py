@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification as AutoModel
 
 from common import cluster, failures, plan, training
 from common.base_model import BaseModel, limit_length, load_base
-from common.card import without_folders, write_model_card
+from common.card import write_model_card
 from common.checkpoint import (
     CheckpointError,
     EpochShuffle,
@@ -204,7 +204,7 @@ def train(config: DictConfig) -> None:
     held_out = [(name, rows_of[name], rewards, texts_of[name]) for name, rewards in rewards_of.items()]
     page = Page(
         title="Bradley-Terry reward model",
-        about={name: without_folders(value) for name, value in about.items()},
+        about=about,
         figures=measured,
         baselines=BASELINES,
         left_out=set_aside_of,

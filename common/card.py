@@ -6,6 +6,7 @@ rows as the hub's `model-index`. The card names no folder of the machine that ma
 """
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def without_folders(value: object) -> object:
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
     is_text = isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
-    if value and is_text and all(path.exists() for path in named_paths(value)):
+    if value and is_text and all(os.path.exists(path) for path in named_paths(value)):
         return names_of(value)
     return value
 

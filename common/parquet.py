@@ -11,6 +11,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -132,7 +133,7 @@ def check_rows(
 def named_paths(files: str | Path | Iterable[str | Path]) -> list[Path]:
     """Return paths that are named by one, by several with commas between them, or by a list."""
     if isinstance(files, str):
-        files = [files] if Path(files).exists() else [part.strip() for part in files.split(",")]
+        files = [files] if os.path.exists(files) else [part.strip() for part in files.split(",")]
     return [files] if isinstance(files, Path) else [*map(Path, files)]
 
 
@@ -155,11 +156,13 @@ def expand_paths(files: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def short_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return how rows of these files are told apart: by the file's name, or by the path if a name comes twice."""
-    names = {path: path.name for path in paths}
-    if named_twice(names.values()):  # a/test.parquet and b/test.parquet
-        return {path: str(path) for path in names}
-    return names
+    """Return how rows of these files are told apart: by the file's name, and as many folders as that needs."""
+    distinct = list(dict.fromkeys(paths))
+    for kept in range(1, max((len(path.parts) for path in distinct), default=1)):
+        names = {path: "/".join(path.parts[-kept:]) for path in distinct}
+        if not named_twice(names.values()):  # a/test.parquet and b/test.parquet need one folder
+            return names
+    return {path: str(path) for path in distinct}
 
 
 def datasets_of(files: str | Path | Iterable[str | Path]) -> set[str]:

@@ -19,7 +19,8 @@ def read_row_list(path: Path) -> dict[str, str]:
         DataError: no such file, not text, or a line that does not begin with a digest.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # "\n" alone ends a line: what stands behind a digest may hold the other characters that splitlines() cuts at
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a list of rows ({error})") from error
     listed, faults = {}, []
@@ -39,18 +40,28 @@ def read_row_list(path: Path) -> dict[str, str]:
     return listed
 
 
-def without_rows(rows: list[dict], path: Path, digest: Callable[[dict], str]) -> tuple[list[dict], int]:
-    """Return the rows that a list does not name, and how many it names. Names that no row has are printed.
+def without_rows(
+    splits: dict[str, list[dict]], path: Path, digest: Callable[[dict], str]
+) -> tuple[dict[str, list[dict]], int]:
+    """Return each split without the rows that a list names, and how many those are. Names that no row has are printed.
+
+    The rows are split before: fewer rows would be split at other places, and a row that was held out could become a
+    training row.
 
     Raises:
-        DataError: see `read_row_list`; not one row is named.
+        DataError: see `read_row_list`; not one row is named; a split would have no row.
     """
     listed = read_row_list(path)
-    digests = [digest(row) for row in rows]
-    unknown = [line for name, line in listed.items() if name not in set(digests)]
+    kept, found = {}, set()
+    for split, rows in splits.items():
+        digests = [digest(row) for row in rows]
+        found |= listed.keys() & set(digests)
+        kept[split] = [row for row, name in zip(rows, digests) if name not in listed]
+    unknown = [line for name, line in listed.items() if name not in found]
     if len(unknown) == len(listed):
         raise DataError(f"{path}: none of its {len(listed)} rows is in the data. Is it the list of another data set?")
     if unknown:
         print(f"{path}: {len(unknown)} of its {len(listed)} rows are not in the data, such as: {unknown[0]}")
-    kept = [row for row, name in zip(rows, digests) if name not in listed]
-    return kept, len(rows) - len(kept)
+    if empty := [split for split, rows in splits.items() if rows and not kept[split]]:
+        raise DataError(f"{path}: it names every row of the split {empty[0]}, so none would be left there")
+    return kept, sum(map(len, splits.values())) - sum(map(len, kept.values()))

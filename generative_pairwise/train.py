@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from common import cluster, failures, plan
 from common.base_model import BaseModel, load_base
-from common.card import without_folders, write_model_card
+from common.card import write_model_card
 from common.checkpoint import CheckpointError, check_resume, claim_folder, how_to_go_on
 from common.conversation import DataError
 from common.data_report import data_report
@@ -138,7 +138,7 @@ def train(config: DictConfig) -> None:
     validated = ("val", answers, rows_of["val"], tokenizer, parse, config.data.max_response_length, SWAPPED.get)
     page = Page(
         title="LLM judge: preferences",
-        about={name: without_folders(value) for name, value in (about | {"policy": chosen}).items()},
+        about=about | {"policy": chosen},
         figures={"val, best step": by_split(best)["val"], "val, last step": by_split(last)["val"]},
         baselines={},
         left_out=left_out_of,

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM as AutoModel
 
 from common import cluster, failures, plan, training
 from common.base_model import BaseModel, limit_length, load_base
-from common.card import without_folders, write_model_card
+from common.card import write_model_card
 from common.checkpoint import (
     CheckpointError,
     EpochShuffle,
@@ -184,7 +184,7 @@ def train(config: DictConfig) -> None:
     held_out = [(name, rows_of[name], values) for name, values in values_of.items()]
     page = Page(
         title="Fine-tuned language model",
-        about={name: without_folders(value) for name, value in about.items()},
+        about=about,
         figures=measured,
         baselines=BASELINES,
         left_out=set_aside_of,

@@ -1,6 +1,7 @@
 """Margins of training pairs: kept over all starts of a run, and listed for those who look for wrong labels."""
 
 import json
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -124,8 +125,8 @@ def test_listed_rows_are_left_out(tmp_path, capsys):
     listed = tmp_path / "wrong.txt"
     named = "".join(f"{digest_row(rows[number])}  {rows[number]['source']}\n" for number in (1, 3))
     listed.write_text(f"# reviewed by hand\n\n{named}{'0' * 16}  another.parquet row 9\n")
-    kept, count = without_rows(rows, listed, digest_row)
-    assert kept == [rows[0], rows[2]] and count == 2
+    kept, count = without_rows({"train": rows[:2], "test": rows[2:]}, listed, digest_row)
+    assert kept == {"train": rows[:1], "test": rows[2:3]} and count == 2
     assert "1 of its 3 rows are not in the data, such as: 0000000000000000  another" in capsys.readouterr().out
 
 
@@ -143,7 +144,30 @@ def test_a_list_that_cannot_be_used_is_refused(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(DataError, match=message):
-        without_rows(list(rows_of(2).values()), path, digest_row)
+        without_rows({"train": list(rows_of(2).values())}, path, digest_row)
+
+
+def test_a_list_that_would_empty_a_split_is_refused(tmp_path):
+    rows, path = list(rows_of(2).values()), tmp_path / "wrong.txt"
+    path.write_text(digest_row(rows[1]))
+    with pytest.raises(DataError, match="it names every row of the split val"):
+        without_rows({"train": rows[:1], "val": rows[1:]}, path, digest_row)
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\u0085", "\x0c", "\x1c"])
+def test_only_a_line_feed_ends_a_line_and_a_byte_order_mark_is_passed_over(tmp_path, letter):
+    path = tmp_path / "wrong.txt"
+    path.write_text(f"\ufeff{'a' * 16}  my{letter}file.parquet row 3\r\n{'b' * 16}\n", encoding="utf-8")
+    assert list(read_row_list(path)) == ["a" * 16, "b" * 16]
+
+
+def test_a_long_list_is_read_once(tmp_path):
+    """20,000 lines and as many rows: once quadratic, which took minutes."""
+    names, path = [f"{number:016x}" for number in range(20_000)], tmp_path / "wrong.txt"
+    path.write_text("\n".join(names[1:]))
+    started = time.process_time()
+    kept, count = without_rows({"train": [{"name": name} for name in names]}, path, lambda row: row["name"])
+    assert (kept, count) == ({"train": [{"name": names[0]}]}, 19_999) and time.process_time() - started < 2
 
 
 def test_a_list_of_bytes_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from shapes import assistant, user
 
 from bradley_terry import prepare_data
 from bradley_terry.dataset import check_pair, digest_row, prompt_of
-from common.conversation import DataError
+from common.conversation import BadRow, DataError
 from common.demo.world import preference_pairs
 
 SOURCES = prepare_data.SOURCES
@@ -264,6 +264,32 @@ def test_rows_of_a_reviewed_list_are_left_out_whatever_split_they_were_in(run_ma
     left = [pair["chosen"] for split in SPLITS for pair in written(tmp_path / "rest")[split]]
     assert len(left) == 34 and not [pair for pair in wrong if pair["chosen"] in left]
     assert "left out: 6 x rows of --without-rows" in printed
+
+
+def test_every_other_row_stays_in_its_split(run_main, tmp_path):
+    """A row that was held out must not become a training row only because others are left out."""
+    write_lines(tmp_path / "rows.jsonl", [helpsteer2(1, f"question {number}", number) for number in range(40)])
+    source = ("--source", "helpsteer2", "--path", tmp_path / "rows.jsonl", "--val-share", 0.2, "--output")
+    run_main(*source, tmp_path / "all")
+    before = written(tmp_path / "all")
+    named = "".join(f"{digest_row(check_pair(pair))}  seen\n" for pair in before["train"][:15])
+    (tmp_path / "wrong.txt").write_text(named)
+    run_main(*source, tmp_path / "rest", "--without-rows", tmp_path / "wrong.txt")
+    assert written(tmp_path / "rest") == before | {"train": before["train"][15:]}
+
+
+def test_a_subset_is_kept_as_text(run_main, tmp_path):
+    rows = [{"chosen": f"Q: {number}\nA: good", "rejected": f"Q: {number}\nA: bad"} for number in range(40)]
+    write_lines(tmp_path / "rows.jsonl", [row | {"subset": number % 2} for number, row in enumerate(rows)])
+    printed = run_main("--source", "pairs", "--path", tmp_path / "rows.jsonl", "--output", tmp_path / "data")
+    found = [(row["chosen"][3:-8], row["subset"]) for rows in written(tmp_path / "data").values() for row in rows]
+    assert sorted(found) == sorted((str(number), str(number % 2)) for number in range(40)) and "not read" not in printed
+
+
+@pytest.mark.parametrize("subset", [1.5, True, ["maths"]])
+def test_a_subset_that_is_no_name_is_a_fault(subset):
+    with pytest.raises(BadRow, match="expected the name of a part of the data"):
+        check_pair({"chosen": "Q: 1\nA: good", "rejected": "Q: 1\nA: bad", "subset": subset})
 
 
 def test_the_demos_rows_have_no_wrong_labels_to_leave_out(run_main, tmp_path):

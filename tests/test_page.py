@@ -90,6 +90,37 @@ def test_a_text_that_is_too_long_is_cut_and_says_by_how_much(monkeypatch):
     assert (title, packed["texts"][number], folded, cut) == ("chosen", "0123456789", 0, 3)
 
 
+def test_a_view_says_up_to_where_no_row_is_missing(monkeypatch):
+    monkeypatch.setattr(pages, "MOST_ROWS", 5)
+    rows = [pair_like(number, float(number), "a", "b") for number in range(10)]
+    views = View("all", "margin"), View("highest", "margin", True), View("none", "margin", only={"right": "?"})
+    (packed,) = pack([one_set(rows, *views)], "")["sets"]
+    assert packed["numbers"] == [0, 1, 2, 8, 9]  # in turn: 0, 9, 1, 8, 2
+    assert [view[4] for view in packed["views"]] == [3, 2, 0]
+    handed_over = Examples("test", rows[:4], list(views[:2]), total=10)
+    (packed,) = pack([handed_over], "")["sets"]
+    assert [view[4] for view in packed["views"]] == [2, 2]  # what was not handed over may stand behind these
+
+
+@pytest.mark.parametrize("text", ["<" * 3000, "é" * 3000, "語" * 3000, "\ud800" * 3000, "&'>" * 3000])
+def test_the_limit_is_of_what_is_written(monkeypatch, tmp_path, text):
+    monkeypatch.setattr(pages, "MOST_BYTES", 100_000)
+    rows = [pair_like(number, 1.0, f"{number}{text}", "b") for number in range(100)]
+    path = small_page(tmp_path / "report.html", rows)
+    html = path.read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    held = held_by(path)
+    assert len(data.encode()) < 110_000 and 1 < len(held["sets"][0]["rows"]) < 100 and f"0{text}" in held["texts"]
+
+
+def test_what_is_shown_of_a_run_names_no_folder_and_no_user(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    assert pages.shareable(str(tmp_path / "checkpoint")) == "checkpoint"
+    assert pages.shareable(tmp_path / "checkpoint") == "checkpoint"
+    assert pages.shareable("https://me:secret@host:8000/v1?key=secret") == "https://host:8000/v1"
+    assert [pages.shareable(value) for value in ("org/model", 3, None, [1])] == ["org/model", 3, None, [1]]
+
+
 def test_a_number_that_is_none_is_named():
     row = Example("key", {"source": "row", "margin": float("nan")}, [Band([[Text("a", "b")]])])
     assert pack([one_set([row])], "")["sets"][0]["rows"][0][1] == ["row", "nan"]

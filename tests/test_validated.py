@@ -64,9 +64,9 @@ def test_an_answer_to_an_unknown_prompt_is_not_lost(tiny_tokenizer, tmp_path):
 def test_several_answers_to_a_prompt_are_rows_of_their_own(tiny_tokenizer, tmp_path):
     """As `val_kwargs.n=2` makes them; the last two rows have equal prompts."""
     rows = rows_of(tiny_tokenizer, 3, 1, 1)
-    parts = [written(tmp_path / "part.jsonl", tiny_tokenizer, rows, {0: write(3), 1: write(1), 2: write(1)})]
+    once = written(tmp_path / "once.jsonl", tiny_tokenizer, rows, {0: write(3), 1: write(1), 2: write(1)})
     record = tmp_path / "4.jsonl"
-    record.write_text(parts[0].read_text() * 2)
+    record.write_text(once.read_text() * 2)
     shown = validated_examples("val", record, rows, tiny_tokenizer, parse, 99)
     sources = [f"val.parquet row {number}{answer}" for number in range(3) for answer in ("", ", answer 2")]
     assert [row.values["source"] for row in shown.rows] == sources

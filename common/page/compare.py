@@ -3,20 +3,24 @@
     python -m common.page.compare first/evaluation_test.html second/evaluation_test.html --output compared.html
 
 Two accuracies that differ by a point may be ten rows each way. Rows are matched by their key, a digest of their text,
-so it does not matter in which order or file they stood. What is compared is what the pages hold: a page that had no
-room for all rows says so here as well.
+so it does not matter in which order or file they stood. The figures are of all rows: a page knows of each whether it
+is right. Shown are those that both pages have room for.
 """
 
 import argparse
 import json
 import re
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from scipy.stats import binomtest
 
 from common.conversation import DataError
 from common.page.page import Band, Example, Examples, Page, Text, View, write_page
+from common.parquet import short_names
 
 NAMES = ("first", "second")
 OUTCOMES = {
@@ -27,11 +31,33 @@ OUTCOMES = {
 }
 
 
-def read_page(path: Path) -> list[Examples]:
+class Held(NamedTuple):
+    """A set of rows as a page holds it.
+
+    numbers: for each row that is held, its number among all. outcomes: of all rows that were held out, the key and
+    "yes", "no" or None if it cannot be said whether the row is right.
+    """
+
+    examples: Examples
+    numbers: list[int]
+    outcomes: list[tuple[str, str | None]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row that is right or wrong, with its set's title; `example` is None if its page has no room for it."""
+
+    title: str
+    key: str
+    right: str
+    example: Example | None
+
+
+def read_page(path: Path) -> list[Held]:
     """Return the sets of rows that a page holds; a text that was cut stays cut.
 
     Raises:
-        DataError: no such file, or not a page of ours.
+        DataError: no such file, not a page of ours, or a page of an earlier version.
     """
     try:
         html = path.read_text(encoding="utf-8")
@@ -41,17 +67,19 @@ def read_page(path: Path) -> list[Examples]:
     if not found:
         raise DataError(f"{path}: not a page of a run or of an evaluation: it holds no rows")
     held = json.loads(found[1])
+    if any("outcomes" not in each for each in held["sets"]):
+        raise DataError(f"{path}: a page of an earlier version, which does not say of all rows if they are right")
     return [unpack(each, held["texts"]) for each in held["sets"]]
 
 
-def unpack(packed: dict, texts: list[str]) -> Examples:
-    """Return a set of rows as it was before `pack`."""
+def unpack(packed: dict, texts: list[str]) -> Held:
+    """Return a set of rows as it was before `pack`, as far as the page has room for it."""
     rows = []
     for key, values, bands in packed["rows"]:
         columns_of = [
             Band(
                 [
-                    [Text(title, texts[number], bool(folded)) for title, number, folded, _ in column]
+                    [Text(title, texts[number], bool(folded), cut) for title, number, folded, cut in column]
                     for column in columns
                 ],
                 marked,
@@ -59,28 +87,36 @@ def unpack(packed: dict, texts: list[str]) -> Examples:
             for marked, columns in bands
         ]
         rows.append(Example(key, dict(zip(packed["columns"], values)), columns_of))
-    views = [View(title, column, falling, only) for title, column, falling, only in packed["views"]]
-    return Examples(packed["title"], rows, views, total=packed["total"], markable=packed["markable"])
+    views = [View(title, column, falling, only) for title, column, falling, only, _ in packed["views"]]
+    examples = Examples(packed["title"], rows, views, total=packed["total"], markable=packed["markable"])
+    return Held(examples, packed["numbers"], [(key, right) for key, right in packed["outcomes"]])
 
 
-def match_rows(first: list[Examples], second: list[Examples]) -> list[tuple[Example, Example]]:
+def match_rows(first: list[Held], second: list[Held]) -> list[tuple[Measured, Measured]]:
     """Return the rows that both have and that are right or wrong, in the order of the first.
 
     Rows of equal text are matched in their order.
     """
-    waiting: dict[str, list[Example]] = defaultdict(list)
+    waiting: dict[str, deque[Measured]] = defaultdict(deque)
     for row in rows_of(second):
         waiting[row.key].append(row)
-    return [(row, waiting[row.key].pop(0)) for row in rows_of(first) if waiting[row.key]]
+    return [(row, waiting[row.key].popleft()) for row in rows_of(first) if waiting[row.key]]
 
 
-def rows_of(sets: list[Examples]) -> list[Example]:
-    """Return the rows that were held out and are right or wrong; those that can be marked are training rows."""
-    held_out = [row for each in sets if not each.markable for row in each.rows]
-    return [row for row in held_out if row.values.get("right") in ("yes", "no")]
+def rows_of(sets: list[Held]) -> list[Measured]:
+    """Return the rows that were held out and are right or wrong, also those that the page has no room for."""
+    rows = []
+    for examples, numbers, outcomes in sets:
+        shown = dict(zip(numbers, examples.rows))
+        rows += [
+            Measured(examples.title, key, right, shown.get(number))
+            for number, (key, right) in enumerate(outcomes)
+            if right in ("yes", "no")
+        ]
+    return rows
 
 
-def compare(pairs: list[tuple[Example, Example]]) -> tuple[dict[str, object], Examples]:
+def count_outcomes(pairs: list[tuple[Measured, Measured]]) -> dict[str, object]:
     """Compare two checkpoints row by row.
 
     Args:
@@ -89,34 +125,53 @@ def compare(pairs: list[tuple[Example, Example]]) -> tuple[dict[str, object], Ex
     Returns:
         How many rows are both right, both wrong, and right in one only; p, the chance that rows which one gets right
         and the other wrong would fall as unevenly if both were equally good (sign test; absent without such rows).
-        And the rows whose outcome differs, with the figures of both where they differ.
     """
-    outcomes = [OUTCOMES[first.values["right"], second.values["right"]] for first, second in pairs]
-    counts = Counter(outcomes)
+    counts = Counter(OUTCOMES[first.right, second.right] for first, second in pairs)
     figures = {"rows in both": len(pairs)} | {outcome: counts[outcome] for outcome in OUTCOMES.values()}
     one, other = counts["first right only"], counts["second right only"]
     if one + other:
         figures["p"] = float(binomtest(one, one + other).pvalue)
-    changed = [(pair, outcome) for pair, outcome in zip(pairs, outcomes) if outcome.endswith("only")]
-    names = list(changed[0][0][0].values) if changed else []
-    differing = {
-        name for name in names for (first, second), _ in changed if first.values[name] != second.values.get(name)
-    }
-    rows = [together(first, second, outcome, differing) for (first, second), outcome in changed]
+    return figures
+
+
+def changed_examples(pairs: list[tuple[Measured, Measured]]) -> Examples:
+    """Return the rows that one gets right and the other wrong, with the figures of both where they differ.
+
+    Those that a page has no room for are not among them; the title says of how many the rows are.
+    """
+    changed = [(first, second) for first, second in pairs if first.right != second.right]
+    shown = [
+        (first.example, second.example, OUTCOMES[first.right, second.right])
+        for first, second in changed
+        if first.example and second.example
+    ]
+    names = {name: None for *both, _ in shown for row in both for name in row.values}
+    differing = [
+        name for name in names if any(first.values.get(name) != second.values.get(name) for first, second, _ in shown)
+    ]
+    rows = [together(first, second, outcome, names, differing) for first, second, outcome in shown]
     by = next((f"first: {name}" for name in ("margin", "error", "loss") if name in differing), "source")
     views = [View(name, by, only={"outcome": name}) for name in ("first right only", "second right only")]
-    title = f"{len(rows):,} rows that one gets right and the other wrong"
-    return figures, Examples(title, rows, [*views, View("all", by)], ("outcome",))
+    title = f"{len(changed):,} rows that one gets right and the other wrong"
+    if len(rows) < len(changed):
+        title += f"; {len(rows):,} of them are in both pages"
+    return Examples(title, rows, [*views, View("all", by)], ("outcome",))
 
 
-def together(first: Example, second: Example, outcome: str, differing: set[str]) -> Example:
-    """Return a row as both measured it: what is equal once, what differs from both."""
+def together(
+    first: Example, second: Example, outcome: str, names: Iterable[str], differing: Collection[str]
+) -> Example:
+    """Return a row as both measured it: what is equal once, what differs in some row from both.
+
+    Args:
+        names: of all columns. differing: those of them that differ in some row.
+    """
     values = {"source": first.values["source"], "outcome": outcome}
-    for name, value in first.values.items():
+    for name in names:
         if name in differing:
-            values |= {f"first: {name}": value, f"second: {name}": second.values.get(name)}
+            values |= {f"first: {name}": first.values.get(name), f"second: {name}": second.values.get(name)}
         elif name != "source":
-            values[name] = value
+            values[name] = first.values.get(name)
     bands = []
     for place, band in enumerate(first.bands):
         other = second.bands[place] if place < len(second.bands) else band
@@ -139,17 +194,20 @@ def main() -> None:
     pairs = match_rows(*sets)
     if not pairs:
         raise DataError("no row that is right or wrong is in both pages: are they of the same data?")
-    figures, examples = compare(pairs)
-    for path, held in zip((options.first, options.second), sets):
-        figures[f"rows of {path.parent.name or '.'}/{path.name} alone"] = len(rows_of(held)) - len(pairs)
-        for each in held:
-            if each.total > len(each.rows) and not each.markable:
-                print(f"{path}: {each.title}: the page holds {len(each.rows)} of them, only these are compared")
-    for name, value in figures.items():
-        print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
-    about = {"first": options.first, "second": options.second}
-    rest = "All rows are in the two pages that were compared."
-    write_page(options.output, Page("Two checkpoints compared", about, {"rows": figures}, {}, {}, [], [examples], rest))
+    about = dict(zip(("first", "second"), short_names([options.first, options.second]).values()))
+    about |= {f"rows of the {name} alone": len(rows_of(held)) - len(pairs) for name, held in zip(NAMES, sets)}
+    examples, figures = changed_examples(pairs), {}
+    for title in dict.fromkeys(first.title for first, _ in pairs):
+        figures[title] = count_outcomes([pair for pair in pairs if pair[0].title == title])
+    for title, counts in figures.items():
+        print(title)
+        for name, value in counts.items():
+            print(f"  {name:28} {value:.4g}" if isinstance(value, float) else f"  {name:28} {value}")
+    for name in list(about)[2:]:
+        print(f"{name:30} {about[name]}")
+    print(examples.title)
+    rest = "What both got the same, and rows that one of them has no room for, are not shown here."
+    write_page(options.output, Page("Two checkpoints compared", about, figures, {}, {}, [], [examples], rest))
     print(f"written: {options.output}")
 
 

@@ -246,9 +246,19 @@ function update() {
   showHead();
   showFilters();
   const held = valueText(set.rows.length);
-  const all = set.rows.length < set.total ? `; the page holds ${held} of ${valueText(set.total)}. ${data.rest}` : "";
+  const gaps = sought ? "" : aboutGaps();
+  const all = set.rows.length < set.total ? `; the page holds ${held} of ${valueText(set.total)}.${gaps} ${data.rest}` : "";
   if (state.order.length) select(0);
   at("count").textContent = `${valueText(state.order.length)} of ${held} rows${all}`;
+}
+
+// Rows that the page has no room for may be missing between those of a view: up to where is none?
+function aboutGaps() {
+  const [, column, falling, only, unbroken] = state.set.views[at("view").selectedIndex];
+  const asOpened =
+    state.sort === column && state.falling === falling && JSON.stringify(state.only) === JSON.stringify(only);
+  if (!asOpened || unbroken >= state.set.total) return "";
+  return ` In this view none is missing before row ${valueText(unbroken + 1)}.`;
 }
 
 function addRows() {
@@ -387,7 +397,7 @@ function saveMarked() {
   const lines = Array.from(marked, ([key, source]) => `${key}  ${source.replace(/[\r\n]/g, " ")}\n`);
   const href = URL.createObjectURL(new Blob(lines, { type: "text/plain" }));
   make("a", { href, download: "marked_rows.txt" }).click();
-  URL.revokeObjectURL(href);
+  setTimeout(() => URL.revokeObjectURL(href), 60_000); // some browsers read it after the click
   unsaved = false;
   say(`${valueText(marked.size)} rows are in marked_rows.txt.`);
 }
@@ -452,7 +462,7 @@ function start() {
   }
   document.addEventListener("copy", onCopy);
   if (!data.sets.length) {
-    const nothing = make("p", { textContent: "No row was measured." });
+    const nothing = make("p", { textContent: "There is no row to show." });
     at("examples").replaceChildren(make("h2", { id: "examples-title", textContent: "Rows" }), nothing);
     return;
   }

@@ -8,23 +8,26 @@ the rows. It differs from the usual report in three ways:
 - All text is untrusted, and nothing of it can run: jinja2 escapes it, the rows are JSON without `<`, and the page's
   content security policy lets only our own script and style run, by their hash.
 - It stays small, whatever was measured: at most `MOST_ROWS` rows of a set and `MOST_BYTES` in all. What does not fit is
-  said in the page, with the file that has it. The rows that stand first in some view are kept.
+  said in the page, with the file that has it. The rows that stand first in some view are kept. Whether a row is right
+  is kept of all rows, about 25 bytes each, so that two pages can be compared (compare.py).
 """
 
 import base64
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+from common.card import without_folders
 from common.files import write_text
 from common.page.pictures import Picture, data_uri
 from common.report import Curves, format_value
@@ -38,11 +41,15 @@ Value = float | int | str | None
 
 @dataclass(frozen=True)
 class Text:
-    """A text with a heading. A folded one opens on a click, such as a judge's reasoning."""
+    """A text with a heading. A folded one opens on a click, such as a judge's reasoning.
+
+    `cut`: characters that stood behind it and are lost, if it was read from a page.
+    """
 
     title: str
     text: str
     folded: bool = False
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,8 @@ class Examples:
 
     `views`: the first one is shown at the start. `choices`: columns that get a list to filter by. `tables`: pairs of
     columns that are counted against each other; a cell of the table filters the rows. `markable`: rows can be marked,
-    and the list of their keys saved. `total`: how many rows there are, if only those worth reading are
-    handed over.
+    and the list of their keys saved. `total`: how many rows there are, if only some are handed over: the first
+    ones of `by_interest`.
     """
 
     title: str
@@ -104,7 +111,7 @@ class Page:
     """All that a page shows.
 
     Args:
-        about: what the run is, in a few lines.
+        about: what the run is, in a few lines. Folders of this machine, and the user in an address, are not shown.
         figures: by split, what was measured there.
         baselines: the last part of a figure's name -> that of the figure below which it stands, to be compared with.
         left_out: by split, how many rows were left out or cut, by reason.
@@ -143,7 +150,8 @@ def write_page(path: Path, page: Page) -> Path:
         figures=figure_rows(page.figures, page.baselines),
         left_out=[(split, kind, count) for split, kinds in page.left_out.items() for kind, count in kinds.items()],
         pictures=[(picture, data_uri(picture.panel)) for picture in page.pictures],
-        data=htmlsafe_json_dumps(pack(page.examples, page.rest), allow_nan=False, separators=(",", ":")),
+        about={name: shareable(value) for name, value in page.about.items()},
+        data=Markup(to_json(pack(page.examples, page.rest))),
         policy="; ".join(f"{name} {value}" for name, value in policy.items()),
         script=Markup(script),
         style=Markup(style),
@@ -151,6 +159,15 @@ def write_page(path: Path, page: Page) -> Path:
     )
     write_text(path, html)
     return path
+
+
+def shareable(value: object) -> object:
+    """Return a setting as a page may show it that is sent to others: without folders, and without an address's user."""
+    text = without_folders(str(value) if isinstance(value, Path) else value) or value
+    if not (isinstance(text, str) and "://" in text):
+        return text
+    address = urlsplit(text)
+    return address._replace(netloc=address.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def by_split(figures: dict[str, object]) -> dict[str, dict[str, object]]:
@@ -194,32 +211,49 @@ def pack(sets: Iterable[Examples], rest: str) -> dict:
     """Return rows as page.js reads them. Equal texts, such as a prompt that many rows share, are there once.
 
     Returns:
-        texts: all texts. sets: for each its title, note, columns, views, choices, tables and rows, how many rows there
-        are in all, and how many are not shown for each reason.
+        texts: all texts. sets: for each its title, note, columns, views, choices and tables; the rows that fit, and
+        their numbers among all; how many rows there are in all; of each view also how many rows from its start have no
+        gap between them; outcomes: of all rows that were held out, the key and what "right" says.
     """
     sets, texts = [each for each in sets if each.rows], {}
     room, packed = MOST_BYTES, []
     for left, each in zip(range(len(sets), 0, -1), sets):
         rows, used = pack_rows(each, texts, room // left)
         room -= used
+        outcomes = [] if each.markable else [[row.key, row.values.get("right")] for row in each.rows]
         packed.append(
             {
                 "title": each.title,
                 "note": each.note,
                 "columns": list(each.rows[0].values),
-                "views": [[view.title, view.column, view.falling, dict(view.only)] for view in each.views],
+                "views": [
+                    [view.title, view.column, view.falling, dict(view.only), unbroken(each, view, rows)]
+                    for view in each.views
+                ],
                 "choices": list(each.choices),
                 "tables": list(each.tables),
                 "markable": each.markable,
                 "total": each.total or len(each.rows),
-                "rows": rows,
+                "rows": list(rows.values()),
+                "numbers": list(rows),
+                "outcomes": outcomes,
             }
         )
     return {"texts": list(texts), "sets": packed, "rest": rest}
 
 
-def pack_rows(examples: Examples, texts: dict[str, int], room: int) -> tuple[list[list], int]:
-    """Return a set's rows that fit, in their order, and the bytes they take; new texts are added to `texts`."""
+def unbroken(examples: Examples, view: View, kept: Mapping[int, object]) -> int:
+    """Return how many rows from the start of a view are kept, one behind the other.
+
+    Of rows that were chosen before, it is at least each view's share of them: see `by_interest`.
+    """
+    order = in_view(examples.rows, view)
+    count = next((place for place, index in enumerate(order) if index not in kept), len(order))
+    return min(count, len(examples.rows) // len(examples.views)) if examples.total > len(examples.rows) else count
+
+
+def pack_rows(examples: Examples, texts: dict[str, int], room: int) -> tuple[dict[int, list], int]:
+    """Return a set's rows that fit, by number and in their order, and the bytes they take; `texts` gets new texts."""
     rows, used = {}, 0
     for index in by_interest(examples):
         example = examples.rows[index]
@@ -239,11 +273,11 @@ def pack_rows(examples: Examples, texts: dict[str, int], room: int) -> tuple[lis
             for band in example.bands
         ]
         rows[index] = [example.key, [json_value(value) for value in example.values.values()], bands]
-    return [rows[index] for index in sorted(rows)], used
+    return {index: rows[index] for index in sorted(rows)}, used
 
 
 def pack_text(text: Text, number: int) -> list:
-    return [text.title, number, int(text.folded), max(0, len(text.text) - LONGEST_TEXT)]
+    return [text.title, number, int(text.folded), max(0, len(text.text) - LONGEST_TEXT) + text.cut]
 
 
 def by_interest(examples: Examples) -> list[int]:
@@ -266,8 +300,14 @@ def in_view(rows: list[Example], view: View) -> list[int]:
     return sorted(known, key=values.get, reverse=view.falling) + unknown
 
 
+def to_json(value: object) -> str:
+    """Return JSON that can stand in a page: `<` is escaped, so that no text ends the script, and halves of letters."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
 def json_bytes(value: Value) -> int:
-    return len(json.dumps(value))
+    return len(to_json(json_value(value)).encode())
 
 
 def json_value(value: Value) -> Value:
