@@ -7,6 +7,8 @@ from pages import Opened, chromium, pair_like, small_page
 from common.page.page import Band, Example, Text
 from common.page.pictures import Boxes, Picture
 
+pytestmark = pytest.mark.run
+
 ANSWERS = {
     0: (-3.0, "It costs nine euros.", "It costs ten euros."),
     1: (2.0, "Paris", "Rome"),
