@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.cluster import TrainingError
 from common.parquet import write_rows
 from common.report import read_steps
 
@@ -76,7 +77,13 @@ def save_train_rewards(
 
     The columns are source, digest, steps and margins (lists, one for each time the pair was trained on; empty if it did
     not fill a batch), and final_margin, null if the finished model was not asked.
+
+    Raises:
+        TrainingError: a reward of the finished model is not finite.
     """
+    if final is not None and not np.isfinite(final).all():
+        bad = [pair.source for pair, rewards in zip(pairs, final) if not np.isfinite(rewards).all()]
+        raise TrainingError(f"the finished model: {len(bad)} train rewards are not finite, the first for {bad[0]}")
     finals = [None] * len(pairs) if final is None else (final[:, 0] - final[:, 1]).tolist()
     rows = [
         {

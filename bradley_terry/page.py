@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from common.page.page import MOST_ROWS, Band, Example, Examples, Text, View
+from common.page.page import MOST_ROWS, Band, Example, Examples, Text, View, by_interest
 from common.page.pictures import Boxes, Calibration, Picture, Scatter, calibration_bins
 from common.pairs import split_texts
 from common.report import Histogram
@@ -53,7 +53,8 @@ def pair_examples(name: str, pairs: list[Pair], rewards: np.ndarray, rows: dict[
             **about_pair(pair, row),
         }
         examples.append(Example(digest_row(row), values, pair_bands(row)))
-    parts = [name for name in ("subset", "file") if len({example.values[name] for example in examples}) > 1]
+    leave_out_unknown(examples)
+    parts = [name for name in ("subset", "file") if len({example.values.get(name) for example in examples}) > 1]
     note = "margin: reward of chosen - reward of rejected. confidence: σ(|margin|). A margin of 0 is wrong."
     return Examples(f"{name}: {len(pairs):,} pairs", examples, VIEWS, ("right", *parts), note=note)
 
@@ -73,27 +74,41 @@ def suspect_examples(
         decisive = {number: float(seen[-1]) for number, seen in enumerate(lists) if len(seen)}
     else:
         decisive = dict(enumerate((final[:, 0].astype(np.float64) - final[:, 1]).tolist()))
-    lowest = sorted(decisive, key=decisive.get)[:MOST_ROWS]
     again, examples = max(map(len, lists), default=0) > 1, []
-    for number in lowest:
+    wrong = {"ever right": "no"} if again else {"right": "no"}
+    views = [View("never agreed with, lowest margin first", "margin", only=wrong), View("lowest margin", "margin")]
+    views += [View("moved most between epochs", "spread", falling=True)] if again else []
+
+    # 1. Choose those that stand first in some view. Their texts are made afterwards, as there may be very many pairs.
+    order, light = sorted(decisive, key=decisive.get), []
+    for number in order:
+        right = {"right": "yes" if decisive[number] > 0 else "no", "margin": decisive[number]}
+        if again:
+            seen = lists[number]
+            right["ever right"] = "yes" if decisive[number] > 0 or (seen > 0).any() else "no"
+            right["spread"] = float(seen.std()) if len(seen) else None
+        light.append(Example("", right, []))
+    chosen = sorted(by_interest(Examples("", light, views))[:MOST_ROWS])
+
+    # 2. Show them, the lowest margin first
+    for place in chosen:
+        number, known = order[place], light[place].values
         pair, seen = pairs[number], lists[number]
-        values = {"source": pair.source, "right": "yes" if decisive[number] > 0 else "no", "margin": decisive[number]}
+        values = {"source": pair.source, "right": known["right"], "margin": known["margin"]}
         if final is not None:
             values["when trained on"] = float(seen[-1]) if len(seen) else None
         if again:
-            values["ever right"] = "yes" if decisive[number] > 0 or (seen > 0).any() else "no"
+            values["ever right"] = known["ever right"]
             values["mean"] = float(seen.mean()) if len(seen) else None
-            values["spread"] = float(seen.std()) if len(seen) else None
+            values["spread"] = known["spread"]
             values["change"] = float(seen[-1] - seen[0]) if len(seen) else None
         values["step"] = margins[number][-1][0] if len(seen) else None
         row = rows[pair.source]
         examples.append(Example(digest_row(row), values | about_pair(pair, row), pair_bands(row)))
-    wrong = {"ever right": "no"} if again else {"right": "no"}
-    views = [View("never agreed with, lowest margin first", "margin", only=wrong), View("lowest margin", "margin")]
-    views += [View("moved most between epochs", "spread", falling=True)] if again else []
     choices = ("right", "ever right") if again else ("right",)
     note = FROM_TRAINING if final is None else FROM_FINISHED
-    title = f"train: {len(decisive):,} pairs, labels that may be wrong"
+    leave_out_unknown(examples)
+    title = f"train: {len(decisive):,} pairs. Which labels may be wrong?"
     return Examples(title, examples, views, choices, note=note, markable=True, total=len(decisive))
 
 
@@ -112,6 +127,14 @@ def about_pair(pair: Pair, row: dict) -> dict[str, object]:
         "subset": row.get("subset"),
         "file": pair.source.rpartition(" row ")[0],
     }
+
+
+def leave_out_unknown(examples: list[Example]) -> None:
+    """Take out the columns of `about_pair` that no row has a value for."""
+    for name in ("label strength", "subset"):
+        if all(example.values[name] is None for example in examples):
+            for example in examples:
+                del example.values[name]
 
 
 def pair_bands(row: dict) -> list[Band]:

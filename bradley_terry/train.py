@@ -190,11 +190,11 @@ def train(config: DictConfig) -> None:
     for name, rewards in rewards_of.items():
         figures |= log_metrics(name, rows_of[name], rewards, tracking, step)
         save_rewards(output / f"{name}_rewards.parquet", rows_of[name], rewards)
+    checkpoint = export_checkpoint(worker_group, output, "checkpoint")  # before the pass below, which may be long
+    tracking.finish()
     margins, final = read_margins(output, len(train_rows)), measure(train_rows) if trainer.measure_train else None
     digests = {source: digest_row(row) for source, row in texts_of["train"].items()}
     save_train_rewards(output / "train_rewards.parquet", train_rows, digests, margins, final)
-    checkpoint = export_checkpoint(worker_group, output, "checkpoint")
-    tracking.finish()
     about = {"base model": base.name, "training pairs": len(train_rows), "steps": step}
     about |= {f"{name}: set aside or cut": dict(counts) for name, counts in set_aside_of.items()}
     measured = by_split(figures)

@@ -138,7 +138,7 @@ def train(config: DictConfig) -> None:
     page = Page(
         title="LLM judge: scores",
         about=about | {"policy": chosen},
-        figures={"val, best step": by_split(best)["val"], "val, last step": by_split(last)["val"]},
+        figures={"val prompts, best": by_split(best)["val"], "val prompts, last": by_split(last)["val"]},
         baselines={},
         left_out=left_out_of,
         pictures=curve_pictures(curves),

@@ -201,7 +201,7 @@ def train(config: DictConfig) -> None:
 
 
 def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Example]], dict[str, Counter], dict]:
-    """Return the conversations of train, val and test, what was set aside of each, and their rows by source.
+    """Return the conversations of train, val and test, what was set aside of each, and rows of val and test by source.
 
     One error tells all faults of all files.
     """
@@ -220,7 +220,7 @@ def read_data(config: DictConfig, base: BaseModel) -> tuple[dict[str, list[Examp
     kept = {name: {row.source for row in rows} for name, rows in rows_of.items()}
     items_of = {name: [as_item(row) for row in rows if row["source"] in kept[name]] for name, rows in read_of.items()}
     print("\n".join(data_report(items_of)))
-    return rows_of, set_aside_of, {name: {row["source"]: row for row in rows} for name, rows in read_of.items()}
+    return rows_of, set_aside_of, {name: {row["source"]: row for row in read_of[name]} for name in ("val", "test")}
 
 
 def check_conversation_sizes(config: DictConfig, rows_of: dict[str, list[Example]], packed: bool) -> None:

@@ -199,7 +199,6 @@ def test_a_pair_is_shown_with_its_texts_its_figures_and_whether_it_is_right():
         "tokens": 8,
         "tokens of chosen": 1,
         "tokens of rejected": 2,
-        "subset": None,
         "file": "a.parquet",
     }
     texts = [[(text.title, text.text) for column in band.columns for text in column] for band in example.bands]
@@ -212,7 +211,7 @@ def test_a_pair_is_shown_with_its_texts_its_figures_and_whether_it_is_right():
 def test_a_tie_is_shown_as_wrong_and_plain_text_is_cut_where_the_answers_begin():
     row = {"chosen": "Human: 2+2?\n\nAssistant: 4", "rejected": "Human: 2+2?\n\nAssistant: 5", "source": "row"}
     shown = page.pair_examples("test", [pair()], np.ones((1, 2), np.float32), {"row": row})
-    assert (shown.rows[0].values["right"], shown.rows[0].values["label strength"]) == ("no", None)
+    assert shown.rows[0].values["right"] == "no" and "label strength" not in shown.rows[0].values
     texts = [text.text for band in shown.rows[0].bands for column in band.columns for text in column]
     assert texts == ["Human: 2+2?\n\nAssistant:", " 4", " 5"]
 

@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from bradley_terry import page
 from bradley_terry.dataset import Pair, check_pair, digest_row
 from bradley_terry.margins import StepRewards, read_margins, save_train_rewards
 from bradley_terry.page import FROM_FINISHED, FROM_TRAINING, suspect_examples
+from common.cluster import TrainingError
 from common.conversation import DataError
 from common.row_list import read_row_list, without_rows
 
@@ -78,6 +80,13 @@ def test_the_file_has_a_row_for_each_pair(tmp_path):
     assert [row["final_margin"] for row in pq.read_table(tmp_path / "b.parquet").to_pylist()] == [1.5, -1.0]
 
 
+def test_a_reward_that_is_not_finite_is_refused(tmp_path):
+    final = np.array([[0.0, 1.0], [np.nan, 1.0]])
+    with pytest.raises(TrainingError, match="1 train rewards are not finite, the first for train.parquet row 1"):
+        save_train_rewards(tmp_path / "a.parquet", pairs_of(2), {}, [[], []], final)
+    assert not (tmp_path / "a.parquet").exists()
+
+
 def test_the_pairs_that_the_model_agrees_with_least_come_first():
     rows, pairs = rows_of(3), pairs_of(3)
     margins = [[(1, 0.5)], [(2, -2.0)], [(3, -0.1)]]
@@ -103,6 +112,24 @@ def test_with_two_epochs_it_is_said_how_a_pair_moved():
         ["no", -2.0, 1.0, 2.0],
     ]
     assert shown.views[0].only == {"ever right": "no"}
+
+
+def test_the_listed_pairs_stand_first_in_some_view_over_all_pairs(monkeypatch):
+    """The pair that moved most has the highest margin: it is listed all the same."""
+    monkeypatch.setattr(page, "MOST_ROWS", 3)
+    margins = [[(1, -2.0), (9, -1.0 - number)] for number in range(9)] + [[(1, -90.0), (9, 5.0)]]
+    shown = suspect_examples(pairs_of(10), margins, None, rows_of(10))
+    assert [row.values["source"] for row in shown.rows] == [f"train.parquet row {number}" for number in (8, 7, 9)]
+    assert shown.total == 10
+
+
+def test_a_column_without_any_value_is_left_out():
+    rows = rows_of(2)
+    unnamed = suspect_examples(pairs_of(2), [[(1, 1.0)], [(1, 2.0)]], None, rows)
+    assert "subset" not in unnamed.rows[0].values and unnamed.rows[0].values["label strength"] == 1.0
+    rows["train.parquet row 0"]["subset"] = "maths"
+    named = suspect_examples(pairs_of(2), [[(1, 1.0)], [(1, 2.0)]], None, rows)
+    assert [row.values["subset"] for row in named.rows] == ["maths", None]
 
 
 def test_a_pair_that_was_never_in_a_batch_is_not_listed():

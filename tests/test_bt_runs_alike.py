@@ -11,6 +11,7 @@ import torch
 from peft import AutoPeftModelForSequenceClassification
 from runs import finish, kill_group, log_of, metrics_of, run, start, wait_for
 from safetensors.torch import load_file
+from test_page import held_by
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from common.parquet import read_rows
@@ -61,7 +62,12 @@ def assert_same_run(output: Path, reference: Path) -> None:
     for row, expected_row in zip(rewards, expected, strict=True):
         assert row == pytest.approx(expected_row, abs=1e-3)
     assert_same_margins(output, reference, 1e-3)
-    assert (output / "report.html").stat().st_size > 100_000
+    val, train = held_by(output / "report.html")["sets"]
+    assert [right for _, right in val["outcomes"]] == [
+        "yes" if row["chosen"] > row["rejected"] else "no" for row in rewards
+    ]
+    finals = {row["source"]: row["final_margin"] for row in pq.read_table(output / "train_rewards.parquet").to_pylist()}
+    assert {row[1][0]: row[1][2] for row in train["rows"]} == pytest.approx(finals)
     names = {path.name for path in (reference / "checkpoint").iterdir()}
     assert {path.name for path in (output / "checkpoint").iterdir()} == names
     weights, expected = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (output, reference))

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +11,25 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.conversation import BadRow, DataError, read_conversation
-from common.parquet import check_rows, left_out_figures, read_rows
+from common.parquet import check_rows, left_out_figures, named_paths, read_rows, short_names
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}
 GOOD = [USER, ANSWER]
+
+
+def test_files_of_one_name_are_told_apart_by_as_few_folders_as_that_needs():
+    paths = [Path("/home/me/runs/a/out/test.parquet"), Path("/home/me/runs/b/out/test.parquet")]
+    assert list(short_names(paths).values()) == ["a/out/test.parquet", "b/out/test.parquet"]
+    assert list(short_names([Path("/x/a.parquet"), Path("/x/b.parquet")]).values()) == ["a.parquet", "b.parquet"]
+    assert list(short_names([Path("a.parquet"), Path("/x/a.parquet")]).values()) == ["a.parquet", "x/a.parquet"]
+    assert short_names([]) == {}
+
+
+def test_a_long_line_of_files_is_read_as_files():
+    """A path may have 255 characters between two slashes, a line of files has more."""
+    names = [f"{number:040}.parquet" for number in range(9)]
+    assert named_paths(", ".join(names)) == [Path(name) for name in names]
 
 
 def write_column(path, values, name="text", kind=None):

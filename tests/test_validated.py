@@ -48,7 +48,10 @@ def test_answers_find_their_rows_and_stand_in_the_rows_order(tiny_tokenizer, tmp
 def test_an_answer_that_used_up_its_tokens_says_so(tiny_tokenizer, tmp_path):
     rows = rows_of(tiny_tokenizer, 3)
     record = written(tmp_path / "4.jsonl", tiny_tokenizer, rows, {0: "<think>\nrake rake rake"})
-    for longest, reason in ((3, "its tokens ran out"), (99, "no reasoning came")):
+    for longest, reason in (
+        (3, "its tokens ran out, probably: raise data.max_response_length"),
+        (99, "no reasoning came"),
+    ):
         (row,) = validated_examples("val", record, rows, tiny_tokenizer, parse, longest).rows
         assert row.values["why no verdict"].startswith(reason)
 
@@ -110,3 +113,15 @@ def test_both_orders_of_a_pair_come_together(tiny_tokenizer, tmp_path):
     (row,) = validated_examples("val", record, rows, tiny_tokenizer, pairwise.parse, 99, pairwise.SWAPPED.get).rows
     values = {name: row.values[name] for name in ("right", "verdict as given", "verdict swapped")}
     assert values == {"right": "yes", "verdict as given": "A", "verdict swapped": "A"}
+
+
+def test_a_record_that_found_another_verdict_is_told(tiny_tokenizer, tmp_path, capsys):
+    """The reward function read the answer with its special tokens, the record has it without."""
+    rows = rows_of(tiny_tokenizer, 3, 1)
+    record = written(tmp_path / "4.jsonl", tiny_tokenizer, rows, {0: write(3), 1: write(1)})
+    for parsed, told in ((1.0, 0), (0.0, 2)):
+        lines = [json.dumps(json.loads(line) | {"parsed": parsed}) for line in record.read_text().splitlines()]
+        record.write_text("\n".join(lines))
+        shown = validated_examples("val", record, rows, tiny_tokenizer, parse, 99)
+        assert (f"{told} answers had a verdict for" in shown.note) == bool(told)
+        assert ("4.jsonl: 2 answers had" in capsys.readouterr().out) == bool(told)

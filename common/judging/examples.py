@@ -26,11 +26,13 @@ def judge_examples(
     votes: Sequence[list],
     verdicts: Sequence,
     turn: Callable[[object], object] = lambda verdict: verdict,
+    fault: Callable[[Answer], str] = fault_of,
 ) -> Examples:
     """Return judged rows as rows of a page; the arguments are lists as in `Judgements`.
 
     Args:
         turn: a verdict on swapped responses as it would be in the given order.
+        fault: why an answer has no verdict.
     """
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
@@ -55,11 +57,11 @@ def judge_examples(
         if several:
             values["votes for it"] = min(votes[index].count(verdicts[index]) for index in both)
         values["label strength"] = row.get("strength")
-        faults = [fault_of(text) for each in both for text, vote in zip(answers[each], votes[each]) if vote is None]
+        faults = [fault(text) for each in both for text, vote in zip(answers[each], votes[each]) if vote is None]
         values |= {"why no verdict": faults[0] if faults else None, "data source": row.get("data_source")}
         values["characters of answers"] = sum(len(text) for index in both for text in answers[index])
         values["characters judged"] = sum(map(len, responses_of(row)))
-        bands = [*asked_bands(row), answer_band(row, both, rows, answers, votes)]
+        bands = [*asked_bands(row), answer_band(row, both, rows, answers, votes, fault)]
         examples.append(Example(digest_prompts([rows[index] for index in both]), values, bands))
     names = verdict_names(paired)
     choices = ["right", "label", *names, *(["same in both orders"] if len(names) > 1 else [])]
@@ -119,22 +121,30 @@ def turns_of(messages: Conversation) -> list[Text]:
     return [Text(message["role"], message["content"]) for message in messages]
 
 
-def answer_band(row: dict, both: Sequence[int], rows: Sequence[dict], answers: Sequence, votes: Sequence) -> Band:
+def answer_band(
+    row: dict,
+    both: Sequence[int],
+    rows: Sequence[dict],
+    answers: Sequence,
+    votes: Sequence,
+    fault: Callable[[Answer], str],
+) -> Band:
     """Return the judge's answers, those in the other order beside them."""
     columns = []
     for index in both:
         order = f", {rows[index]['order']}" if len(both) > 1 else ""
         column = []
         for number, (text, vote) in enumerate(zip(answers[index], votes[index]), start=1):
-            column += answer_texts(text, vote, f"{order}, vote {number}" if len(answers[index]) > 1 else order)
+            which = f"{order}, vote {number}" if len(answers[index]) > 1 else order
+            column += answer_texts(text, vote, which, fault)
         columns.append(column)
     return Band(columns)
 
 
-def answer_texts(given: Answer, verdict: object, which: str) -> list[Text]:
+def answer_texts(given: Answer, verdict: object, which: str, fault: Callable[[Answer], str] = fault_of) -> list[Text]:
     """Return a whole answer, cut behind its reasoning, which is folded."""
     *_, end = [0, *(closing.end() for closing in re.finditer(rf"{CLOSING}\s*", given))]
-    found = f"verdict{which}: {verdict}" if verdict is not None else f"no verdict{which}: {fault_of(given)}"
+    found = f"verdict{which}: {verdict}" if verdict is not None else f"no verdict{which}: {fault(given)}"
     reasoning = [Text(f"reasoning{which}", str(given[:end]), folded=True)] if end else []
     return [*reasoning, Text(found, str(given[end:]))]
 

@@ -9,12 +9,14 @@ whose prompt is not found is shown all the same, with the prompt as verl wrote i
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from common.generation import Answer
 from common.judging.examples import judge_examples
+from common.judging.votes import fault_of
 from common.page.page import Examples
 from common.tokenizer import encode_texts, render
 
@@ -53,7 +55,26 @@ def validated_examples(
     clipped = [len(ids) >= longest for ids in encode_texts(outputs, tokenizer, special_tokens=False)] if outputs else []
     answers = [Answer(row["begun"] + text, over) for row, text, over in zip(shown, outputs, clipped)]
     verdicts = [parse(text) for text in answers]
-    return judge_examples(name, shown, [[text] for text in answers], [[each] for each in verdicts], verdicts, turn)
+    examples = judge_examples(
+        name, shown, [[text] for text in answers], [[each] for each in verdicts], verdicts, turn, probable_fault
+    )
+    said = [entries[number].get("parsed") for number in order]  # 1 if the reward function found a verdict, else 0
+    other = sum(each is not None and bool(each) != (verdict is not None) for each, verdict in zip(said, verdicts))
+    notes = [examples.note] if examples.note else []
+    if len({row["source"] for row in shown}) < len(shown):
+        notes.append("The run's figures are over prompts: each order of a pair counts by itself.")
+    if other:
+        notes.append(
+            f"{other} answers had a verdict for the reward function and have none here, or the other way round: their "
+            "text without special tokens reads otherwise."
+        )
+        print(f"{record}: {notes[-1]}")
+    return replace(examples, note=" ".join(notes))
+
+
+def probable_fault(given: Answer) -> str:
+    """Return why an answer has no verdict. Its tokens are those of its text, encoded again: about as many as it had."""
+    return "its tokens ran out, probably: raise data.max_response_length" if given.clipped else fault_of(given)
 
 
 def places_of(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
