@@ -50,7 +50,11 @@ def is_labelled(row: dict) -> bool:
     metadata = read_json("metadata", row.get("metadata"))
     if not isinstance(metadata, dict | None):
         raise BadRow("metadata", "expected an object", metadata)
-    return bool(metadata) and metadata.get("preferred") is not None
+    if metadata and "preferred" not in metadata:
+        raise BadRow(
+            "metadata", "no key 'preferred'; without a label leave metadata empty, or preferred null", metadata
+        )
+    return bool(metadata) and metadata["preferred"] is not None
 
 
 def required_columns(names: list[str]) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ def test_without_a_label_more_than_half_of_the_votes_decide(run):
     assert [lesson[1]["content"] for lesson in lessons] == [scores.write(3, "vote 0"), scores.write(2, "vote 0")]
     assert figures["kept"] == 0.5 and figures["parse_rate"] == 9 / 12 and "agreement" not in figures
     assert figures["not_kept"] == {"no label, and no verdict has more than half of the votes": 2}
-    assert "one vote on a row" not in printed
+    assert "one vote on each" not in printed
 
 
 def test_without_a_label_and_with_one_vote_both_orders_must_agree(run):
@@ -139,7 +139,7 @@ def test_labels_may_be_missing_in_some_rows_and_one_vote_is_said_to_be_little(ru
     with teaching(noisy_scorer(SCORED[:8], share=0)) as (url, _):
         figures, _, labelled, printed = run(pointwise, url, rows)
     assert [row["label"] for row in labelled] == [row["label"] for row in SCORED[:8]]
-    assert figures["agreement"] == 1 and "one vote on a row without a label is its own majority" in printed
+    assert figures["agreement"] == 1 and "have one vote on each prompt" in printed
 
 
 @pytest.mark.parametrize(
@@ -236,11 +236,21 @@ def test_bad_rows_are_all_named_before_the_teacher_is_asked(run):
     assert "row 1" in str(found.value) and "row 2" in str(found.value)
     with serve(lambda *_: pytest.fail("asked")) as (url, _), pytest.raises(DataError, match="expected an object"):
         run(pairwise, url, [row | {"metadata": '"A"'} for row in COMPARED[:2]])
+    with serve(lambda *_: pytest.fail("asked")) as (url, _), pytest.raises(DataError, match="no key 'preferred'"):
+        run(pairwise, url, [row | {"metadata": {"prefered": "A"}} for row in COMPARED[:2]])
 
 
 def test_the_output_may_not_replace_the_input(run, tmp_path):
-    with pytest.raises(DataError, match="is the folder of --data, which would be replaced"):
-        run(pointwise, "http://127.0.0.1:1/v1", SCORED, "--output", tmp_path / "data")
+    data, other = tmp_path / "data", write_rows(tmp_path / "other" / "b.parquet", SCORED)
+    named = {data: f"{data / 'mine.parquet'},{other}", other.parent: f"{data},{other}"}
+    for output, files in [*named.items(), (data, data)]:
+        with pytest.raises(DataError, match="holds a file of --data, which would be replaced"):
+            run(pointwise, "http://127.0.0.1:1/v1", SCORED, "--output", output, "--data", files)
+
+
+def test_a_teacher_that_hides_its_reasoning_is_refused(run):
+    with serve(lambda *_: pytest.fail("asked")) as (url, _), pytest.raises(DataError, match="keeps it to itself"):
+        run(pointwise, url, SCORED, "--hidden-reasoning")
 
 
 # ---- agreement of two judges

@@ -20,7 +20,7 @@ from common.conversation import Conversation, DataError
 from common.files import write_text
 from common.judging.asking import Judgements, ask_and_keep, make_parser, read_options
 from common.judging.votes import agreement, fault_of, tokens_of
-from common.parquet import write_rows
+from common.parquet import expand_paths, write_rows
 
 WRONG = "its verdict is not the label"
 UNDECIDED = "no label, and no verdict has more than half of the votes"
@@ -34,10 +34,21 @@ def make_teacher_parser(columns: str) -> argparse.ArgumentParser:
 
 
 def read_teacher_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Return the command's options; raise `DataError` if its output would replace its input."""
+    """Return the command's options.
+
+    Raises:
+        DataError: the output would replace the input, or the teacher's reasoning does not come, so that the lessons
+            would teach to give none.
+    """
     options = read_options(parser)
-    if Path(options.output).resolve() == Path(options.data).resolve().parent:
-        raise DataError(f"--output {options.output} is the folder of --data, which would be replaced. Name another.")
+    folders = {path.resolve().parent for path in expand_paths(options.data)}
+    if Path(options.output).resolve() in folders:
+        raise DataError(f"--output {options.output} holds a file of --data, which would be replaced. Name another.")
+    if options.hidden_reasoning:
+        raise DataError(
+            "--hidden-reasoning: a lesson holds the reasoning that leads to the verdict, and this teacher keeps it to "
+            "itself. Ask a server that returns it, or a teacher that reasons in its answer"
+        )
     return options
 
 
@@ -123,7 +134,7 @@ def write_lessons(
     if "tokens_asked" not in metrics:
         print("the server does not say how many tokens it counted")
     if None in judged.labels and options.votes == 1:
-        print("one vote on a row without a label is its own majority: --votes 5 leaves out what the teacher doubts")
+        print("rows without a label have one vote on each prompt: --votes 5 leaves out more of what the teacher doubts")
     for reason, count in not_kept.most_common():
         print(f"not kept: {count} x {reason}")
     for kind, count in (dropped + judged.left_out).items():
