@@ -8,7 +8,8 @@
 - Too long is an error, never a cut: a response without its end is another response.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -299,12 +300,27 @@ def score(model: PreTrainedModel, sequences: list[np.ndarray], max_tokens: int |
     return np.array([reward_of[ids.tobytes()] for ids in sequences], dtype=np.float32)
 
 
+def check_pessimism(pessimism: float | None, ensemble: Sequence[str]) -> float:
+    """Return the pessimism of several models, 1 if none is given.
+
+    Raises:
+        DataError: it is given and there is one model alone; it is less than 0, which would pay for disagreement, or not
+            finite.
+    """
+    if pessimism is not None and not ensemble:
+        raise DataError("pessimism is about several models; give the others as ensemble")
+    if pessimism is not None and not 0 <= pessimism < math.inf:
+        raise DataError(f"pessimism {pessimism}: expected a number of at least 0")
+    return 1.0 if pessimism is None else pessimism
+
+
 def pessimistic(rewards: np.ndarray, pessimism: float) -> np.ndarray:
     """Return one reward for each text from those of several models: their mean less `pessimism` standard deviations.
 
-    A policy that has found one model's mistake is paid less for it, since the others disagree. Coste et al. (arXiv
-    2310.02743) take off the variance; the standard deviation has the rewards' own unit. A reward has no zero point, so
-    the models should be trained alike: a constant by which two of them differ counts as disagreement.
+    A policy that has found one model's mistake is paid less for it, since the others disagree. This is after the
+    uncertainty-weighted optimisation of Coste et al. (arXiv 2310.02743), with the standard deviation in place of the
+    variance: it has the rewards' own unit. A reward has no zero point, so the models should be trained alike: a
+    constant by which two of them differ counts as disagreement.
 
     Args:
         rewards: (models, texts). One model's are returned as they are.

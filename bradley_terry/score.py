@@ -46,7 +46,7 @@ from common.pairs import optional_columns, read_sides
 from common.parquet import column_names, expand_paths
 
 from .parts import FilePlan, check_same_run, part_path, part_size, plan_parts, read_parts, write_part
-from .reward_model import Reading, encode, load_reading, load_reward_model, pessimistic, score
+from .reward_model import Reading, check_pessimism, encode, load_reading, load_reward_model, pessimistic, score
 
 # what a row may hold, and the columns of its rewards; "rewards" is a list, one for each response
 SHAPES = {
@@ -264,11 +264,7 @@ def check_scoring(options: argparse.Namespace) -> argparse.Namespace:
     """Return the options; raise `DataError` if a size is none."""
     if min(size for size in (options.max_tokens, options.workers, options.max_length, 1) if size is not None) < 1:
         raise DataError("--max-tokens, --workers and --max-length are at least 1")
-    if options.pessimism is not None and not options.ensemble:
-        raise DataError("--pessimism is about several models; give the others as --ensemble")
-    options.pessimism = 1.0 if options.pessimism is None else options.pessimism
-    if not 0 <= options.pessimism < math.inf:
-        raise DataError(f"--pessimism {options.pessimism}: expected a number of at least 0")
+    options.pessimism = check_pessimism(options.pessimism, options.ensemble)
     return options
 
 
