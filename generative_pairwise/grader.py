@@ -17,7 +17,7 @@ from common.grading.contract import GraderMode, GraderRank, GraderScore, NoVerdi
 from common.judging.grader import JudgeGrader, Judgement
 from common.judging.soft import Verdicts
 
-from .prompt import FRAME, PROMPT, RUBRIC, SWAPPED, VERDICT_FORM, VERDICTS, ask, decide, parse, write
+from .prompt import FRAME, PROMPT, RUBRIC, SWAPPED, VERDICT_FORM, VERDICTS, Preference, ask, decide, parse, write
 from .win_rates import POINTS, expected_points, win_rates
 
 
@@ -74,11 +74,12 @@ class PairwiseGrader(JudgeGrader):
         rank, reason = rank_by(rates, "win rate")
         return GraderRank(name=self.name, rank=rank, reason=reason, metadata={"win_rates": rates})
 
-    async def rates(self, dialogue: Conversation, responses: list[str]) -> list[float | None]:
-        """Return each response's win rate among all, 0 to 1; None if no comparison with it had a verdict.
+    async def compare_all(
+        self, dialogue: Conversation, responses: list[str]
+    ) -> tuple[list[Preference | None], list[float | None]]:
+        """Return the verdicts on every two of several responses and the points of these, as `win_rates` takes them.
 
-        A comparison without a verdict, or one that is too long to be asked for, is left out in both orders; see
-        `win_rates`.
+        None: a comparison without a verdict, or one that is too long to be asked for.
 
         Raises:
             EndpointError: no answer came.
@@ -86,7 +87,7 @@ class PairwiseGrader(JudgeGrader):
         prompts = [ask(dialogue, *pair, self.rubric) for pair in permutations(responses, 2)]
         judged = await all_or_none(map(self._judge_or_none, prompts))
         points = [None if one is None else self._points(one) for one in judged]
-        return win_rates(len(responses), [one and one.verdict for one in judged], points)
+        return [one and one.verdict for one in judged], points
 
     async def _judge_or_none(self, prompt: Conversation) -> Judgement | None:
         try:

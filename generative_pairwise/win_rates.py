@@ -1,6 +1,7 @@
 """From the verdicts on every two of several responses to an order of the responses. Pure."""
 
 from itertools import permutations
+from statistics import mean
 
 from .prompt import Preference
 
@@ -12,7 +13,12 @@ def expected_points(probabilities: dict[Preference, float]) -> float:
     return sum(POINTS[verdict] * share for verdict, share in probabilities.items())
 
 
-def win_rates(count: int, verdicts: list[Preference | None], points: list[float] | None = None) -> list[float | None]:
+def win_rates(
+    count: int,
+    verdicts: list[Preference | None],
+    points: list[float | None] | None = None,
+    all_count: bool = False,
+) -> list[float | None]:
     """Return each response's win rate, 0 to 1; None if no comparison with it had a verdict.
 
     Args:
@@ -20,6 +26,7 @@ def win_rates(count: int, verdicts: list[Preference | None], points: list[float]
         orders. If one of the two is missing the comparison is left out in both: it is no draw, and one order alone
         would favour what stands first.
         points: of each comparison, for the response shown first; by default those of its verdict.
+        all_count: the rate is the share of all comparisons, so one that is left out is no gain for either response.
     """
     orders = list(permutations(range(count), 2))
     said = dict(zip(orders, verdicts, strict=True))
@@ -29,7 +36,17 @@ def win_rates(count: int, verdicts: list[Preference | None], points: list[float]
             gained = POINTS[verdicts[place]] if points is None else points[place]
             won[first].append(gained)
             won[second].append(1 - gained)
-    return [sum(gained) / len(gained) if gained else None for gained in won]
+    asked = 2 * (count - 1)  # comparisons of a response, in both orders
+    return [sum(gained) / (asked if all_count else len(gained)) if gained else None for gained in won]
+
+
+def left_out(count: int, verdicts: list[Preference | None]) -> list[float]:
+    """Return for each response the share of its comparisons that `win_rates` leaves out, 0 to 1."""
+    said = dict(zip(permutations(range(count), 2), verdicts, strict=True))
+    return [
+        mean(None in (said[one, other], said[other, one]) for other in range(count) if other != one)
+        for one in range(count)
+    ]
 
 
 def ranks(rates: list[float | None]) -> list[int | None]:

@@ -17,7 +17,7 @@ from common.generation import Answer
 from common.parquet import write_rows
 from generative_pairwise import rank
 from generative_pairwise.prompt import PREFERENCES, ask, write
-from generative_pairwise.win_rates import POINTS, ranks, win_rates
+from generative_pairwise.win_rates import POINTS, left_out, ranks, win_rates
 
 LABEL = st.sampled_from(PREFERENCES)
 
@@ -37,6 +37,8 @@ def test_every_response_is_compared_with_every_other_in_both_places():
 def test_win_rates_by_hand():
     """Points of the first: 1, 1/2, 1, 0; of the second 0, 0; of the third 1/2, 1; theirs lacks an order."""
     assert win_rates(3, ["A", "tie", "B", None, "A", "tie"]) == pytest.approx([2.5 / 4, 0, 1.5 / 2])
+    assert win_rates(3, ["A", "tie", "B", None, "A", "tie"], all_count=True) == pytest.approx([2.5 / 4, 0, 1.5 / 4])
+    assert left_out(3, ["A", "tie", "B", None, "A", "tie"]) == [0, 0.5, 0.5]
     assert win_rates(2, [None, None]) == [None, None]
     assert win_rates(3, [None, None, None, "A", None, "B"]) == [None, 1.0, 0.0]
     with pytest.raises(ValueError):
