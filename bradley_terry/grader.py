@@ -132,6 +132,10 @@ class BradleyTerryGrader(Grader):
             raise NoVerdict(f"the model's reward is {reward}, not a finite number")
         return reward
 
+    def check_dialogue(self, dialogue: Conversation) -> None:
+        """Raise `BadRow` if no response to this dialogue has a reward, however short it is."""
+        self._encode(dialogue, "-", "query")
+
     def _encode(self, dialogue: Conversation, response: str, column: str) -> np.ndarray:
         if is_blank(response):
             raise BadRow(column, "empty response", response)

@@ -23,7 +23,7 @@ from common.grading.contract import NoVerdict, all_or_none
 from common.grading.rl import Reward, Rewarder, RewardError, make_parser, remembered, serve
 
 from .grader import BradleyTerryGrader
-from .reward_model import pessimistic
+from .reward_model import check_pessimism, pessimistic
 
 
 class BradleyTerryReward(Rewarder):
@@ -35,7 +35,7 @@ class BradleyTerryReward(Rewarder):
         endpoint: str | None = None,
         *,
         ensemble: list[str] | tuple[str, ...] = (),
-        pessimism: float = 1.0,
+        pessimism: float | None = None,
         stand_in: float | None = None,
         **settings: Any,
     ):
@@ -43,16 +43,17 @@ class BradleyTerryReward(Rewarder):
         Args:
             model, endpoint, settings: see `BradleyTerryGrader`.
             ensemble: more reward models, loaded in this process.
-            pessimism: standard deviations of the models' rewards that are taken off their mean; see `pessimistic`.
+            pessimism: with an ensemble, standard deviations of the models' rewards that are taken off their mean; see
+                `pessimistic`. By default 1.
             stand_in: reward of an answer that cannot be scored, such as an empty one. Rewards have no lowest value, so
                 there is none by default, and the run stops.
         """
         if ensemble and endpoint:
             raise DataError("ensemble: the models are loaded in this process, so leave endpoint out")
+        self.pessimism = check_pessimism(pessimism, ensemble)
         first = BradleyTerryGrader(model, endpoint, **settings)
         super().__init__(stand_in, first.reading.end)
         self.graders = [first, *(BradleyTerryGrader(path, **settings) for path in ensemble)]
-        self.pessimism = pessimism
 
     async def score(self, dialogue: Conversation, answer: str, anchor: str | None) -> float:
         """Return the grader's reward; errors: see `Rewarder.score`."""
@@ -61,6 +62,11 @@ class BradleyTerryReward(Rewarder):
         except NoVerdict as error:  # not finite: the model is broken, so no answer is to blame
             raise RewardError(f"{error}. The answer: {answer[:200]!r}") from error
         return float(pessimistic(np.array([[one.score] for one in graded]), self.pessimism)[0])
+
+    def check_question(self, dialogue: Conversation, anchor: str | None) -> None:
+        """Raise `BadRow` if no answer to this dialogue has a reward."""
+        for grader in self.graders:
+            grader.check_dialogue(dialogue)
 
 
 _rewarder = remembered(BradleyTerryReward)
@@ -83,10 +89,16 @@ async def compute_score(
 
 def main() -> None:
     parser = make_parser("Serve the reward model's rewards to OpenRLHF and slime.", "checkpoint folder or hub id")
+    parser.add_argument("--served-name", help="with --endpoint: what the server calls the model, if not --model")
     parser.add_argument("--ensemble", nargs="+", help="more reward models: the mean of all, less what they disagree by")
-    parser.add_argument("--pessimism", type=float, help="standard deviations taken off the mean; default: 1")
+    parser.add_argument(
+        "--pessimism", type=float, help="with --ensemble: standard deviations taken off the mean; default: 1"
+    )
     serve(BradleyTerryReward, parser.parse_args())
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DataError as error:
+        raise SystemExit(f"rl_reward.py: {error}") from None

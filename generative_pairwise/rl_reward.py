@@ -10,24 +10,44 @@
 - an `anchor`, a known answer to the same prompt. Two questions an answer, one in each order; the reward is
   `PairwiseGrader`'s score, 1 if the answer wins both. Once all answers beat the anchor there is nothing left to learn.
 - the other answers to the prompt. The reward is the win rate, and the n·(n-1) questions of n answers are n-1 for each.
-  The mean within a group is always one half, so this reward does not rise over a run: measure the policy otherwise.
+  The mean within a group is one half, so this reward does not rise over a run: measure the policy otherwise. A
+  comparison without a verdict is no gain for either answer: if it were left out of the rate, an answer that confuses
+  the judge beside strong rivals could be paid for one weak rival alone. The mean is then below one half.
 
-If a row has an anchor it is used, else the group. TRL shows a reward function whole groups. verl shows one answer at a
-time, so `group` says for how many answers to one prompt it waits.
+If a row has an anchor it is used, else the group, and then `group` says how many answers to a prompt there are. verl
+shows one answer at a time: all wait until their group is complete. TRL shows each of its processes' own answers: a part
+of a group is refused.
 """
 
 import asyncio
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from common.conversation import Conversation, DataError
+from common.conversation import BadRow, Conversation, DataError
 from common.grading.contract import NoVerdict, all_or_none
-from common.grading.endpoint import EndpointError
 from common.grading.rl import Reward, Rewarder, RewardError, make_parser, remembered, serve
+from common.judging.rubric import read_rubric
 
 from .grader import PairwiseGrader
+from .prompt import ask
+from .win_rates import left_out, win_rates
 
 NO_VERDICT = -0.5  # below 0, the reward of an answer that loses every comparison
+
+NO_GROUP = (
+    "an answer without an anchor, and `group` is not set: nothing to compare with. Set `group` to the number of "
+    "answers to a prompt, or give an `anchor`, a known answer, with each prompt"
+)
+
+
+@dataclass
+class Group:
+    """Answers to one prompt that wait for the others."""
+
+    answers: list[str]
+    judging: asyncio.Future  # gets the task that rewards all of them once they are complete
 
 
 class PairwiseReward(Rewarder):
@@ -46,11 +66,11 @@ class PairwiseReward(Rewarder):
         """
         Args:
             model, endpoint, settings: see `PairwiseGrader`.
-            group: answers to a prompt, for verl without anchors: its `rollout.n`, also in validation, with one reward
-                worker.
-            patience: seconds to wait for a group's next answer.
-            stand_in: reward of an answer that cannot be scored, as when the judge gives no verdict on it in any
-                comparison; below 0. None: the run stops.
+            group: answers to a prompt, needed without anchors. In verl `rollout.n`, also in validation, with one reward
+                worker; in TRL `num_generations`.
+            patience: in verl, seconds that an answer waits for the others of its group; judging them does not count.
+            stand_in: reward of an answer that cannot be scored; below 0. With an anchor, one order without a verdict
+                is enough for that; in a group, all comparisons are without one. None: the run stops.
         """
         if stand_in is not None and stand_in >= 0:
             raise DataError(f"stand_in={stand_in}: expected less than 0, the reward of an answer that always loses")
@@ -58,20 +78,28 @@ class PairwiseReward(Rewarder):
             raise DataError(f"group={group}: expected at least 2 answers to a prompt, to compare them")
         self.grader = PairwiseGrader(model, endpoint, **settings)
         self.group, self.patience = group, patience
-        self.waiting: dict[str, list[tuple[str, asyncio.Future]]] = {}
+        self.waiting: dict[str, Group] = {}  # by their prompt
         super().__init__(stand_in, self.grader.tokenizer and self.grader.tokenizer.eos_token)
 
     async def score(self, dialogue: Conversation, answer: str, anchor: str | None) -> float:
         """Return the grader's score against the anchor; errors: see `Rewarder.score`."""
         return (await self.grader.grade(query=dialogue, response_a=answer, response_b=anchor)).score
 
-    async def scores(self, dialogues: list[Conversation], answers: list[str], anchors: list) -> list[float | Exception]:
+    def check_question(self, dialogue: Conversation, anchor: str | None) -> None:
+        """Raise `BadRow` if the judge cannot be asked about any answer to this dialogue, with this anchor."""
+        self.grader.check_prompt(ask(dialogue, "-", "-" if anchor is None else anchor, self.grader.rubric))
+
+    async def scores(
+        self, dialogues: list[Conversation], answers: list[str], anchors: list[str | None]
+    ) -> list[Reward | BadRow | NoVerdict]:
         """Return the rewards of many answers: those with an anchor by it, the others within their group."""
         groups: dict[str, list[int]] = {}  # the places of answers without an anchor, by their dialogue
         with_anchor = [place for place, anchor in enumerate(anchors) if anchor is not None]
         for place, anchor in enumerate(anchors):
             if anchor is None:
                 groups.setdefault(json.dumps(dialogues[place], sort_keys=True), []).append(place)
+        for places in groups.values():
+            self._check_group(len(places))
         known = [[values[place] for place in with_anchor] for values in (dialogues, answers, anchors)]
         compared = [
             self._win_rates(dialogues[group[0]], [answers[place] for place in group]) for group in groups.values()
@@ -82,58 +110,60 @@ class PairwiseReward(Rewarder):
             found |= dict(zip(places, rewards, strict=True))
         return [found[place] for place in range(len(answers))]
 
-    async def _win_rates(self, dialogue: Conversation, answers: list[str]) -> list[float | Exception]:
-        if len(answers) < 2:
+    def _check_group(self, size: int) -> None:
+        """Raise `RewardError` if answers to one prompt are not a whole group, or several (of equal prompts)."""
+        if self.group is None:
+            raise RewardError(NO_GROUP)
+        if size % self.group:
             raise RewardError(
-                "one answer to a prompt and no anchor: nothing to compare it with. Give several answers to each "
-                "prompt, or a column `anchor` with a known answer"
+                f"{size} answers to one prompt, expected {self.group}, the `group`. A trainer with several processes "
+                "must give each of them whole groups; in TRL, make per_device_train_batch_size times "
+                "steps_per_generation a multiple of num_generations, and num_generations_eval equal to that"
             )
-        try:
-            rates = await self.grader.rates(dialogue, answers)
-        except EndpointError as fault:
-            return [fault] * len(answers)
-        return [NoVerdict("no comparison had a verdict") if rate is None else rate for rate in rates]
+
+    async def _win_rates(self, dialogue: Conversation, answers: list[str]) -> list[Reward | NoVerdict]:
+        verdicts, points = await self.grader.compare_all(dialogue, answers)
+        shares = left_out(len(answers), verdicts)
+        rates = win_rates(len(answers), verdicts, points, all_count=True)
+        return [
+            NoVerdict("no comparison had a verdict") if rate is None else {"score": rate, "unscored": share}
+            for rate, share in zip(rates, shares)
+        ]
 
     async def for_verl(self, solution_str: str, extra_info: dict | None) -> Reward:
         """Return the reward of one answer; without an anchor, as soon as its group is complete.
 
         Raises:
             RewardError: see `Rewarder.for_verl`; also if there is neither anchor nor `group`, or the group stays
-                incomplete.
+                incomplete: then every answer of it has the error, and the next one starts a new group.
         """
         known = extra_info or {}
         if known.get("anchor") is not None or known.get("prompt") is None:
             return await super().for_verl(solution_str, extra_info)
         if self.group is None:
-            raise RewardError("the row has no extra_info 'anchor', and `group` is not set: nothing to compare with")
+            raise RewardError(NO_GROUP)
         key = repr(known["prompt"])
-        waiting = self.waiting.setdefault(key, [])
-        future = asyncio.get_running_loop().create_future()
-        waiting.append((solution_str, future))
-        if len(waiting) == self.group:
+        group = self.waiting.setdefault(key, Group([], asyncio.get_running_loop().create_future()))
+        place = len(group.answers)
+        group.answers.append(solution_str)
+        if len(group.answers) == self.group:
             del self.waiting[key]
-            await self._reward_group(known["prompt"], waiting)
+            prompt = known["prompt"] if isinstance(known["prompt"], str) else list(known["prompt"])
+            group.judging.set_result(asyncio.ensure_future(self.rewards([prompt] * self.group, group.answers)))
         try:
-            return await asyncio.wait_for(future, self.patience)
-        except asyncio.TimeoutError:
-            raise RewardError(
-                f"{len(waiting)} of {self.group} answers to a prompt came within {self.patience:g} s. Set `group` to "
-                "rollout.n, rollout.val_kwargs.n to the same, and reward.num_workers=1"
-            ) from None
+            await asyncio.wait([group.judging], timeout=self.patience)
+        finally:
+            if not group.judging.done():  # too late, or cancelled: else its answers would join those of a later step
+                del self.waiting[key]
+                group.judging.set_exception(self._incomplete(len(group.answers)))
+        rewards = await asyncio.shield(await group.judging)  # all of the group wait for the same
+        return rewards[place]
 
-    async def _reward_group(self, prompt: Any, waiting: list[tuple[str, asyncio.Future]]) -> None:
-        """Give each answer of a complete group its reward, or all the same error."""
-        prompt = prompt if isinstance(prompt, str) else list(prompt)
-        try:
-            rewards = await self.rewards([prompt] * len(waiting), [answer for answer, _ in waiting])
-        except Exception as error:  # each of them waits, and gets it
-            for _, future in waiting:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        for (_, future), reward in zip(waiting, rewards, strict=True):
-            if not future.done():
-                future.set_result(reward)
+    def _incomplete(self, size: int) -> RewardError:
+        return RewardError(
+            f"{size} of {self.group} answers to a prompt came within {self.patience:g} s. Set `group` to rollout.n, "
+            "rollout.val_kwargs.n to the same, and reward.num_workers=1"
+        )
 
 
 _rewarder = remembered(PairwiseReward)
@@ -159,8 +189,17 @@ def main() -> None:
     parser = make_parser(about, "checkpoint, or the served model's name")
     parser.add_argument("--soft", action="store_true", help="the judge's own probability that the answer is better")
     parser.add_argument("--tokenizer", help="with --endpoint: the checkpoint that is served")
-    serve(PairwiseReward, parser.parse_args())
+    hidden_reasoning = "the endpoint returns only what follows </think>"
+    parser.add_argument("--hidden-reasoning", action="store_true", help=hidden_reasoning)
+    parser.add_argument("--rubric", type=Path, help="text file: what to judge by; default: the checkpoint's")
+    parser.add_argument("--votes", type=int, help="how often every prompt is judged; default: 1")
+    options = parser.parse_args()
+    options.rubric = read_rubric(options.rubric)
+    serve(PairwiseReward, options)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DataError as error:
+        raise SystemExit(f"rl_reward.py: {error}") from None

@@ -10,13 +10,15 @@ score. Whole scores are coarse: if all answers to a prompt get the same one, GRP
 takes the mean over the judge's own probabilities and costs no more answers.
 """
 
+from pathlib import Path
 from typing import Any
 
 from common.conversation import Conversation, DataError
 from common.grading.rl import Reward, Rewarder, make_parser, remembered, serve
+from common.judging.rubric import read_rubric
 
 from .grader import PointwiseGrader
-from .prompt import SCORES
+from .prompt import SCORES, ask
 
 NO_VERDICT = float(SCORES[0] - 1)  # a step below the lowest score, so that no policy gains by confusing the judge
 
@@ -42,6 +44,10 @@ class PointwiseReward(Rewarder):
         """Return the grader's score; errors: see `Rewarder.score`."""
         return (await self.grader.grade(query=dialogue, response=answer)).score
 
+    def check_question(self, dialogue: Conversation, anchor: str | None) -> None:
+        """Raise `BadRow` if the judge cannot be asked about any answer to this dialogue."""
+        self.grader.check_prompt(ask(dialogue, "-", self.grader.rubric))
+
 
 _rewarder = remembered(PointwiseReward)
 
@@ -65,8 +71,17 @@ def main() -> None:
     parser = make_parser("Serve the judge's scores to OpenRLHF and slime.", "checkpoint, or the served model's name")
     parser.add_argument("--soft", action="store_true", help="the mean over the judge's probabilities of all scores")
     parser.add_argument("--tokenizer", help="with --endpoint: the checkpoint that is served")
-    serve(PointwiseReward, parser.parse_args())
+    hidden_reasoning = "the endpoint returns only what follows </think>"
+    parser.add_argument("--hidden-reasoning", action="store_true", help=hidden_reasoning)
+    parser.add_argument("--rubric", type=Path, help="text file: what to judge by; default: the checkpoint's")
+    parser.add_argument("--votes", type=int, help="how often every prompt is judged; default: 1")
+    options = parser.parse_args()
+    options.rubric = read_rubric(options.rubric)
+    serve(PointwiseReward, options)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DataError as error:
+        raise SystemExit(f"rl_reward.py: {error}") from None

@@ -6,6 +6,9 @@ import inspect
 import json
 import math
 import re
+import shutil
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from conftest import REPO
 from fastapi.testclient import TestClient
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 from test_endpoint import serve
 from test_judge_config import VERL_CONFIG
@@ -33,6 +37,7 @@ from common.grading.rl import RewardError, make_app
 from common.grpo.rollout import StrictReplayBuffer
 from generative_pairwise.prompt import write as preference
 from generative_pairwise.rl_reward import PairwiseReward
+from generative_pointwise import rl_reward as judge_reward
 from generative_pointwise.prompt import write as score
 from generative_pointwise.rl_reward import NO_VERDICT, PointwiseReward
 
@@ -190,13 +195,24 @@ def test_the_pessimistic_reward_is_the_mean_less_so_many_standard_deviations():
     assert pessimistic(rewards[:1], 9.0) is not None and pessimistic(rewards[:1], 9.0).tolist() == [1.0, 2.0]
 
 
-def test_an_ensemble_of_equal_models_gives_the_reward_of_one(reward_checkpoint, graded):
-    path = str(reward_checkpoint)
-    assert scores_of(BradleyTerryReward(path, ensemble=[path, path], pessimism=3.0), ANSWERS) == pytest.approx(
-        graded, abs=1e-5
-    )
+def test_models_that_disagree_give_their_mean_less_what_they_disagree_by(reward_checkpoint, graded, tmp_path):
+    """The other model's head has the opposite sign, so the mean of the two is 0 and they differ by twice the reward."""
+    shutil.copytree(reward_checkpoint, tmp_path / "other")
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    weights["score.weight"] = -weights["score.weight"]
+    save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    rewarder = BradleyTerryReward(str(reward_checkpoint), ensemble=[str(tmp_path / "other")], pessimism=3.0)
+    assert scores_of(rewarder, ANSWERS) == pytest.approx([-3 * abs(one) for one in graded], abs=1e-5)
+    assert max(map(abs, graded)) > 1e-3
+
+
+def test_settings_of_an_ensemble_that_mean_nothing_are_refused():
     with pytest.raises(DataError, match="leave endpoint out"):
-        BradleyTerryReward(path, "http://localhost:1", ensemble=[path])
+        BradleyTerryReward("model", "http://localhost:1", ensemble=["other"])
+    with pytest.raises(DataError, match="about several models"):
+        BradleyTerryReward("model", pessimism=2.0)
+    with pytest.raises(DataError, match="a number of at least 0"):
+        BradleyTerryReward("model", ensemble=["other"], pessimism=-1.0)
 
 
 # ---- judges
@@ -224,24 +240,37 @@ def test_an_anchor_is_compared_in_both_orders(tiny_model, scripted):
 
 def test_without_an_anchor_the_reward_is_the_win_rate_in_the_group(tiny_model, scripted):
     sizes = scripted(longer_wins)
-    rewarder = PairwiseReward(str(tiny_model))
-    rates = scores_of(rewarder, ANSWERS)
+    rates = scores_of(PairwiseReward(str(tiny_model), group=4), ANSWERS)
     assert rates == pytest.approx([1 / 3, 1.0, 2 / 3, 0.0]) and sizes == [12]
     other = [{"role": "user", "content": "Who?"}]
+    rewarder = PairwiseReward(str(tiny_model), group=2)
     mixed = asyncio.run(
         rewarder.rewards([QUERY, other, QUERY, other, QUERY], ["aaa", "b", "a", "bb", "aa"], [None] * 4 + ["a"])
     )
     assert [one["score"] for one in mixed] == [1.0, 0.0, 0.0, 1.0, 1.0]
-    with pytest.raises(RewardError, match="one answer to a prompt and no anchor"):
-        rewards_of(rewarder, ["alone"])
 
 
-def test_a_comparison_without_a_verdict_is_left_out_in_both_orders(tiny_model, scripted):
-    """The answer on which the judge never decides gets the stand-in; the others are compared among themselves."""
+def test_a_part_of_a_group_is_refused(tiny_model, scripted):
+    """As a process of TRL's holds it, if a group is spread over two."""
+    scripted(longer_wins)
+    with pytest.raises(RewardError, match="3 answers to one prompt, expected 4, .*whole groups"):
+        rewards_of(PairwiseReward(str(tiny_model), group=4), ANSWERS[:3])
+    with pytest.raises(RewardError, match="without an anchor, and `group` is not set"):
+        rewards_of(PairwiseReward(str(tiny_model)), ANSWERS)
+
+
+def test_a_comparison_without_a_verdict_is_no_gain_for_either_answer(tiny_model, scripted):
+    """The answer on which the judge never decides gets the stand-in."""
     scripted(lambda prompt: "Hm." if "sorry" in prompt else longer_wins(prompt))
-    found = rewards_of(PairwiseReward(str(tiny_model)), ANSWERS)
-    assert [one["score"] for one in found] == [0.5, 1.0, -0.5, 0.0]
-    assert [one["unscored"] for one in found] == [0.0, 0.0, 1.0, 0.0]
+    found = rewards_of(PairwiseReward(str(tiny_model), group=4), ANSWERS)
+    assert [one["score"] for one in found] == pytest.approx([1 / 3, 2 / 3, -0.5, 0.0])
+    assert [one["unscored"] for one in found] == pytest.approx([1 / 3, 1 / 3, 1.0, 1 / 3])
+
+
+def test_an_answer_that_confuses_the_judge_beside_strong_rivals_is_not_paid_for_a_weak_one(tiny_model, scripted):
+    scripted(lambda prompt: "Hm." if "sorry" in prompt and "Four." not in prompt else longer_wins(prompt))
+    found = rewards_of(PairwiseReward(str(tiny_model), group=4), ANSWERS)
+    assert found[2] == pytest.approx({"score": 1 / 3, "unscored": 2 / 3})
 
 
 def test_verls_single_calls_wait_for_their_group(tiny_model, scripted):
@@ -256,8 +285,34 @@ def test_verls_single_calls_wait_for_their_group(tiny_model, scripted):
     assert [one["score"] for one in found] == pytest.approx([1 / 3, 1.0, 2 / 3, 0.0])
     late = asyncio.run(ask(ANSWERS[:3]))
     assert {type(one) for one in late} == {RewardError} and "3 of 4 answers to a prompt came within 0.2 s" in str(late)
+    again = asyncio.run(ask(ANSWERS))  # none of those that came too late is among them
+    assert [one["score"] for one in again] == pytest.approx([1 / 3, 1.0, 2 / 3, 0.0])
     with pytest.raises(RewardError, match="`group` is not set"):
         asyncio.run(PairwiseReward(str(tiny_model)).for_verl("a", {"prompt": QUERY}))
+
+
+def test_a_slow_judge_is_waited_for_once_the_group_is_complete(tiny_model, scripted):
+    scripted(lambda prompt: time.sleep(0.1) or longer_wins(prompt))
+    rewarder = PairwiseReward(str(tiny_model), group=2, patience=0.05)
+
+    async def ask() -> list:
+        return await asyncio.gather(*(rewarder.for_verl(answer, {"prompt": QUERY}) for answer in ("bb", "a")))
+
+    assert [one["score"] for one in asyncio.run(ask())] == [1.0, 0.0]
+
+
+def test_a_cancelled_answer_ends_its_group(tiny_model, scripted):
+    scripted(longer_wins)
+    rewarder = PairwiseReward(str(tiny_model), group=2)
+
+    async def ask() -> list:
+        first = asyncio.ensure_future(rewarder.for_verl("stale", {"prompt": QUERY}))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        return await asyncio.gather(*(rewarder.for_verl(answer, {"prompt": QUERY}) for answer in ("bb", "a")))
+
+    assert [one["score"] for one in asyncio.run(ask())] == [1.0, 0.0] and not rewarder.waiting
 
 
 # ---- faults
@@ -291,6 +346,45 @@ def test_a_dead_server_stops_the_run_also_with_a_stand_in(reward_checkpoint):
     assert len(requests) == 2
 
 
+def test_the_first_call_that_gives_up_on_the_server_cancels_the_others(reward_checkpoint):
+    def refuse_the_first(_, number):
+        return (401, {"error": "no key"}) if number == 1 else time.sleep(0.3) or (500, {"error": "busy"})
+
+    with serve(refuse_the_first) as (url, requests):
+        rewarder = BradleyTerryReward(str(reward_checkpoint), url, concurrency=2, stand_in=-7)
+        with pytest.raises(RewardError, match="no key"):
+            rewards_of(rewarder, ANSWERS * 5)
+    assert len(requests) <= 4
+
+
+@pytest.mark.parametrize(
+    "anchor, why", [(math.nan, "expected text"), (QUERY, "expected text"), ("word " * 5000, "longer than")]
+)
+def test_a_fault_of_the_anchor_stops_the_run_also_with_a_stand_in(tiny_model, scripted, anchor, why):
+    scripted(longer_wins)
+    with pytest.raises(RewardError, match=why):
+        rewards_of(PairwiseReward(str(tiny_model)), ["Four."], [anchor])
+
+
+@pytest.mark.parametrize("kind", [BradleyTerryReward, PointwiseReward])
+def test_a_prompt_that_no_answer_can_be_scored_for_stops_the_run_also_with_a_stand_in(
+    kind, reward_checkpoint, tiny_model, scripted
+):
+    scripted(lambda _: score(3))
+    rewarder = kind(str(reward_checkpoint if kind is BradleyTerryReward else tiny_model), stand_in=-7)
+    too_long = [{"role": "user", "content": "word " * 5000}]
+    with pytest.raises(RewardError, match="no answer to this prompt can be scored: .*longer than"):
+        asyncio.run(rewarder.rewards([too_long], ["Four."]))
+
+
+@pytest.mark.parametrize(
+    "completion", [[{"role": "tool", "content": "4"}], [{"role": "assistant", "tool_calls": ["count()"]}], []]
+)
+def test_a_completion_of_trl_that_does_not_end_with_text_of_the_assistant_is_an_error(rewarder, completion):
+    with pytest.raises(RewardError, match="must end with text of the assistant"):
+        asyncio.run(rewarder([QUERY], [completion]))
+
+
 def test_a_row_without_its_question_is_an_error_that_says_what_to_write(rewarder):
     with pytest.raises(RewardError, match=r"no 'prompt'.*found \['index'\]"):
         asyncio.run(rewarder.for_verl("Four.", {"index": 3}))
@@ -322,8 +416,15 @@ def test_openrlhf_gets_rewards_in_its_form(client, graded, tiny_tokenizer):
     assert reply.status_code == 200 and set(reply.json()) == {"rewards", "scores", "extra_logs"}
     assert reply.json()["rewards"] == reply.json()["scores"] == pytest.approx(graded, abs=1e-5)
     assert reply.json()["extra_logs"] == {"unscored": [0.0] * 4}
+
+
+def test_a_prompt_of_text_alone_needs_the_word_that_no_template_was_applied(client, rewarder, graded):
+    """Also one without the grader's own tokens: it may be the text of another model's template."""
     plain = {"query": [f"How many?{answer}" for answer in ANSWERS], "prompts": ["How many?"] * 4}
-    assert client.post("/openrlhf", json=plain).json()["rewards"] == pytest.approx(graded, abs=1e-5)
+    reply = client.post("/openrlhf", json=plain)
+    assert reply.status_code == 422 and "may be that of a chat template" in reply.text
+    told = TestClient(make_app(rewarder, plain_text=True))
+    assert told.post("/openrlhf", json=plain).json()["rewards"] == pytest.approx(graded, abs=1e-5)
 
 
 def test_slime_gets_a_bare_number(client, graded):
@@ -337,9 +438,9 @@ def test_slime_gets_a_bare_number(client, graded):
         ("openrlhf", {"query": ["Hi there"], "prompts": ["Ho"]}, "does not start with its prompt"),
         ("openrlhf", {"query": ["a", "b"], "prompts": ["a"]}, "lists of one length"),
         ("openrlhf", {"queries": []}, "Field required"),
-        ("slime", {"prompt": "<|im_start|>user\nHi<|im_end|>", "response": "a"}, "text of a chat template"),
-        ("slime", {"prompt": "Hi", "response": ""}, "empty response"),
-        ("slime", {"prompt": "Hi", "response": "word " * 5000}, "longer than 4096 tokens"),
+        ("slime", {"prompt": "<|start|>user\nHi<|end|>", "response": "a"}, "may be that of a chat template"),
+        ("slime", {"prompt": QUERY, "response": ""}, "empty response"),
+        ("slime", {"prompt": QUERY, "response": "word " * 5000}, "longer than 4096 tokens"),
     ],
 )
 def test_a_request_that_cannot_be_rewarded_is_422_and_says_why(client, path, request_, why):
@@ -350,13 +451,34 @@ def test_a_request_that_cannot_be_rewarded_is_422_and_says_why(client, path, req
 def test_a_dead_server_behind_the_server_is_503(reward_checkpoint):
     with serve(lambda *_: (500, {"error": "out of memory"})) as (url, _):
         client = TestClient(make_app(BradleyTerryReward(str(reward_checkpoint), url, retries=0)))
-        reply = client.post("/slime", json={"prompt": "Hi", "response": "a"})
+        reply = client.post("/slime", json={"prompt": QUERY, "response": "a"})
     assert reply.status_code == 503 and "out of memory" in reply.json()["detail"]
 
 
 def test_an_anchor_comes_in_the_label(tiny_model, scripted):
     scripted(longer_wins)
     client = TestClient(make_app(PairwiseReward(str(tiny_model))))
-    request = {"prompt": "How many?", "response": "Four.", "label": json.dumps({"anchor": "4"})}
+    request = {"prompt": QUERY, "response": "Four.", "label": json.dumps({"anchor": "4"})}
     assert client.post("/slime", json=request).json() == 1.0
     assert client.post("/slime", json=request | {"label": "4"}).status_code == 422
+
+
+def test_the_commands_options_are_settings_and_an_open_address_is_said(tiny_model, tmp_path, monkeypatch, capsys):
+    (tmp_path / "rubric.txt").write_text("Shorter is better.")
+    made, apps = [], []
+    monkeypatch.setattr("common.grading.rl.uvicorn.run", lambda app, **_: apps.append(app))
+    monkeypatch.setattr(
+        judge_reward, "PointwiseReward", lambda **settings: made.append(PointwiseReward(**settings)) or made[0]
+    )
+    given = {"--model": "judge", "--endpoint": "http://localhost:1/v1", "--tokenizer": tiny_model, "--retries": 9}
+    given |= {"--rubric": tmp_path / "rubric.txt", "--votes": 3, "--host": "0.0.0.0"}
+    arguments = ["rl_reward.py", *(str(part) for pair in given.items() for part in pair), "--hidden-reasoning"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    judge_reward.main()
+    grader = made[0].grader
+    assert (grader.rubric, grader.votes, grader.hidden_reasoning) == ("Shorter is better.", 3, True)
+    assert grader.endpoint.connection["retries"] == 9 and len(apps) == 1
+    assert "there is no key" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["rl_reward.py", "--model", str(tiny_model), "--retries", "9"])
+    with pytest.raises(DataError, match="give --endpoint"):
+        judge_reward.main()

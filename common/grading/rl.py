@@ -7,12 +7,15 @@ What cannot be rewarded never becomes a silent 0, which a policy may like better
 
 - An answer that the grader cannot score (too long, a judge's answer without a verdict, …) gets `stand_in`, and is
   counted as `unscored` in the trainer's metrics. Without a `stand_in` the run stops, and the message says why.
+- If the prompt or the anchor is at fault, no answer is to blame: the run stops, also with a `stand_in`.
 - A dead server is asked again (`retries` of the grader: six, about 20 seconds; more bridge a restart). Then the run
   stops. So it does if a reward is not a finite number.
+
+"The run stops" holds for verl with the sampler of the READMEs, for TRL and for slime. OpenRLHF's client logs a failed
+request and goes on with an empty reward, so watch its log.
 """
 
 import argparse
-import asyncio
 import functools
 import json
 import logging
@@ -25,10 +28,12 @@ from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 
 from common.conversation import BadRow, Conversation, DataError, read_dialogue, read_response
-from common.grading.contract import NoVerdict
+from common.grading.contract import NoVerdict, all_or_none
 from common.grading.endpoint import EndpointError
 
-Reward = dict[str, float]  # "score", and "unscored": 1 if the score is the stand-in, else 0
+# "score", and "unscored": 1 if the score is the stand-in, else 0, or the share of the answer's comparisons without a
+# verdict, if there are several
+Reward = dict[str, float]
 
 
 class RewardError(RuntimeError):
@@ -59,10 +64,26 @@ class Rewarder:
         """
         raise NotImplementedError
 
-    async def scores(self, dialogues: list[Conversation], answers: list[str], anchors: list) -> list[float | Exception]:
-        """Return the rewards of many answers, asked for at once, or why there is none."""
-        calls = map(self.score, dialogues, answers, anchors)
-        return await asyncio.gather(*calls, return_exceptions=True)
+    def check_question(self, dialogue: Conversation, anchor: str | None) -> None:
+        """Raise `BadRow` if no answer could be scored, however short it is: the dialogue or the anchor is at fault."""
+        raise NotImplementedError
+
+    async def scores(
+        self, dialogues: list[Conversation], answers: list[str], anchors: list[str | None]
+    ) -> list[Reward | BadRow | NoVerdict]:
+        """Return the rewards of many answers, asked for at once, or why one cannot be scored.
+
+        Raises:
+            EndpointError: one call has given up on the grader's server; the others are cancelled.
+        """
+
+        async def reward_or_fault(*asked: Any) -> Reward | BadRow | NoVerdict:
+            try:
+                return {"score": await self.score(*asked), "unscored": 0.0}
+            except (BadRow, NoVerdict) as fault:
+                return fault
+
+        return await all_or_none(map(reward_or_fault, dialogues, answers, anchors))
 
     async def rewards(
         self, dialogues: Sequence, answers: Sequence[str], anchors: Sequence | None = None
@@ -73,32 +94,40 @@ class Rewarder:
             dialogues: messages, JSON text of them, or a query's text.
 
         Raises:
-            RewardError: an answer cannot be scored and there is no stand-in; no reply of the grader's server; a
-                reward that is not finite.
+            RewardError: an answer cannot be scored and there is no stand-in; a prompt or an anchor to which no answer
+                can be scored; no reply of the grader's server; a reward that is not finite.
         """
         try:
             read = [read_dialogue(dialogue, "prompt") for dialogue in dialogues]
             texts = [read_response(answer, "answer") for answer in answers]
+            given = anchors or [None] * len(texts)
+            known = [None if anchor is None else read_response(anchor, "anchor") for anchor in given]
         except BadRow as fault:
-            raise RewardError(f"{fault.column}: {fault.kind}{fault.found}") from fault
-        found = await self.scores(read, texts, list(anchors or [None] * len(texts)))
-        return [self._checked(score, text) for score, text in zip(found, texts, strict=True)]
-
-    def _checked(self, score: float | Exception, answer: str) -> Reward:
-        if isinstance(score, EndpointError):
+            raise RewardError(_told(fault)) from fault
+        try:
+            found = await self.scores(read, texts, known)
+        except EndpointError as error:
             advice = "Start the server again, or raise `retries` so that the run waits longer"
-            raise RewardError(f"no reward: {score}. {advice}") from score
-        if isinstance(score, BadRow | NoVerdict):
+            raise RewardError(f"no reward: {error}. {advice}") from error
+        return [self._checked(*of_one) for of_one in zip(found, read, texts, known, strict=True)]
+
+    def _checked(
+        self, found: Reward | BadRow | NoVerdict, dialogue: Conversation, answer: str, anchor: str | None
+    ) -> Reward:
+        if isinstance(found, BadRow | NoVerdict):
+            try:
+                self.check_question(dialogue, anchor)
+            except BadRow as fault:
+                raise RewardError(f"no answer to this prompt can be scored: {_told(fault)}. Correct the row") from fault
             if self.stand_in is not None:
                 return {"score": float(self.stand_in), "unscored": 1.0}
-            why = f"{score.column}: {score.kind}{score.found}" if isinstance(score, BadRow) else score
             advice = "Correct the cause, or set `stand_in` to a reward for such answers, below all others"
-            raise RewardError(f"an answer cannot be scored: {why}. The answer: {answer[:200]!r}. {advice}") from score
-        if isinstance(score, BaseException):
-            raise score
-        if not math.isfinite(score):
-            raise RewardError(f"the reward is {score}, not a finite number. The answer: {answer[:200]!r}")
-        return {"score": float(score), "unscored": 0.0}
+            raise RewardError(
+                f"an answer cannot be scored: {_told(found)}. The answer: {answer[:200]!r}. {advice}"
+            ) from found
+        if not math.isfinite(found["score"]):
+            raise RewardError(f"the reward is {found['score']}, not a finite number. The answer: {answer[:200]!r}")
+        return {name: float(value) for name, value in found.items()}
 
     async def for_verl(self, solution_str: str, extra_info: dict | None) -> Reward:
         """Return the reward of one answer, asked for as verl's reward loop does.
@@ -153,11 +182,22 @@ class Rewarder:
         return [reward["score"] for reward in found]
 
 
+def _told(fault: BadRow | NoVerdict) -> str:
+    return f"{fault.column}: {fault.kind}{fault.found}" if isinstance(fault, BadRow) else str(fault)
+
+
 def split_completion(prompt: Conversation | str, completion: Conversation | str) -> tuple[Conversation | str, str]:
-    """Return the dialogue and the answer to it, from a prompt and a completion as TRL has them."""
+    """Return the dialogue and the answer to it, from a prompt and a completion as TRL has them.
+
+    Raises:
+        RewardError: the completion's last message is not text of the assistant, as after a last call of a tool.
+    """
     if isinstance(completion, str):
         return prompt, completion
-    return [*prompt, *completion[:-1]], completion[-1]["content"]
+    last = completion[-1] if completion else {}
+    if last.get("role") != "assistant" or not isinstance(last.get("content"), str):
+        raise RewardError(f"a completion must end with text of the assistant, which is scored. It ends with {last}")
+    return [*prompt, *completion[:-1]], last["content"]
 
 
 def remembered(kind: type[Rewarder]) -> Callable[..., Rewarder]:
@@ -189,14 +229,18 @@ class SlimeRequest(BaseModel):
     label: Any = None
 
 
-def question_of(prompt: str | list[dict], label: Any, end: str | None) -> tuple[str | list[dict], str | None]:
+def question_of(prompt: str | list[dict], label: Any, plain_text: bool) -> tuple[str | list[dict], str | None]:
     """Return the dialogue and the anchor, if any, that a request is about.
 
-    These trainers send the prompt as the policy's chat template wrote it. A template cannot be undone, so the messages
-    come in the label: `{"prompt": messages, "anchor": text}`, as JSON text or as an object.
+    These trainers send the prompt as the policy's chat template wrote it. A template cannot be undone, and not every
+    template can be recognised. So the messages come in the label: `{"prompt": messages, "anchor": text}`, as JSON text
+    or as an object.
+
+    Args:
+        plain_text: the prompts are questions as the user wrote them, no template's text.
 
     Raises:
-        BadRow: the prompt is a template's text, and the label does not hold the messages.
+        BadRow: the prompt is text that may be a template's, and the label does not hold the messages.
     """
     if isinstance(label, str) and label.lstrip().startswith("{"):
         try:
@@ -204,19 +248,21 @@ def question_of(prompt: str | list[dict], label: Any, end: str | None) -> tuple[
         except ValueError:
             label = None  # some other label: the prompt decides
     known = label if isinstance(label, dict) else {}
-    dialogue = known.get("prompt", prompt)
-    if isinstance(dialogue, str) and end and end in dialogue:
-        advice = 'Send the messages in the label: {"prompt": messages}'
-        raise BadRow("prompt", f"text of a chat template. {advice}", dialogue)
-    return dialogue, known.get("anchor")
+    if "prompt" not in known and isinstance(prompt, str) and not plain_text:
+        advice = 'Send the messages in the label: {"prompt": messages}. If no template was applied, use --plain-text'
+        raise BadRow("prompt", f"text, which may be that of a chat template. {advice}", prompt)
+    return known.get("prompt", prompt), known.get("anchor")
 
 
-def make_app(rewarder: Rewarder) -> FastAPI:
+def make_app(rewarder: Rewarder, plain_text: bool = False) -> FastAPI:
     """Return the server: `/openrlhf` and `/slime` take a trainer's request, and reply in its form.
 
     503: the grader's own server gives no answer; 422: any other request that cannot be rewarded. The reason is under
     "detail", and in the log. Both trainers repeat a request that fails. Then slime's run stops, and OpenRLHF leaves the
     reward empty. Neither reads a 0.
+
+    Args:
+        plain_text: see `question_of`.
     """
     app = FastAPI(title="rewards")
 
@@ -226,11 +272,11 @@ def make_app(rewarder: Rewarder) -> FastAPI:
 
     async def reward(prompts: list, answers: list[str], labels: list) -> list[Reward]:
         try:
-            asked = [question_of(prompt, label, rewarder.end) for prompt, label in zip(prompts, labels, strict=True)]
+            asked = [question_of(prompt, label, plain_text) for prompt, label in zip(prompts, labels, strict=True)]
             dialogues, anchors = zip(*asked) if asked else ((), ())
             return await rewarder.rewards(dialogues, answers, anchors)
         except BadRow as fault:
-            raise HTTPException(422, f"{fault.column}: {fault.kind}{fault.found}") from fault
+            raise HTTPException(422, _told(fault)) from fault
         except RewardError as error:
             logging.getLogger("uvicorn.error").error(str(error))
             raise HTTPException(503 if isinstance(error.__cause__, EndpointError) else 422, str(error)) from error
@@ -262,19 +308,28 @@ def make_parser(description: str, model_help: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", default="outputs/checkpoint", help=model_help)
     parser.add_argument("--endpoint", help="of a server that holds the model; default: the model is loaded here")
+    parser.add_argument("--retries", type=int, help="with --endpoint: how often a request is repeated; default: 6")
     parser.add_argument("--stand-in", type=float, help="reward of an answer that cannot be scored")
+    plain_text = "prompts are the users' own words: no chat template was applied to them"
+    parser.add_argument("--plain-text", action="store_true", help=plain_text)
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine alone")
     parser.add_argument("--port", type=int, default=5000, help="default: %(default)s")
     return parser
 
 
 def serve(kind: type[Rewarder], options: argparse.Namespace) -> None:
-    """Serve rewards until stopped; what was not set has the rewarder's own default."""
+    """Serve rewards until stopped; what was not set has the rewarder's own default.
+
+    Raises:
+        DataError: see the rewarder; also if there is no endpoint, and an option is about one.
+    """
     settings = {name: value for name, value in vars(options).items() if value is not None}
-    host, port = settings.pop("host"), settings.pop("port")
-    try:
-        rewarder = kind(**settings)
-    except DataError as error:
-        raise SystemExit(f"rl_reward.py: {error}") from None
+    for_endpoint = [name for name in ("retries", "served_name", "hidden_reasoning") if settings.get(name)]
+    if for_endpoint and "endpoint" not in settings:
+        raise DataError(f"{', '.join(for_endpoint)}: about a server, so give --endpoint")
+    host, port, plain_text = settings.pop("host"), settings.pop("port"), settings.pop("plain_text")
+    app = make_app(kind(**settings), plain_text)
     print(f"rewards for OpenRLHF at http://{host}:{port}/openrlhf, for slime at http://{host}:{port}/slime", flush=True)
-    uvicorn.run(make_app(rewarder), host=host, port=port, log_level="warning")
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        print("warning: whoever reaches this address can use the model, for there is no key", flush=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning")

@@ -163,17 +163,27 @@ class JudgeGrader(Grader):
             BadRow: the prompt is longer than the model can take, or its chat template refuses it.
             EndpointError: no answer came.
         """
-        begun = ""
-        if self.tokenizer:
-            prompt = self.break_tokens(prompt)
-            text = self._render(prompt)
-            begun = begun_answer(text, self.frame)
+        prompt, text = self.check_prompt(prompt)
+        if not self.endpoint:
+            return await self.batcher.submit(text)
+        begun = "" if text is None else begun_answer(text, self.frame)
+        return await all_or_none(self._ask_endpoint(prompt, begun, vote) for vote in range(self.votes))
+
+    def check_prompt(self, prompt: Conversation) -> tuple[Conversation, str | None]:
+        """Return a prompt as the judge gets it, and as the chat template writes it; None if no tokenizer is known.
+
+        Raises:
+            BadRow: see `answer`; how long a prompt a server can take is not known.
+        """
+        if not self.tokenizer:
+            return prompt, None
+        prompt = self.break_tokens(prompt)
+        text = self._render(prompt)
         if not self.endpoint:
             tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if tokens > self.longest:
                 raise BadRow("query and response", f"the judge's prompt is longer than {self.longest} tokens", tokens)
-            return await self.batcher.submit(text)
-        return await all_or_none(self._ask_endpoint(prompt, begun, vote) for vote in range(self.votes))
+        return prompt, text
 
     async def _ask_endpoint(self, prompt: Conversation, begun: str, vote: int) -> Answer:
         asked = {"temperature": self.temperature, "seed": vote, "begun": begun, "with_tokens": self.soft}

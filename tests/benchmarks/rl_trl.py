@@ -51,7 +51,10 @@ def main() -> None:
     reward = options.model
     if not options.by_path:
         kind = getattr(importlib.import_module(f"{options.reward}.rl_reward"), REWARDS[options.reward])
-        reward = kind(options.model, **json.loads(options.reward_settings))
+        known = json.loads(options.reward_settings)
+        if options.reward == "generative_pairwise" and not options.anchor:
+            known["group"] = rl_world.GROUP
+        reward = kind(options.model, **known)
 
     settings = GRPOConfig(
         output_dir=str(options.output),
