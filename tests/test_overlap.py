@@ -293,4 +293,4 @@ def test_rows_of_files_with_one_name_are_told_apart(monkeypatch, tmp_path):
     command = ("--data", tmp_path / "a", tmp_path / "b", "--against", mine, "--output", found)
     run(monkeypatch, overlap, *command)
     rows = [json.loads(line)["row"] for line in found.read_text().splitlines()]
-    assert rows == [f"{tmp_path / place / 'train.parquet'} row 0" for place in ("a", "b")]
+    assert rows == [f"{place}/train.parquet row 0" for place in ("a", "b")]
