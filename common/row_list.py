@@ -23,6 +23,8 @@ def read_row_list(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a list of rows ({error})") from error
+    if lines[0].lower().startswith("<!doctype html"):
+        raise DataError(f"{path}: this is a page. Open it in a browser, mark rows, and give the list that it saves.")
     listed, faults = {}, []
     for number, line in enumerate(lines, start=1):
         digest = line.split(maxsplit=1)[0] if line.strip() else "#"

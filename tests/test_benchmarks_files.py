@@ -211,6 +211,13 @@ def test_all_faults_of_all_rows_are_in_one_report(tmp_path):
     assert "… and 3 more" in report and "6 x column 'question': expected text" in report
 
 
+def test_a_file_of_another_kind_is_told_by_its_columns(tmp_path):
+    with pytest.raises(
+        DataError, match=r"Are these the benchmark's files\? The last row has the columns chosen, rejected"
+    ):
+        read_questions("judgebench", save(tmp_path / "mine.jsonl", [{"chosen": "a", "rejected": "b"}] * 3))
+
+
 def test_all_files_that_cannot_be_read_are_in_one_report(tmp_path):
     (tmp_path / "chat_filtered.json").write_text("[{")
     (tmp_path / "code_filtered.json").write_text("{}")

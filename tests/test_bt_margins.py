@@ -201,3 +201,10 @@ def test_a_list_of_bytes_is_refused(tmp_path):
     (tmp_path / "rows.parquet").write_bytes(b"PAR1\xff\xfe")
     with pytest.raises(DataError, match="cannot be read as a list of rows"):
         read_row_list(tmp_path / "rows.parquet")
+
+
+def test_a_page_given_in_place_of_its_list_is_told_so(tmp_path):
+    page = tmp_path / "report.html"
+    page.write_text("<!doctype html>\n<html></html>\n")
+    with pytest.raises(DataError, match="this is a page. Open it in a browser, mark rows, and give the list"):
+        read_row_list(page)

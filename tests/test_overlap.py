@@ -6,6 +6,7 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
+from test_benchmarks_files import RM_BENCH, save
 
 import bradley_terry.prepare_data
 import generative_pairwise.prepare_data
@@ -294,3 +295,11 @@ def test_rows_of_files_with_one_name_are_told_apart(monkeypatch, tmp_path):
     run(monkeypatch, overlap, *command)
     rows = [json.loads(line)["row"] for line in found.read_text().splitlines()]
     assert rows == [f"{place}/train.parquet row 0" for place in ("a", "b")]
+
+
+def test_a_benchmark_that_is_not_whole_is_said_to_be_so(tmp_path, capsys):
+    """RM-Bench of the chat file alone."""
+    file = save(tmp_path / "chat_filtered.json", [RM_BENCH])
+    read_held_out([f"rm_bench={file}"])
+    said = "not whole, so not all of it is looked for; missing: chat (1 of 129 questions), math, code, safety-refuse"
+    assert said in capsys.readouterr().out

@@ -56,6 +56,7 @@ KINDS = {
 }
 SETS = f"a benchmark ({', '.join(BENCHMARKS)}; NAME=FOLDER for one of your disk), or a file of your own prompts"
 EXAMPLES = 2  # of each kind
+FEW = 5  # subsets that are named
 SHOWN = 100  # characters of a prompt
 
 Prompt = Conversation | str
@@ -252,7 +253,11 @@ def read_held_out(words: Iterable[str]) -> dict[str, list[Prompt]]:
         name, _, place = word.partition("=")
         with faults.gathered():
             if name in BENCHMARKS:
-                held_out[word] = different([question.prompt for question in read_questions(name, place or None)])
+                questions = read_questions(name, place or None)
+                held_out[word] = different([question.prompt for question in questions])
+                if missing := BENCHMARKS[name].missing(questions):
+                    few = ", ".join(missing[:FEW]) + f" and {len(missing) - FEW} more" * (len(missing) > FEW)
+                    print(f"{word}: not whole, so not all of it is looked for; missing: {few}")
             elif Path(word).exists():
                 held_out[word] = different([row["prompt"] for row in read_prompts(word, word)])
             else:

@@ -118,6 +118,8 @@ def check_questions(rows: Iterable[Row], to_question: Callable[[dict], Question]
         kinds = Counter(f"column '{fault.column}': {fault.kind}" for _, fault in bad)
         head = f"{len(bad)} of {len(bad) + len(questions)} rows are not as the benchmark's authors publish them:"
         remedy = "No row is left out, or the figure would not be the benchmark's. Download the files again."
+        if not questions:
+            remedy = f"Are these the benchmark's files? The last row has the columns {', '.join(map(str, row))}."
         raise DataError("\n".join([head, *shown, *more, f"In all: {list_counts(kinds)}.", remedy]))
     return questions
 
