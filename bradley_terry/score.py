@@ -137,7 +137,7 @@ class Scorer:
                 errors.append(None)
             except BadRow as fault:
                 encoded.append([[] for _ in self.members])
-                errors.append(f"column '{fault.column}': {fault.kind}{fault.found}")
+                errors.append(fault.in_column)
         of_models = [
             score(model, [ids for of_row in encoded for ids in of_row[place]], self.options.max_tokens)
             for place, (model, _) in enumerate(self.members)

@@ -42,6 +42,16 @@ class BadRow(ValueError):
         self.column, self.kind = column, kind
         self.found = "".join(f" (found {_shorten(value)})" for value in found)
 
+    @property
+    def told(self) -> str:
+        """The whole fault for someone who gave arguments: "query: empty (found '')"."""
+        return f"{self.column}: {self.kind}{self.found}"
+
+    @property
+    def in_column(self) -> str:
+        """The whole fault for someone who gave a table: "column 'query': empty (found '')"."""
+        return f"column '{self.column}': {self.kind}{self.found}"
+
 
 def _shorten(value: object, limit: int = 80) -> str:
     text = repr(value)

@@ -248,9 +248,7 @@ def unread_fields(rows: list[dict], columns: Iterable[str], read: Iterable[str])
 
 
 def _report_bad_rows(total: int, bad: list[tuple[str, BadRow]], kinds: Counter) -> str:
-    shown = [
-        f"  {source}, column '{fault.column}': {fault.kind}{fault.found}" for source, fault in bad[:BAD_ROWS_SHOWN]
-    ]
+    shown = [f"  {source}, {fault.in_column}" for source, fault in bad[:BAD_ROWS_SHOWN]]
     more = [f"  … and {len(bad) - BAD_ROWS_SHOWN} more"] if len(bad) > BAD_ROWS_SHOWN else []
     head, counts = f"{len(bad)} of {total} rows cannot be used:", f"In all: {list_counts(kinds)}."
     remedy = "Fix these rows, or drop them with data.on_bad_row=drop (--on-bad-row drop, on_bad_row='drop')."

@@ -113,7 +113,7 @@ def check_questions(rows: Iterable[Row], to_question: Callable[[dict], Question]
         places[question.id] = place
         questions.append(question)
     if bad:
-        shown = [f"  {place}, column '{fault.column}': {fault.kind}{fault.found}" for place, fault in bad[:SHOWN]]
+        shown = [f"  {place}, {fault.in_column}" for place, fault in bad[:SHOWN]]
         more = [f"  … and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
         kinds = Counter(f"column '{fault.column}': {fault.kind}" for _, fault in bad)
         head = f"{len(bad)} of {len(bad) + len(questions)} rows are not as the benchmark's authors publish them:"

@@ -39,7 +39,7 @@ class Grader(BaseGrader):
         try:
             return await self.grade(**evaluated)
         except BadRow as fault:
-            return self._error(f"{fault.column}: {fault.kind}{fault.found}")
+            return self._error(fault.told)
         except (NoVerdict, EndpointError) as fault:
             return self._error(str(fault))
 

@@ -183,7 +183,7 @@ class Rewarder:
 
 
 def _told(fault: BadRow | NoVerdict) -> str:
-    return f"{fault.column}: {fault.kind}{fault.found}" if isinstance(fault, BadRow) else str(fault)
+    return fault.told if isinstance(fault, BadRow) else str(fault)
 
 
 def split_completion(prompt: Conversation | str, completion: Conversation | str) -> tuple[Conversation | str, str]:

@@ -108,7 +108,7 @@ def _no_key_twice(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def write_json_verdict(**parts: object) -> str:
