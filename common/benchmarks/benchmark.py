@@ -6,6 +6,7 @@ score is the weighted sum of the mean of each. So one function gives all scores,
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from common.benchmarks.questions import Question
 Credits = dict[str, float]  # what one question earns, by kind; a kind that it has no part in is absent
 Votes = dict[tuple[int, int], tuple[int | None, int | None]]
 RIGHT = {"right": 1.0}  # the usual weights
+RESAMPLES = 2000
+LEVEL = 0.95  # of an interval
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,26 @@ def scores_by(
 def overall(benchmark: Benchmark, sections: dict) -> np.ndarray:
     """Return the mean over the official sections that are there: the official score, if nothing is missing."""
     return np.mean([sections[name] for name in benchmark.official if name in sections], axis=0)
+
+
+def resampled(benchmark: Benchmark, models: Sequence[Sequence[Unit]], resamples: int, seed: int) -> list[np.ndarray]:
+    """Return the overall scores of models on drawn units: as many as there are, with replacement, in each subset.
+
+    Every model is measured on the same draws, so `models` hold the same units in the same order (a paired bootstrap;
+    Efron 1979, for benchmarks Koehn 2004).
+
+    Returns:
+        of each model: (resamples,)
+    """
+    chance, sizes = np.random.default_rng(seed), Counter(unit.subset for unit in models[0])
+    draws = {subset: chance.multinomial(size, [1 / size] * size, size=resamples) for subset, size in sizes.items()}
+    return [overall(benchmark, scores_by(benchmark, units, draws=draws)) for units in models]
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the bounds between which the middle 95% of resampled values lie."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def kind_scores(benchmark: Benchmark, units: Sequence[Unit]) -> dict[str, dict[str, float]]:

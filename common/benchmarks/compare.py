@@ -4,9 +4,8 @@
 
 Both files hold what a benchmark command wrote of the same questions. The difference of the two scores is shown with an
 interval of 95%: questions are drawn anew, with replacement and as many as there are, within each subset; both models
-are measured on the same draw, so what makes a question easy or hard for both falls out (a paired bootstrap; Efron 1979,
-for benchmarks Koehn 2004). The two rows of one prompt of RewardBench 2's Ties are drawn together. The interval says
-nothing about other questions than these, nor about another training run: that takes several seeds.
+are measured on the same draw, so what makes a question easy or hard for both falls out. The two rows of one prompt of
+RewardBench 2's Ties are drawn together. The interval says nothing about another training run: that takes several seeds.
 """
 
 import argparse
@@ -15,14 +14,22 @@ import sys
 import numpy as np
 
 from common.benchmarks import BENCHMARKS
-from common.benchmarks.benchmark import Benchmark, Unit, overall, scores_by, units_of
+from common.benchmarks.benchmark import (
+    LEVEL,
+    RESAMPLES,
+    Benchmark,
+    Unit,
+    interval,
+    overall,
+    resampled,
+    scores_by,
+    units_of,
+)
 from common.benchmarks.questions import Question
 from common.conversation import DataError
 from common.parquet import read_rows
 
 COLUMNS = ("benchmark", "id", "subset", "question", "right", "score")
-RESAMPLES = 2000
-LEVEL = 0.95
 
 
 def read_result(path: str) -> tuple[Benchmark, dict[str, dict]]:
@@ -52,6 +59,13 @@ def units_in(benchmark: Benchmark, rows: list[dict]) -> list[Unit]:
     return units_of(benchmark, questions, credits)
 
 
+def lacks_an_answer(row: dict) -> bool:
+    """Return whether a question's row lacks the scores, or a verdict of one of its comparisons."""
+    if "votes" in row:
+        return any(None in (vote["as_given"], vote["swapped"]) for vote in row["votes"])
+    return row.get("scores") is None
+
+
 def paired_difference(
     benchmark: Benchmark, first: list[Unit], second: list[Unit], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
@@ -62,17 +76,13 @@ def paired_difference(
         the bounds of its interval, percentiles of the resampled differences. better: the share of resamples in which
         the second one is better, a tie counting one half.
     """
-    chance, sizes = np.random.default_rng(seed), {}
-    for unit in first:
-        sizes[unit.subset] = sizes.get(unit.subset, 0) + 1
-    draws = {subset: chance.multinomial(size, [1 / size] * size, size=resamples) for subset, size in sizes.items()}
     scores = [float(overall(benchmark, scores_by(benchmark, units))[0]) for units in (first, second)]
-    drawn = [overall(benchmark, scores_by(benchmark, units, draws=draws)) for units in (first, second)]
+    drawn = resampled(benchmark, (first, second), resamples, seed)
     differences = drawn[1] - drawn[0]
-    low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = interval(differences)
     better = np.mean(differences > 0) + np.mean(differences == 0) / 2
     named = {"first": scores[0], "second": scores[1], "difference": scores[1] - scores[0]}
-    return named | {"low": float(low), "high": float(high), "better": float(better)}
+    return named | {"low": low, "high": high, "better": float(better)}
 
 
 def main() -> None:
@@ -97,6 +107,9 @@ def main() -> None:
     found = paired_difference(benchmark, *units, options.resamples, options.seed)
     missing = benchmark.missing([Question(row["id"], row["subset"], [], []) for row in first.values()])
     print(f"{benchmark.title}: {found['first']:.4f} -> {found['second']:.4f}, over {len(official)} questions")
+    for place, rows in (("first", first), ("second", second)):
+        if lost := sum(map(lacks_an_answer, rows.values())):
+            print(f"the {place} one gave no score or no verdict in {lost} of {len(rows)} questions: counted as wrong")
     if missing:
         print(f"not the whole benchmark; {len(missing)} subsets are missing or not whole, such as {missing[0]}")
     bounds = f"{found['low']:+.4f} to {found['high']:+.4f}"

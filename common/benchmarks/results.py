@@ -15,7 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from common.benchmarks.benchmark import Benchmark, Credits, Votes, kind_scores, overall, scores_by, units_of
+from common.benchmarks.benchmark import (
+    RESAMPLES,
+    Benchmark,
+    Credits,
+    Votes,
+    interval,
+    kind_scores,
+    overall,
+    resampled,
+    scores_by,
+    units_of,
+)
 from common.benchmarks.questions import Question
 from common.card import extend_model_card
 from common.files import write_text
@@ -107,9 +118,10 @@ def measure(answered: Answered) -> dict:
     """Return the figures of a benchmark, as they are written.
 
     Returns:
-        score: the official figure, None if something is `missing`. parts: a line for the mean over sections, for each
-        section and each subset: its name, how many questions, what the model and the baselines reached, the counts.
-        kinds: of each section with several kinds of credit, the model's mean of each.
+        score: the official figure, None if something is `missing`. interval: 95% of the scores (or of the means that
+        stand for them) lie in it, if as many questions are drawn anew within each subset. parts: a line for the mean
+        over sections, for each section and each subset: its name, how many questions, what the model and the baselines
+        reached, the counts. kinds: of each section with several kinds of credit, the model's mean of each.
     """
     benchmark, questions = answered.benchmark, answered.questions
     scorings = {name: [credits] for name, credits in answered.columns.items()}
@@ -134,6 +146,7 @@ def measure(answered: Answered) -> dict:
     return {
         "benchmark": benchmark.name,
         "score": lines["score"][0][first] if official and not missing else None,
+        "interval": interval(resampled(benchmark, units[first], RESAMPLES, seed=0)[0]) if official else None,
         "missing": missing,
         "parts": [line_of(answered, part, figures, belongs) for part, (figures, belongs) in lines.items()],
         "kinds": kind_scores(benchmark, units[first][0]),
@@ -191,6 +204,9 @@ def print_figures(benchmark: Benchmark, figures: dict) -> None:
         print(f"{line['part']:{width}}", *(f"{format_value(line[name]):>10}" for name in names))
     if more := len(figures["parts"]) - len(shown):
         print(f"and {more} subsets, in {benchmark.name}.json")
+    if figures["interval"]:
+        low, high = map(format_value, figures["interval"])
+        print(f"{shown[0]['part']}: 95% interval {low} to {high}, if as many questions like these are asked")
     for section, kinds in figures["kinds"].items():
         print(f"{section}: {', '.join(f'{kind} {format_value(mean)}' for kind, mean in kinds.items())}")
     for name, value in figures["answers"].items():
