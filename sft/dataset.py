@@ -76,6 +76,10 @@ def check_conversation(row: dict) -> dict:
     check_last_turn("messages", messages)
     if any(is_blank(answer) for answer in answers):
         raise BadRow("messages", "an empty assistant turn")
+    for answer, is_trained in zip(answers, trained):
+        if is_trained and answer.lstrip().startswith("<think>") and "</think>" not in answer:
+            kind = "an assistant turn that begins with <think> and has no </think>, so it was cut off"
+            raise BadRow("messages", kind, answer[-60:])
     if not any(trained):
         raise BadRow("messages", f"no assistant turn is trained on: all have {', '.join(WEIGHTS)} of 0 or false")
     if row.get("system"):
