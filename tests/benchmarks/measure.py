@@ -117,11 +117,14 @@ def memory_mib(pid: int, file: str, *fields: str) -> list[float]:
     return [int(re.search(rf"^{field}:\s+(\d+) kB", text, re.M)[1]) / 1024 for field in fields]
 
 
-def measure(command: list[str], output: Path, holder_name: str, unit: str, count: Callable, skip: int) -> dict:
+def measure(
+    command: list[str], output: Path, holder_name: str, unit: str, count: Callable, skip: int, figure: str
+) -> dict:
     """Run one side, time its steps by the lines it prints, and watch the memory of the process named `holder_name`.
 
     Args:
         unit, count: what is counted, and how many of it each step had, as a function of the run's metrics.
+        figure: what else is kept of each step.
     """
     import psutil
 
@@ -187,17 +190,20 @@ def measure(command: list[str], output: Path, holder_name: str, unit: str, count
         "peak RSS, MiB": peak,
         "growth in training, MiB": peak - before,
         "all processes, MiB": max(mib for now, mib in total if now <= last),
-        "loss": [loss for _, loss in history["train/loss"]],
+        figure: [value for _, value in history[f"train/{figure}"]],
         "work": work,
     }
 
 
-def compare(prepare: Callable, sides: dict, unit: str, count: Callable, options: argparse.Namespace) -> None:
+def compare(
+    prepare: Callable, sides: dict, unit: str, count: Callable, options: argparse.Namespace, figure: str = "loss"
+) -> None:
     """Run all sides in turns on every profile, and print the table.
 
     Args:
         prepare: writes a profile's inputs to a folder and returns facts about them; a dict among them is a column.
         sides: name -> the function that makes its command, and the name of the process that holds its model.
+        figure: what is shown of both sides' steps: the loss, or the reward where each side draws its own answers.
     """
     results = {}
     for profile in options.profiles:
@@ -207,16 +213,16 @@ def compare(prepare: Callable, sides: dict, unit: str, count: Callable, options:
             print(profile, json.dumps(results[profile]["facts"]), flush=True)
             for number, (_, side) in enumerate(itertools.product(range(options.repeats), sides)):
                 (command, holder), output = sides[side], folder / f"run_{number}"
-                run = measure(command(folder, output, options), output, holder, unit, count, options.skip)
+                run = measure(command(folder, output, options), output, holder, unit, count, options.skip, figure)
                 results[profile]["runs"][side].append(run)
                 figures = [f"{name} {value:.4g}  " for name, value in run.items() if not isinstance(value, list)]
                 print(f"  {side}:", *figures, flush=True)
-    print(report(results))
+    print(report(results, figure))
     if options.output:
         options.output.write_text(json.dumps(results, indent=1))
 
 
-def report(results: dict) -> str:
+def report(results: dict, figure: str) -> str:
     """Print the ratios, and lay the runs out as a table: median (min-max) over the runs."""
     rows = []
     for profile, result in results.items():
@@ -233,9 +239,9 @@ def report(results: dict) -> str:
                     median, each = statistics.median(ratios), " ".join(f"{ratio:.2f}" for ratio in ratios)
                     print(f"{profile}: {name}, {OURS}/{side} {median:.2f}; {each}")
             for name, part in (("first 10", slice(10)), ("last 10", slice(-10, None))):
-                row[f"loss, {name} steps"] = f"{statistics.mean(runs[0]['loss'][part]):.4f}"
+                row[f"{figure}, {name} steps"] = f"{statistics.mean(runs[0][figure][part]):.4f}"
             rows.append(row)
-            if side == OURS:
+            if side == OURS or figure != "loss":
                 continue
             if runs[0]["work"] == ours[0]["work"]:
                 gap = max(abs(one - other) for one, other in zip(ours[0]["loss"], runs[0]["loss"]))

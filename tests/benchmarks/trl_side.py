@@ -27,8 +27,13 @@ def ordered_rows(folder: Path):
     return Dataset.from_list([rows[row] for row in json.loads((folder / "order.json").read_text())])
 
 
-def step_report(output: Path):
-    """Return a callback that prints and writes TRL's steps as ours are."""
+def step_report(output: Path, figure: str = "loss", updates: int = 1):
+    """Return a callback that prints and writes TRL's steps as ours are.
+
+    Args:
+        figure: what of TRL's log is written.
+        updates: how many of TRL's steps are one of ours.
+    """
     from transformers import TrainerCallback
 
     metrics = output / "metrics" / "from_step_000000.jsonl"
@@ -39,10 +44,10 @@ def step_report(output: Path):
             self.tokens, self.started = 0, time.perf_counter()
 
         def on_log(self, args, state, control, logs, **_):
-            if "loss" in logs:
-                print(f"step {state.global_step}/{state.max_steps}", flush=True)
+            if figure in logs:
+                print(f"step {state.global_step // updates}/{state.max_steps // updates}", flush=True)
                 seconds, tokens = time.perf_counter() - self.started, logs.get("num_tokens", 0)
-                values = {"train/loss": float(logs["loss"]), "train/seconds": seconds}
+                values = {f"train/{figure}": float(logs[figure]), "train/seconds": seconds}
                 values |= {"train/tokens_per_second": (tokens - self.tokens) / seconds}
                 with metrics.open("a") as file:
                     file.write(json.dumps({"step": state.global_step, "data": values}) + "\n")
