@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common.conversation import DataError
 from common.files import write_text
-from common.page.page import Page, write_page
+from common.page.page import Page, explained, write_page
 from common.pairs import DIFFERENT_PROMPTS
 from common.parquet import write_rows
 from common.report import Histogram, draw, format_value
@@ -164,6 +164,7 @@ def main() -> None:
         left_out={name: set_aside},
         pictures=pair_pictures(name, pairs, rewards, texts),
         examples=[pair_examples(name, pairs, rewards, texts)],
+        meaning=explained(pair_metrics),
         rest=f"All rewards are in evaluation_{name}.parquet, the texts in {Path(options.data).name}, by their source.",
     )
     write_page(output / f"evaluation_{name}.html", page)

@@ -35,7 +35,7 @@ from common.conversation import DataError
 from common.data_report import data_report
 from common.files import content_digest
 from common.packing import PACKED, attention_of, choose_packing
-from common.page.page import Page, by_split, curve_pictures, write_page
+from common.page.page import Page, by_split, curve_pictures, explained, write_page
 from common.parquet import Faults, datasets_of, left_out_figures
 from common.report import (
     Curves,
@@ -213,6 +213,7 @@ def train(config: DictConfig) -> None:
             *(pair_examples(*part) for part in held_out),
             suspect_examples(train_rows, margins, final, texts_of["train"]),
         ],
+        meaning=explained(pair_metrics),
         rest="All rewards are in val_rewards.parquet, test_rewards.parquet and train_rewards.parquet, by source.",
     )
     write_page(output / "report.html", page)

@@ -138,7 +138,8 @@ def main() -> None:
     if judged.soft:
         weighed = judged.soft[as_given], judged.soft[swapped]
         metrics |= soft_metrics(judged.labels[as_given], judged.verdicts[as_given], judged.verdicts[swapped], *weighed)
-    report(options, judged, metrics, VERDICTS, bad, BASELINES, SWAPPED.get)
+    measures = [preference_metrics, *([soft_metrics] if judged.soft else [])]
+    report(options, judged, metrics, measures, VERDICTS, bad, BASELINES, SWAPPED.get)
 
 
 if __name__ == "__main__":

@@ -117,9 +117,10 @@ def order_accuracy(labels: Sequence[int], scores: Sequence[float]) -> float:
 
 
 def evidence_metrics(evidence: list[list[str]], answers: list[list[str]]) -> dict[str, float]:
-    """Return the share of answers that hold all of their row's evidence, letter by letter, before `</think>`.
+    """Return how many answers hold all of their row's evidence, letter by letter, before `</think>`.
 
-    Rows without evidence do not count; `evidence_rows` says how many do, and without any there is no figure.
+    Returns:
+        evidence: the share of such answers, over the evidence_rows that have evidence; absent if none has.
     """
     sought = [(texts, given) for texts, given in zip(evidence, answers) if texts]
     # the last one: an empty think block may stand before the reasoning
@@ -141,7 +142,8 @@ def main() -> None:
         metrics |= soft_metrics(judged.labels, judged.verdicts, judged.soft)
     if not options.hidden_reasoning:
         metrics |= evidence_metrics([row["evidence"] for row in judged.rows], judged.answers)
-    report(options, judged, metrics, VERDICTS, bad, BASELINES, weights="quadratic")
+    measures = [score_metrics, *([soft_metrics] if judged.soft else []), evidence_metrics]
+    report(options, judged, metrics, measures, VERDICTS, bad, BASELINES, weights="quadratic")
 
 
 if __name__ == "__main__":

@@ -31,12 +31,13 @@ from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.rubric import store_rubric
 from common.judging.validated import validated_examples
 from common.packing import PACKED, attention_of, choose_packing
-from common.page.page import Page, by_split, curve_pictures, write_page
+from common.page.page import Page, by_split, curve_pictures, explained, write_page
 from common.parquet import Faults, datasets_of, left_out_figures, split_by_prompt
 from common.report import Curves, draw, format_value, read_history, training_curves
 
 from .dataset import as_items, load_rows, prompt_of, report_rows, write_for_verl
 from .prompt import FRAME, VERDICTS, parse, write
+from .reward import compute_score
 
 # found, but not imported: that takes seconds, and bad input is reported before
 os.environ["VERL_CONFIG"] = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
@@ -143,6 +144,7 @@ def train(config: DictConfig) -> None:
         left_out=left_out_of,
         pictures=curve_pictures(curves),
         examples=[validated_examples(*validated)],
+        meaning=explained(compute_score),
         rest=f"All answers are in {answers.relative_to(output)}.",
     )
     write_page(output / "report.html", page)

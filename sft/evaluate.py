@@ -29,7 +29,7 @@ from common.card import extend_model_card
 from common.conversation import DataError
 from common.files import write_text
 from common.generation import answer_prompts, batches_of, begun_answer
-from common.page.page import Page, write_page
+from common.page.page import Page, explained, write_page
 from common.parquet import write_rows
 from common.report import Table, draw, format_value
 from common.tokenizer import ensure_pad_token, load_tokenizer
@@ -48,11 +48,16 @@ USUAL = {"max_length": None, "truncation": "error", "on_bad_row": "error", "turn
 
 
 def token_metrics(measured: list[np.ndarray]) -> dict[str, float]:
-    """Return loss, perplexity and accuracy over all trained tokens of all conversations, each token weighing the same.
+    """Return how well a model knows the trained tokens of conversations.
 
     Args:
         measured: for each conversation (2, trained tokens): each token's loss in nats, and 1 if it is the most probable
             one, else 0.
+
+    Returns:
+        conversations; trained_tokens: how many there are, those of the assistant. Over all of them, each weighing the
+        same: loss, in nats; perplexity, e to the loss: between how many tokens the model wavers; token_accuracy: the
+        share of tokens that were the most probable one.
     """
     losses, correct = np.concatenate(measured, axis=1).astype(np.float64)
     return {
@@ -267,6 +272,7 @@ def main() -> None:
         left_out={split: bad + cut},
         pictures=conversation_pictures(split, examples, token_values),
         examples=[conversation_examples(split, examples, token_values, texts, judged)],
+        meaning=explained(token_metrics, *([verdict_metrics] if judged else [])),
         rest=f"All conversations are in {Path(options.data).name}, by their source.",
     )
     write_page(output / f"{name}.html", page)

@@ -36,7 +36,7 @@ from common.conversation import DataError
 from common.data_report import data_report
 from common.files import content_digest
 from common.packing import PACKED, attention_of, choose_packing
-from common.page.page import Page, by_split, curve_pictures, write_page
+from common.page.page import Page, by_split, curve_pictures, explained, write_page
 from common.parquet import Faults, datasets_of, left_out_figures
 from common.report import (
     Curves,
@@ -190,6 +190,7 @@ def train(config: DictConfig) -> None:
         left_out=set_aside_of,
         pictures=curve_pictures(curves) + [picture for part in held_out for picture in conversation_pictures(*part)],
         examples=[conversation_examples(*part, texts_of[part[0]]) for part in held_out],
+        meaning=explained(token_metrics),
         rest="All conversations are in the data's files, by their source.",
     )
     write_page(output / "report.html", page)

@@ -13,12 +13,20 @@ from hostile_texts import HOSTILE
 from pages import pair_like, small_page
 
 from bradley_terry.dataset import Pair, check_pair
+from bradley_terry.evaluate import pair_metrics
 from bradley_terry.page import pair_examples, pair_pictures
 from common.demo.world import preference_pairs
+from common.judging.votes import vote_metrics
 from common.page import page as pages
-from common.page.page import Band, Example, Examples, Text, View, by_interest, figure_rows, pack
+from common.page.page import Band, Example, Examples, Text, View, by_interest, explained, figure_rows, pack
 from common.page.pictures import Boxes, Calibration, Scatter, calibration_bins, data_uri
 from common.report import Curves
+from generative_pairwise.evaluate import preference_metrics
+from generative_pairwise.evaluate import soft_metrics as weighed_order
+from generative_pairwise.reward import compute_score
+from generative_pointwise.evaluate import evidence_metrics, score_metrics
+from generative_pointwise.evaluate import soft_metrics as weighed_scores
+from sft.evaluate import token_metrics, verdict_metrics
 
 
 def held_by(path) -> dict:
@@ -206,3 +214,19 @@ def test_five_thousand_pairs_make_a_small_page_in_a_few_seconds(tmp_path):
     path = pages.write_page(tmp_path / "report.html", page)
     assert time.process_time() - started < 5
     assert path.stat().st_size < 6_000_000 and len(held_by(path)["sets"][0]["rows"]) == 5000
+
+
+def test_a_page_says_what_its_figures_mean_in_the_words_of_the_docstrings(tmp_path):
+    (meaning,) = explained(pair_metrics)
+    assert meaning.startswith("accuracy: share of pairs with r_chosen > r_rejected; tie_rate: share with equal rewards")
+    assert "rewards: (pairs, 2)" not in meaning and meaning.endswith("over ten bins.")
+    others = (token_metrics, verdict_metrics, preference_metrics, weighed_scores, weighed_order, vote_metrics)
+    assert all(explained(*others))
+    scores, evidence, rewards = explained(score_metrics, evidence_metrics, compute_score)
+    assert scores.startswith("rows; parse_rate") and evidence.startswith("evidence: the share")
+    assert rewards.endswith("parsed: 1 if there is a verdict.")  # and no word of what it raises
+    rows = [pair_like(0, 1.0, "yes", "no")]
+    text = small_page(tmp_path / "report.html", rows, meaning=["<b>loss</b> in nats", "next"]).read_text()
+    assert "What the figures mean" in text
+    assert '<p class="note">&lt;b&gt;loss&lt;/b&gt; in nats</p><p class="note">next</p>' in text
+    assert "What the figures mean" not in small_page(tmp_path / "other.html", rows).read_text()

@@ -35,7 +35,7 @@ from common.judging.votes import (
     vote_metrics,
     vote_table,
 )
-from common.page.page import Page, write_page
+from common.page.page import Page, explained, write_page
 from common.parquet import Faults, read_rows, write_rows
 from common.report import draw, format_value
 from common.tokenizer import ensure_pad_token, load_tokenizer
@@ -376,6 +376,7 @@ def report(
     options: argparse.Namespace,
     judged: Judgements,
     metrics: dict,
+    measures: Sequence[Callable],
     values: Sequence[Hashable],
     dropped: Counter,
     baselines: dict[str, str],
@@ -390,6 +391,7 @@ def report(
         values: the verdicts that there are.
         dropped: rows that could not be read, by fault.
         baselines, turn: see `common.page.page.Page` and `judge_examples`.
+        measures: the functions whose figures these are; the page says what they mean.
         weights: of kappa between this judge and the earlier one; see `agreement`.
     """
     given = [text for texts in judged.answers for text in texts]
@@ -423,6 +425,7 @@ def report(
         left_out={name: left_out},
         pictures=judge_pictures(name, examples, bins, options.votes),
         examples=[examples],
+        meaning=explained(*measures, *([vote_metrics] if bins else [])),
         rest=f"All rows and answers are in {place.name}.parquet.",
     )
     write_page(Path(f"{place}.html"), page)

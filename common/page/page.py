@@ -14,11 +14,12 @@ the rows. It differs from the usual report in three ways:
 
 import base64
 import hashlib
+import inspect
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -116,6 +117,7 @@ class Page:
         baselines: the last part of a figure's name -> that of the figure below which it stands, to be compared with.
         left_out: by split, how many rows were left out or cut, by reason.
         rest: where rows and texts are that the page has no room for.
+        meaning: what the figures are; see `explained`.
     """
 
     title: str
@@ -126,6 +128,7 @@ class Page:
     pictures: list[Picture]
     examples: list[Examples]
     rest: str
+    meaning: list[str] = field(default_factory=list)
 
 
 def write_page(path: Path, page: Page) -> Path:
@@ -159,6 +162,15 @@ def write_page(path: Path, page: Page) -> Path:
     )
     write_text(path, html)
     return path
+
+
+def explained(*measures: Callable) -> list[str]:
+    """Return what the figures of each function mean: what its docstring says that it returns.
+
+    So the reader of a page and the reader of the code are told the same.
+    """
+    told = (inspect.getdoc(measure).partition("\nReturns:\n")[2] for measure in measures)
+    return [" ".join(re.split(r"\n\n(?=\w+:\n)", text)[0].split()) for text in told]
 
 
 def shareable(value: object) -> object:
