@@ -36,6 +36,7 @@ def prepare(folder: Path, profile: str, options: argparse.Namespace) -> dict:
 
     rows = pointwise_rows("train", PROMPTS * options.steps, seed=0)
     write_rows(folder / "labelled.parquet", rows)
+    write_rows(folder / "val.parquet", pointwise_rows("val", 8, seed=0))
     judged = [read_row(row) for row in rows]
     prompts = [ask(row.dialogue, row.response, SCORE_RUBRIC) for row in judged]
     write_rows(
@@ -58,10 +59,11 @@ def run_ours(folder: Path, output: Path, options: argparse.Namespace) -> list[st
         "actor_rollout_ref.model.enable_gradient_checkpointing": options.gradient_checkpointing,
         f"{actor}.fsdp_config.use_torch_compile": False,
         "trainer.total_epochs": 1,
-        "trainer.test_freq": 0,
+        "trainer.test_freq": 1000,  # validation at the start and the end, which is not timed
         "trainer.save_freq": 0,
     }
-    given = {"MODEL_PATH": folder / "model", "TRAIN_FILES": folder / "labelled.parquet", "OUTPUT": output}
+    given = {"MODEL_PATH": folder / "model", "OUTPUT": output}
+    given |= {"TRAIN_FILES": folder / "labelled.parquet", "VAL_FILES": folder / "val.parquet"}
     given |= {"ROLLOUT": "hf", "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     environment = [f"{name}={value}" for name, value in given.items()]
     script = REPO / "generative_pointwise" / "run_pointwise.sh"

@@ -9,6 +9,7 @@ a machine with other work they vary less than the wall's. Memory is read from /p
 """
 
 import argparse
+import collections
 import itertools
 import json
 import os
@@ -166,7 +167,9 @@ def measure(
     watcher, limit = threading.Thread(target=watch), threading.Timer(TIMEOUT, stop)
     watcher.start()
     limit.start()
+    said = collections.deque(maxlen=20)
     for line in root.stdout:
+        said.append(line)
         if step := re.match(r"step (\d+)/(\d+)", line):
             now, running = time.perf_counter(), processes()
             held = sum(seconds for _, name, seconds in running if holder_name in name)
@@ -176,7 +179,7 @@ def measure(
     finished.set()
     watcher.join()
     if code or not marks or not marks[-1][-1]:
-        raise SystemExit(f"{errors.read_text()[-4000:]}\n{' '.join(command)}\nended with status {code}")
+        raise SystemExit(f"{''.join(said)}{errors.read_text()[-4000:]}\n{' '.join(command)}\nended with status {code}")
     history = read_history(output)
     work = count(history)
     first, last = marks[0][0] - history["train/seconds"][0][1], marks[-1][0]
