@@ -25,24 +25,20 @@ TRL = "TRL"
 
 
 def prepare(folder: Path, profile: str, options: argparse.Namespace) -> dict:
-    """Write what both sides read: labelled rows for ours, prompts with labels for TRL, and the judge."""
+    """Write what both sides read, prompts with labels, and the judge."""
     sys.path.insert(0, str(REPO / "tests"))
     from conftest import warm_start
 
     from common.demo.tiny_model import save_tiny_model
     from common.demo.world import SCORE_RUBRIC, pointwise_rows
     from common.parquet import write_rows
-    from generative_pointwise.prompt import ask, read_row, transcripts
+    from generative_pointwise.dataset import write_prompt
+    from generative_pointwise.prompt import read_row, transcripts
 
-    rows = pointwise_rows("train", PROMPTS * options.steps, seed=0)
-    write_rows(folder / "labelled.parquet", rows)
-    write_rows(folder / "val.parquet", pointwise_rows("val", 8, seed=0))
-    judged = [read_row(row) for row in rows]
-    prompts = [ask(row.dialogue, row.response, SCORE_RUBRIC) for row in judged]
-    write_rows(
-        folder / "prompts.parquet",
-        [{"prompt": prompt, "label": row.label} for prompt, row in zip(prompts, judged)],
-    )
+    for split, size in (("train", PROMPTS * options.steps), ("val", 8)):
+        rows = [write_prompt(read_row(row), SCORE_RUBRIC) for row in pointwise_rows(split, size, seed=0)]
+        rows = [{name: row[name] for name in ("prompt", "label", "rubric")} for row in rows]
+        write_rows(folder / f"{split}.parquet", rows)
     lenient = [read_row(row) for row in pointwise_rows("train", 2400, 1, leniency=0.65)]
     save_tiny_model(folder / "tiny", seed=0)
     warm_start(folder / "tiny", [transcripts(row, SCORE_RUBRIC)[0] for row in lenient], folder / "model")
@@ -63,7 +59,7 @@ def run_ours(folder: Path, output: Path, options: argparse.Namespace) -> list[st
         "trainer.save_freq": 0,
     }
     given = {"MODEL_PATH": folder / "model", "OUTPUT": output}
-    given |= {"TRAIN_FILES": folder / "labelled.parquet", "VAL_FILES": folder / "val.parquet"}
+    given |= {"TRAIN_FILES": folder / "train.parquet", "VAL_FILES": folder / "val.parquet"}
     given |= {"ROLLOUT": "hf", "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     environment = [f"{name}={value}" for name, value in given.items()]
     script = REPO / "generative_pointwise" / "run_pointwise.sh"
@@ -90,7 +86,7 @@ def train_with_trl(options: argparse.Namespace) -> None:
     from trl import GRPOConfig, GRPOTrainer
     from trl_side import settings, step_report
 
-    rows = Dataset.from_list(pq.read_table(options.folder / "prompts.parquet").to_pylist())
+    rows = Dataset.from_list(pq.read_table(options.folder / "train.parquet").to_pylist())
     own = settings(options)
     del own["train_sampling_strategy"], own["max_length"]
     config = GRPOConfig(
@@ -126,7 +122,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.role:
         return train_with_trl(options)
-    sides = {OURS: (run_ours, "ray::"), TRL: (run_trl, "--role trl")}
+    sides = {OURS: (run_ours, "WorkerDict"), TRL: (run_trl, "--role trl")}
     count = [PROMPTS * GROUP] * options.steps
     compare(prepare, sides, "answers", lambda history: count, options, "reward")
 
