@@ -21,9 +21,12 @@ from inspect import signature
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 SEGMENT_ATTENTION = "segment_attention"
+ANSWERING_ATTENTION = "answering_attention"
 AMPERE = (8, 0)  # compute capability of the first GPUs with bf16 and with the flash kernel
 SELF_TEST_TOLERANCE = 1e-3  # of the values' spread; fp32 rounding is far below, a leak between sequences far above
 
@@ -179,7 +182,39 @@ def _attend_with_flash(query, key, value, segments, scaling, sliding_window):
     return out[None]
 
 
+def answering_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """transformers' "sdpa", but for one new token in each row the key heads are not copied.
+
+    Where several query heads share a key head, transformers copies all keys and values for each of them, at every new
+    token. With one query in a row, the query heads of a group can stand where positions stand, and need no copies.
+
+    Args:
+        query: (rows, heads, length, head_dim); key and value: (rows, kv_heads, keys, head_dim).
+        attention_mask: (rows, 1, length, keys), or None: every key is seen.
+
+    Returns:
+        (rows, length, heads, head_dim) and no attention weights.
+    """
+    rows, heads, length, size = query.shape
+    shared = heads // key.shape[1]
+    if length > 1 or shared == 1 or (attention_mask is not None and attention_mask.shape[1] > 1):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    grouped = query.view(rows, key.shape[1], shared, size)
+    out = F.scaled_dot_product_attention(grouped, key, value, attention_mask, scale=scaling)
+    return out.reshape(rows, 1, heads, value.shape[-1]), None
+
+
 AttentionInterface.register(SEGMENT_ATTENTION, segment_attention)
+AttentionInterface.register(ANSWERING_ATTENTION, answering_attention)
+AttentionMaskInterface.register(ANSWERING_ATTENTION, sdpa_mask)
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 - Prompts go in as they were rendered; nothing is tokenised again with special tokens on top.
 - Prompts of similar length share a batch, padded on the left, so that a batch costs little more than its longest row.
-- Equal prompts in a batch, as GRPO asks them, can be read once for all their answers.
+- Equal prompts in a batch, as GRPO asks them, are read once for all their answers. Answers that have ended leave the
+  batch, so that the longest one keeps no other row busy. (Not if a model keeps what it reads in another form.)
 - Log-probabilities are those of the distribution that was sampled from, after temperature and cuts.
 - A sampled answer depends on its prompt and its seed alone, not on the rows beside it.
 - Greedy is greedy: a model's own settings (repetition penalty, beams, …) do not change the choice.
@@ -10,13 +11,16 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     Cache,
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -26,8 +30,9 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from common.attention import AMPERE
+from common.attention import AMPERE, ANSWERING_ATTENTION
 from common.base_model import cannot_load
 from common.conversation import DataError
 
@@ -37,6 +42,7 @@ _NAME = r"[^\s<>\[\]◁▷/]{0,20}(?:think|thought|reason)[^\s<>\[\]◁▷/]{0,2
 _CHANNEL = r"<\|?(?:channel|open)\|?>(?:analysis|thought|think)\b"
 THINKING = rf"(?i:(?:[<\[◁]{_NAME}|{_CHANNEL})(?:<\|(?:message|sep)\|>)?)"
 CLOSING = rf"(?i:[<\[◁]/{_NAME}|<channel\|>|<\|END_THINKING\|>)"
+STAGE = 16  # tokens after which answers that have ended leave the batch
 BEGUN = re.compile(rf"(?:{THINKING}\s*(?:{CLOSING}\s*)?|(?<![^\s<>\[\]]){CLOSING}\s*)?\Z")
 
 
@@ -145,6 +151,29 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
     return ends if isinstance(ends, list) else [ends]
 
 
+def keeps_by_token(model: PreTrainedModel) -> bool:
+    """Return whether a model keeps keys and values of each token and nothing else, as transformers does by default.
+
+    Not if it has recurrent layers, or code of its own, which may keep anything.
+    """
+    if not type(model).__module__.startswith("transformers."):
+        return False
+    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+@contextmanager
+def answering(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model attend in a way that is faster for one new token at a time, if it attends by sdpa."""
+    own = model.config._attn_implementation
+    if own == "sdpa":
+        model.set_attn_implementation(ANSWERING_ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
+
+
 class SeededSampling(LogitsProcessor):
     """Samples by the Gumbel-max trick, each row with its own random generator, and notes log-probabilities.
 
@@ -169,6 +198,16 @@ class SeededSampling(LogitsProcessor):
         self.log_probs.append(log_probs.gather(1, preferred.argmax(dim=-1, keepdim=True))[:, 0])
         return preferred
 
+    def take_log_probs(self) -> list[list[float]]:
+        """Return those noted since the last time, by row."""
+        noted, self.log_probs = torch.stack(self.log_probs, dim=1).tolist(), []
+        return noted
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows alone."""
+        if self.generators:
+            self.generators = [self.generators[row] for row in rows]
+
 
 @torch.no_grad()
 def generate_batch(
@@ -180,7 +219,7 @@ def generate_batch(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
-    read_once: bool = False,
+    by_token: bool = False,
 ) -> list[tuple[list[int], list[float]]]:
     """Continue tokenised prompts, all in one batch.
 
@@ -189,7 +228,7 @@ def generate_batch(
         seeds: one per prompt; equal seeds give equal answers to equal prompts.
         temperature: 0 is greedy.
         top_p, top_k: 1 and 0 (or -1) cut nothing.
-        read_once: read equal prompts once. For models of attention alone, which keep what they read by token.
+        by_token: see `keeps_by_token`. Equal prompts are then read once, and answers that have ended leave the batch.
 
     Returns:
         For each prompt its new tokens, up to and with the end token if it came to one, and their log-probabilities.
@@ -198,26 +237,40 @@ def generate_batch(
     ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     ids, mask = ids.to(model.device), mask.to(model.device)
-    read = read_distinct(model, ids, mask, pad_token_id) if read_once else None
+    read = read_distinct(model, ids, mask, pad_token_id) if by_token else None
     sampling = SeededSampling(seeds if temperature > 0 else None, model.device)
     processors = LogitsProcessorList()
     if temperature > 0:
         processors.append(TemperatureLogitsWarper(temperature))
         processors += [TopKLogitsWarper(top_k)] if top_k > 0 else []
         processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
-    ends = end_tokens(model)
-    new = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        past_key_values=read,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad_token_id,
-        logits_processor=LogitsProcessorList([*processors, sampling]),
-    )[:, width:].tolist()
-    answers = []
-    for tokens, log_probs in zip(new, torch.stack(sampling.log_probs, dim=1).tolist()):
-        length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
-        answers.append((tokens[:length], log_probs[:length]))
+    ends, stage = end_tokens(model), STAGE if by_token else max_new_tokens
+    answers: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
+    left = list(range(len(prompts)))  # whose answer each row is
+    for done in range(0, max_new_tokens, stage):
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=read,
+            max_new_tokens=min(stage, max_new_tokens - done),
+            pad_token_id=pad_token_id,
+            logits_processor=LogitsProcessorList([*processors, sampling]),
+            return_dict_in_generate=True,
+        )
+        new, unfinished = out.sequences[:, ids.shape[1] :].tolist(), []
+        for row, (number, tokens, log_probs) in enumerate(zip(left, new, sampling.take_log_probs())):
+            length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+            for known, more in zip(answers[number], (tokens, log_probs)):
+                known += more[:length]
+            if tokens[length - 1] not in ends:
+                unfinished.append(row)
+        if not unfinished:
+            break
+        ids, mask, read = out.sequences, F.pad(mask, (0, len(new[0])), value=1), out.past_key_values
+        if len(unfinished) < len(left):
+            ids, mask, left = ids[unfinished], mask[unfinished], [left[row] for row in unfinished]
+            read.batch_select_indices(torch.tensor(unfinished, device=model.device))
+            sampling.keep(unfinished)
     return answers
 
 
@@ -273,17 +326,18 @@ def answer_prompts(
         For each prompt its answers.
     """
     make_plain(model, tokenizer)
+    by_token = keeps_by_token(model)
     encoded = [ids for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"] for _ in range(votes)]
     texts, ends = dict(known or {}), end_tokens(model)
     left = [index for index in range(len(encoded)) if index not in texts]
-    with tqdm(
-        total=len(encoded), initial=len(texts), desc="judge", unit="answer", delay=1, disable=not progress
-    ) as bar:
+    bar = tqdm(total=len(encoded), initial=len(texts), desc="judge", unit="answer", delay=1, disable=not progress)
+    with bar, answering(model):
         for places in batches_of([len(encoded[index]) + max_new_tokens for index in left], max_tokens):
             batch = [left[place] for place in places]
             inputs = [encoded[index] for index in batch]
             seeds = [seed * votes + index % votes for index in batch]
-            answers = generate_batch(model, inputs, tokenizer.pad_token_id, max_new_tokens, seeds, temperature)
+            draws = {"temperature": temperature, "by_token": by_token}
+            answers = generate_batch(model, inputs, tokenizer.pad_token_id, max_new_tokens, seeds, **draws)
             for index, (tokens, _) in zip(batch, answers):
                 texts[index] = Answer(decode(tokenizer, tokens, ends), clipped=tokens[-1] not in ends)
                 texts[index].usage = (len(encoded[index]), len(tokens))

@@ -12,8 +12,17 @@ from live_bytes import LiveBytes
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.attention import varlen
+from transformers.integrations import sdpa_attention
 
-from common.attention import Segments, _attend, _attend_per_row, _attend_per_segment, _attend_with_flash, has_flash
+from common.attention import (
+    Segments,
+    _attend,
+    _attend_per_row,
+    _attend_per_segment,
+    _attend_with_flash,
+    answering_attention,
+    has_flash,
+)
 
 SPANS = [(0, 9, 0, 0), (9, 14, 0, 4), (14, 15, 14, 14), (15, 22, 14, 14), (22, 30, 0, 0), (30, 33, 22, 23)]
 
@@ -179,3 +188,27 @@ def test_fp32_on_cuda_runs_without_the_kernel_that_builds_all_scores(window):
         found = _attend_per_segment(*on_cuda, Segments(SPANS, torch.device("cuda")), 0.125, window)
         _attend_per_row(*on_cuda, 0.125, window)
     torch.testing.assert_close(found.cpu(), expected, atol=5e-3, rtol=5e-3)  # it may multiply in TF32
+
+
+@pytest.mark.parametrize("shared", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("masked", ["no mask", "padded on the left", "by head"])
+def test_answering_attends_as_transformers_does_without_copies_for_one_new_token(shared, length, masked, monkeypatch):
+    """Also where values have another size than keys."""
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(3, heads, tokens, size, generator=draw)
+        for heads, tokens, size in ((4, length, 8), (4 // shared, 7, 8), (4 // shared, 7, 12))
+    )
+    mask = torch.ones(3, 4 if masked == "by head" else 1, length, 7, dtype=torch.bool)
+    mask[1, ..., :4] = mask[2, ..., :1] = False
+    mask = None if masked == "no mask" else mask
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = shared, False
+    expected, _ = sdpa_attention.sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
+    copied, repeat_kv = [], sdpa_attention.repeat_kv
+    monkeypatch.setattr(sdpa_attention, "repeat_kv", lambda *of: copied.append(of) or repeat_kv(*of))
+    found, weights = answering_attention(module, query, key, value, mask, scaling=0.3)
+    assert weights is None and found.shape == expected.shape == (3, length, 4, 12)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert not (copied and length == 1 and masked != "by head" and shared > 1)

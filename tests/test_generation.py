@@ -5,10 +5,21 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from conftest import HYBRID
+from transformers import AutoModelForCausalLM, GenerationConfig, MistralConfig, MistralForCausalLM, Qwen3NextConfig
 
+from common import generation
 from common.conversation import DataError
-from common.generation import answer_prompts, batches_of, begun_answer, check_begun, generate_batch, load_answering
+from common.generation import (
+    answer_prompts,
+    answering,
+    batches_of,
+    begun_answer,
+    check_begun,
+    generate_batch,
+    keeps_by_token,
+    load_answering,
+)
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +155,51 @@ def test_a_model_answers_in_bf16_where_a_gpu_has_it(monkeypatch, capability, dty
         load_answering("/")
 
 
+@pytest.mark.parametrize("stage", [1, 5, 16])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("window", [None, 8])
+def test_answers_that_have_ended_leave_the_batch_and_change_no_other(
+    tiny_tokenizer, monkeypatch, stage, temperature, window
+):
+    """Tokens are the same, log-probabilities to the rounding, also where layers keep only the latest tokens."""
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": window}
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(vocab_size=len(tiny_tokenizer), **shape, **heads)).eval()
+    texts = ["Name two tools for our garden.", "Name one.", "Name one.", "Why?", "And what may we bring to the lake?"]
+    prompts = tiny_tokenizer([f"<|im_start|>user\n{text}<|im_end|>\n" for text in texts])["input_ids"]
+    draws = {"seeds": list(range(5)), "temperature": temperature}
+    ask = partial(generate_batch, model, prompts, tiny_tokenizer.pad_token_id, 12, **draws)
+    model.generation_config = GenerationConfig(eos_token_id=-1)
+    free = [tokens for tokens, _ in ask()]
+    # an untrained model does not end by itself: its end tokens shall be three that it writes
+    model.generation_config = GenerationConfig(eos_token_id=[free[0][2], free[1][6], free[3][9]])
+    expected, rows = ask(), []  # rows in each call of the model
+    monkeypatch.setattr(generation, "STAGE", stage)
+    model.register_forward_pre_hook(lambda _, inputs, named: rows.append(len(named["input_ids"])), with_kwargs=True)
+    with answering(model):
+        answers = ask(by_token=keeps_by_token(model))
+    assert model.config._attn_implementation == "sdpa"
+    assert [tokens for tokens, _ in answers] == [tokens for tokens, _ in expected]
+    assert len({len(tokens) for tokens, _ in answers}) >= 3
+    for (tokens, log_probs), (_, others) in zip(answers, expected):
+        assert len(log_probs) == len(tokens) and log_probs == pytest.approx(others, abs=1e-5)
+    assert (min(rows[1:]) < 5) == (stage < 12) and rows[1] == 5
+
+
+def test_only_what_is_kept_by_token_can_leave_a_batch(model):
+    assert keeps_by_token(model)
+    hybrid = AutoModelForCausalLM.from_config(Qwen3NextConfig(vocab_size=64, **HYBRID))
+    assert not keeps_by_token(hybrid)
+
+    class Own(type(model)):  # a checkpoint's own code
+        __module__ = "transformers_modules.own"
+
+    own = AutoModelForCausalLM.from_config(model.config)
+    own.__class__ = Own
+    assert not keeps_by_token(own)
+
+
 def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(model, tiny_tokenizer):
     """Log-probabilities to the rounding; the tokens are the same."""
     texts = ["Name two tools for our garden.", "Name one.", "Name two tools for our garden.", "Name one.", "Why?"]
@@ -153,7 +209,7 @@ def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(model, ti
         lambda _, inputs, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
     )
     ask = partial(generate_batch, model, prompts, tiny_tokenizer.pad_token_id, 12, list(range(5)), 1.0)
-    answers, expected = ask(read_once=True), ask()
+    answers, expected = ask(by_token=True), ask()
     noting.remove()
     longest = max(map(len, prompts))
     assert sizes[:2] == [3 * (longest - 1), 5]  # the distinct prompts, then the last token of each

@@ -25,7 +25,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from common.attention import SEGMENT_ATTENTION, Segments
 from common.checkpoint import export_language_model, unwrap
 from common.fsdp import LanguageEngine
-from common.generation import batches_of, generate_batch, make_plain
+from common.generation import answering, batches_of, generate_batch, make_plain
 from common.memory import Step
 from common.network import use_interface_of
 from common.packing import find_in_rows, pad
@@ -167,11 +167,12 @@ class PolicyEngine(LanguageEngine):
         answers: list[tuple[list[int], list[float]]] = [([], [])] * len(prompts)
         half = self._autocast_dtype != torch.float32  # as in training, or the log-probabilities would be others
         autocast = torch.autocast(model.device.type, self._autocast_dtype, enabled=half)
-        with autocast, torch.compiler.set_stance("force_eager"):  # compiled layers are for training
+        eager = torch.compiler.set_stance("force_eager")  # compiled layers are for training
+        with autocast, eager, answering(model):
             lengths = [len(ids) + max_new_tokens for ids in prompts]
             for batch in batches_of(lengths, max_tokens, equal=not self.packed):
                 chosen, seeds_of_chosen = ([values[index] for index in batch] for values in (prompts, seeds))
-                options = sampling | {"read_once": self.packed}
+                options = sampling | {"by_token": self.packed}
                 generated = generate_batch(self.module, chosen, pad, max_new_tokens, seeds_of_chosen, **options)
                 for index, answer in zip(batch, generated):
                     answers[index] = answer
