@@ -169,18 +169,18 @@ def small_run(tiny_model, tmp_path_factory) -> dict[str, str]:
     return pair_inputs(tiny_model, tmp_path_factory.mktemp("small_run"))
 
 
-def warm_start(tiny_model: Path, conversations: list, folder: Path) -> str:
-    """Write the tiny model after a minute of SFT on conversations, by transformers alone; return its folder."""
+def warm_start(tiny_model: Path, conversations: list, folder: Path, batch_size: int = 8) -> str:
+    """Write the tiny model after half a minute of SFT, by transformers alone; return its folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98))
-    steps = len(conversations) // 16
+    steps = len(conversations) // batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     for step in range(steps):
-        batch = conversations[16 * step : 16 * step + 16]
+        batch = conversations[batch_size * step : batch_size * (step + 1)]
         texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in batch]
         answers = [text.rindex("<|im_start|>assistant") for text in texts]
         rows = tokenizer(texts, padding=True, return_tensors="pt", return_offsets_mapping=True)
@@ -203,7 +203,7 @@ def score_judge_inputs(tiny_model: Path, folder: Path) -> dict[str, str]:
     from generative_pointwise.dataset import write_prompt
     from generative_pointwise.prompt import read_row, transcripts
 
-    lenient = [read_row(row) for row in pointwise_rows("train", 2400, 1, leniency=0.65)]
+    lenient = [read_row(row) for row in pointwise_rows("train", 1600, 1, leniency=0.65)]
     files = {}
     for split, size in (("train", 96), ("val", 24)):
         rows = [write_prompt(read_row(row), SCORE_RUBRIC) for row in pointwise_rows(split, size, seed=0)]
@@ -231,7 +231,7 @@ def pair_judge_inputs(tiny_model: Path, folder: Path) -> dict[str, str]:
     from generative_pairwise.dataset import write_prompts
     from generative_pairwise.prompt import read_row, transcripts
 
-    biased = [read_row(row) for row in pairwise_rows("train", 2400, 1, position_bias=0.65)]
+    biased = [read_row(row) for row in pairwise_rows("train", 1600, 1, position_bias=0.65)]
     files = {}
     for split, size in (("train", 48), ("val", 12)):
         rows = [write_prompts(read_row(row), PREFERENCE_RUBRIC) for row in pairwise_rows(split, size, seed=0)]

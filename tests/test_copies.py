@@ -177,7 +177,7 @@ def test_a_pointwise_copy_judges_on_0_to_10_with_a_verdict_as_json(tiny_model, t
     def rows(split: str, size: int, seed: int) -> list[dict]:
         return [{**row, "label": scale[row["label"]]} for row in pointwise_rows(split, size, seed)]
 
-    judge = judge_of(folder, rows("train", 2800, 1), tiny_model, tmp_path)
+    judge = judge_of(folder, rows("train", 1600, 1), tiny_model, tmp_path)
     files = {
         name: str(write_rows(tmp_path / f"{name}.parquet", rows(split, size, 0)))
         for name, split, size in (("TRAIN_FILES", "train", 48), ("VAL_FILES", "val", 24), ("TEST_FILES", "test", 40))
@@ -220,7 +220,7 @@ def test_a_pairwise_copy_judges_without_ties(tiny_model, tmp_path):
     def rows(split: str, size: int, seed: int) -> list[dict]:
         return [row for row in pairwise_rows(split, size, seed) if row["metadata"]["preferred"] != "tie"]
 
-    judge = judge_of(folder, rows("train", 1400, 1), tiny_model, tmp_path)
+    judge = judge_of(folder, rows("train", 900, 1), tiny_model, tmp_path)
     files = {
         name: str(write_rows(tmp_path / f"{name}.parquet", rows(split, size, 0)))
         for name, split, size in (("TRAIN_FILES", "train", 48), ("VAL_FILES", "val", 24), ("TEST_FILES", "test", 40))

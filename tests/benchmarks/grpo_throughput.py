@@ -39,7 +39,7 @@ def prepare(folder: Path, profile: str, options: argparse.Namespace) -> dict:
         rows = [write_prompt(read_row(row), SCORE_RUBRIC) for row in pointwise_rows(split, size, seed=0)]
         rows = [{name: row[name] for name in ("prompt", "label", "rubric")} for row in rows]
         write_rows(folder / f"{split}.parquet", rows)
-    lenient = [read_row(row) for row in pointwise_rows("train", 2400, 1, leniency=0.65)]
+    lenient = [read_row(row) for row in pointwise_rows("train", 1600, 1, leniency=0.65)]
     save_tiny_model(folder / "tiny", seed=0)
     warm_start(folder / "tiny", [transcripts(row, SCORE_RUBRIC)[0] for row in lenient], folder / "model")
     return {"answers a step": PROMPTS * GROUP, "longest answer, tokens": ANSWER}

@@ -43,7 +43,7 @@ def make_policy(folder: Path, seed: int) -> str:
             [*user(query.text), {"role": "assistant", "content": answer}] for query, answer in zip(queries, answers)
         ]
         save_tiny_model(folder / "tiny", seed)
-        warm_start(folder / "tiny", conversations, made)
+        warm_start(folder / "tiny", conversations, made, batch_size=16)
     return str(made)
 
 
