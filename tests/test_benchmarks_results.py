@@ -211,7 +211,7 @@ def test_a_score_has_the_interval_of_scipy():
     right = np.random.default_rng(4).permutation(350) < 210  # 0.6, in each subset as chance has it
     figures = measure(answer_by_scores(JUDGEBENCH, questions, [[float(won), 0.5] for won in right]))
     expected = stats.bootstrap((right,), np.mean, n_resamples=2000, method="percentile", random_state=0)
-    assert figures["interval"] == pytest.approx(tuple(expected.confidence_interval), abs=0.01)
+    assert figures["interval"] == pytest.approx([*expected.confidence_interval], abs=0.01)
     assert figures["interval"][0] < figures["score"] < figures["interval"][1]
 
 

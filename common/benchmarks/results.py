@@ -146,7 +146,7 @@ def measure(answered: Answered) -> dict:
     return {
         "benchmark": benchmark.name,
         "score": lines["score"][0][first] if official and not missing else None,
-        "interval": interval(resampled(benchmark, units[first], RESAMPLES, seed=0)[0]) if official else None,
+        "interval": [*interval(resampled(benchmark, units[first], RESAMPLES, seed=0)[0])] if official else None,
         "missing": missing,
         "parts": [line_of(answered, part, figures, belongs) for part, (figures, belongs) in lines.items()],
         "kinds": kind_scores(benchmark, units[first][0]),
