@@ -49,7 +49,7 @@ fi
 if [[ -z "$TRAIN_FILES" || -z "$MODEL_PATH" ]]; then
     echo "=== the demo's data"
     # 320 pairs in both orders: 20 steps of 32 prompts
-    "${RUN[@]}" prepare_data --source demo --seed "$SEED" --demo-rows 320 --biased-transcripts 3000 \
+    "${RUN[@]}" prepare_data --source demo --seed "$SEED" --demo-rows 320 --biased-transcripts 6000 \
         --output "$OUTPUT/data"
 fi
 if [[ -z "$TRAIN_FILES" ]]; then

@@ -49,7 +49,7 @@ fi
 if [[ -z "$TRAIN_FILES" || -z "$MODEL_PATH" ]]; then
     echo "=== the demo's data"
     # 640 rows: 20 steps of 32
-    "${RUN[@]}" prepare_data --source demo --seed "$SEED" --demo-rows 640 --lenient-transcripts 1500 \
+    "${RUN[@]}" prepare_data --source demo --seed "$SEED" --demo-rows 640 --lenient-transcripts 3000 \
         --output "$OUTPUT/data"
 fi
 if [[ -z "$TRAIN_FILES" ]]; then

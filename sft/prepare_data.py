@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--on-bad-row", default="error", choices=("error", "drop"))
     parser.add_argument("--val-share", type=float, default=0.05, help="share of the rows for validation, and for test")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--demo-rows", type=int, default=3000, help="training conversations of the demo")
+    parser.add_argument("--demo-rows", type=int, default=6000, help="training conversations of the demo")
     options = parser.parse_args()
 
     check_demo(options.source, options.path, options.columns, options.without)

@@ -34,7 +34,7 @@ if [[ -z "$MODEL_PATH" ]]; then
     # learned last, in the second half of the run
     MODEL_PATH=$OUTPUT/model
     "${RUN[@]}" common.demo.tiny_model --seed "$SEED" --output "$MODEL_PATH"
-    BATCH=8 LR=2e-3 WARMUP=0.1 EPOCHS=1 CHECKPOINTING=False COMPILE=False
+    BATCH=16 LR=2e-3 WARMUP=0.1 EPOCHS=1 CHECKPOINTING=False COMPILE=False
 else
     # pretrained: a low rate, and the same rows three times; SFT forgives repetition, preferences do not
     BATCH=64 LR=1e-5 WARMUP=0.03 EPOCHS=3 CHECKPOINTING=auto COMPILE=True

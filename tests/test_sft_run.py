@@ -41,7 +41,7 @@ def last_step(default_run):
 
 
 def test_it_learns_to_judge_what_its_baselines_cannot(default_run, last_step):
-    """On the whole demo: 3,000 conversations in 375 steps of 8, measured on 600 about other queries."""
+    """On the whole demo: 6,000 conversations in 375 steps of 16, measured on 600 about other queries."""
     assert last_step == 375 and metrics_of(default_run, "test/conversations") == {375: 600}
     found = json.loads((default_run / "evaluation_test.json").read_text())
     for kind in ("score", "preference"):
