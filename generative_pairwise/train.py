@@ -29,7 +29,7 @@ from common.grpo import answering, preflight
 from common.grpo.plan import of_policy
 from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.rubric import store_rubric
-from common.judging.validated import validated_examples
+from common.judging.validated import BASELINES, beside_baseline, validated_examples
 from common.packing import PACKED, attention_of, choose_packing
 from common.page.page import Page, by_split, curve_pictures, explained, write_page
 from common.parquet import Faults, datasets_of, left_out_figures, split_by_prompt
@@ -137,15 +137,16 @@ def train(config: DictConfig) -> None:
     store_rubric([output / folder for folder in (CHECKPOINT, LAST, "tokenizer")], train_rows)
     answers = output / preflight.VALIDATION / f"{figures['best step']}.jsonl"
     validated = ("val", answers, rows_of["val"], tokenizer, parse, config.data.max_response_length, SWAPPED.get)
+    measured = {"val prompts, best": by_split(best)["val"], "val prompts, last": by_split(last)["val"]}
     page = Page(
         title="LLM judge: preferences",
         about=about | {"policy": chosen},
-        figures={"val prompts, best": by_split(best)["val"], "val prompts, last": by_split(last)["val"]},
-        baselines={},
+        figures={name: beside_baseline(values, rows_of["val"]) for name, values in measured.items()},
+        baselines=BASELINES,
         left_out=left_out_of,
         pictures=curve_pictures(curves),
         examples=[validated_examples(*validated)],
-        meaning=explained(compute_score),
+        meaning=[*explained(compute_score), "majority_acc: what always giving the most frequent label reaches."],
         rest=f"All answers are in {answers.relative_to(output)}.",
     )
     write_page(output / "report.html", page)

@@ -6,7 +6,7 @@ from pages import small_page
 from test_page import held_by
 
 from common.judging.prompts import measure_rows
-from common.judging.validated import validated_examples
+from common.judging.validated import beside_baseline, validated_examples
 from generative_pairwise import prompt as pairwise
 from generative_pointwise.dataset import write_prompt
 from generative_pointwise.prompt import Judged, parse, write
@@ -43,6 +43,11 @@ def test_answers_find_their_rows_and_stand_in_the_rows_order(tiny_tokenizer, tmp
     ]
     assert shown.rows[2].values["why no verdict"].startswith("no reasoning came")
     assert shown.rows[0].bands[1].columns[0][0].text == "1. rake 3"
+
+
+def test_beside_a_validations_figures_stands_what_the_most_frequent_label_reaches(tiny_tokenizer):
+    found = beside_baseline({"acc": 0.5}, rows_of(tiny_tokenizer, 3, 1, 1, 4))
+    assert found == {"acc": 0.5, "majority_acc": 0.5}
 
 
 def test_an_answer_that_used_up_its_tokens_says_so(tiny_tokenizer, tmp_path):

@@ -20,6 +20,14 @@ from common.judging.votes import fault_of
 from common.page.page import Examples
 from common.tokenizer import encode_texts, render
 
+BASELINES = {"majority_acc": "acc"}
+
+
+def beside_baseline(metrics: dict[str, float], rows: list[dict]) -> dict[str, float]:
+    """Return a validation's figures with what always giving the most frequent label would reach, as majority_acc."""
+    counts = Counter(row["label"] for row in rows)
+    return metrics | {"majority_acc": max(counts.values()) / counts.total()}
+
 
 def validated_examples(
     name: str,
