@@ -1,5 +1,7 @@
 """Attention over packed rows: many sequences behind one another in one row, no padding, no mask matrix.
 
+(And, at the end, attention for answers that grow by one token at a time: `answering_attention`.)
+
 A textbook batch pads every sequence to the longest. Here a row of tokens is cut into *segments*, and each segment's
 queries see their own segment causally and, optionally, one earlier stretch of the row in full: the prefix they share
 with a sibling. That one idea serves three layouts:

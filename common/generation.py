@@ -2,8 +2,8 @@
 
 - Prompts go in as they were rendered; nothing is tokenised again with special tokens on top.
 - Prompts of similar length share a batch, padded on the left, so that a batch costs little more than its longest row.
-- Equal prompts in a batch, as GRPO asks them, are read once for all their answers. Answers that have ended leave the
-  batch, so that the longest one keeps no other row busy. (Not if a model keeps what it reads in another form.)
+- Equal prompts in a batch, as GRPO asks them, are read once for all their answers. An answer that has ended leaves the
+  batch, and does not wait for the longest one. (Recurrent models do neither.)
 - Log-probabilities are those of the distribution that was sampled from, after temperature and cuts.
 - A sampled answer depends on its prompt and its seed alone, not on the rows beside it.
 - Greedy is greedy: a model's own settings (repetition penalty, beams, …) do not change the choice.
@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
-    Cache,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -42,6 +41,8 @@ _NAME = r"[^\s<>\[\]◁▷/]{0,20}(?:think|thought|reason)[^\s<>\[\]◁▷/]{0,2
 _CHANNEL = r"<\|?(?:channel|open)\|?>(?:analysis|thought|think)\b"
 THINKING = rf"(?i:(?:[<\[◁]{_NAME}|{_CHANNEL})(?:<\|(?:message|sep)\|>)?)"
 CLOSING = rf"(?i:[<\[◁]/{_NAME}|<channel\|>|<\|END_THINKING\|>)"
+ROUNDING = 0.05  # of the logits' spread: half precision rounds by less, what is not there makes more
+BY_TOKEN = (DynamicLayer, DynamicSlidingWindowLayer)
 STAGE = 16  # tokens after which answers that have ended leave the batch
 BEGUN = re.compile(rf"(?:{THINKING}\s*(?:{CLOSING}\s*)?|(?<![^\s<>\[\]]){CLOSING}\s*)?\Z")
 
@@ -151,27 +152,42 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
     return ends if isinstance(ends, list) else [ends]
 
 
+@torch.no_grad()
 def keeps_by_token(model: PreTrainedModel) -> bool:
-    """Return whether a model keeps keys and values of each token and nothing else, as transformers does by default.
+    """Return whether a model can go on with some rows of a batch: it keeps keys and values of each token, nothing else.
 
-    Not if it has recurrent layers, or code of its own, which may keep anything.
+    Tried on three short prompts. A config does not tell: some families keep more than their cache shows.
     """
-    if not type(model).__module__.startswith("transformers."):
-        return False
-    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+    def answer(ids: torch.Tensor, **known):
+        mask, room = torch.ones_like(ids), {"max_new_tokens": 1, "pad_token_id": 0}
+        return model.generate(
+            input_ids=ids, attention_mask=mask, **room, **known, return_dict_in_generate=True, output_logits=True
+        )
+
+    try:
+        first = answer(torch.tensor([[1, 2, 3], [3, 1, 2], [2, 3, 1]], device=model.device))
+        read, rest = first.past_key_values, first.sequences[1:]
+        if type(read) is not DynamicCache or any(type(layer) not in BY_TOKEN for layer in read.layers):
+            return False
+        read.batch_select_indices(torch.tensor([1, 2], device=model.device))
+        (found,), (expected,) = answer(rest, past_key_values=read).logits, answer(rest).logits
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False  # whatever a model's own way to keep things makes of one row less
+    return bool((found - expected).abs().max() < ROUNDING * expected.std())
 
 
 @contextmanager
 def answering(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model attend in a way that is faster for one new token at a time, if it attends by sdpa."""
-    own = model.config._attn_implementation
+    """Let a model's text part attend in a way that is faster for one new token at a time, if it attends by sdpa."""
+    config = model.config.get_text_config(decoder=True)
+    own = config._attn_implementation
     if own == "sdpa":
-        model.set_attn_implementation(ANSWERING_ATTENTION)
+        config._attn_implementation = ANSWERING_ATTENTION
     try:
         yield
     finally:
-        model.set_attn_implementation(own)
+        config._attn_implementation = own
 
 
 class SeededSampling(LogitsProcessor):
@@ -264,7 +280,7 @@ def generate_batch(
                 known += more[:length]
             if tokens[length - 1] not in ends:
                 unfinished.append(row)
-        if not unfinished:
+        if not unfinished or done + stage >= max_new_tokens:
             break
         ids, mask, read = out.sequences, F.pad(mask, (0, len(new[0])), value=1), out.past_key_values
         if len(unfinished) < len(left):
@@ -274,7 +290,9 @@ def generate_batch(
     return answers
 
 
-def read_distinct(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, pad_token_id: int) -> Cache | None:
+def read_distinct(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, pad_token_id: int
+) -> DynamicCache | None:
     """Read the distinct ones of padded prompts up to their last token; return what was read, for each row of `ids`.
 
     Nothing if no prompt comes twice, or if one is a single token.
@@ -290,8 +308,6 @@ def read_distinct(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor,
         pad_token_id=pad_token_id,
         return_dict_in_generate=True,
     ).past_key_values
-    if not isinstance(read, Cache):  # a model with code of its own
-        return None
     read.batch_select_indices(row_of)
     return read
 

@@ -93,13 +93,11 @@ def soft_metrics(
 ) -> dict[str, float]:
     """Return how well the probability that A is better finds the better response, beside the verdicts themselves.
 
-    Both are the mean of the two orders, a tie being half of each. Over the pairs that are no tie and have a verdict in
-    both orders.
-
     Returns:
-        order_accuracy, soft_order_accuracy: how often the better response has more than one half, exactly one half
-        counting one half. soft_log_loss: -ln of the better one's probability; absent if one is 0, as an endpoint may
-        say. Nothing if there is no such pair.
+        Over the pairs that are no tie and have a verdict in both orders, if there are any; a pair's value is the mean
+        of both orders, a tie being half of each. order_accuracy, by verdicts, and soft_order_accuracy, by
+        probabilities: how often the better response has more than one half, exactly one half counting one half.
+        soft_log_loss: -ln of the better one's probability; absent if one is 0, as an endpoint may say.
     """
     found: list[tuple[float, float]] = []  # of the better response: its points by verdicts, and its probability
     for label, *given, shares, shares_swapped in zip(labels, verdicts, swapped, soft, soft_swapped):

@@ -79,12 +79,13 @@ def score_metrics(labels: list[int], verdicts: list[int | None]) -> dict[str, fl
 def soft_metrics(
     labels: list[int], verdicts: list[int | None], soft: list[dict[int, float] | None]
 ) -> dict[str, float]:
-    """Return how well expected scores order the rows, beside the verdicts themselves, over the rows with a verdict.
+    """Return how well expected scores order the rows, beside the verdicts themselves.
 
     Returns:
-        soft_mae, soft_spearman: as of `score_metrics`. order_accuracy and soft_order_accuracy: of every two rows with
-        different labels, how often the higher label has the higher verdict or expected score; see `order_accuracy`.
-        Absent if all labels are equal.
+        Over the rows with a verdict: soft_mae, soft_spearman, like mae and spearman, of the expected score in place of
+        the verdict. order_accuracy, of verdicts, and soft_order_accuracy, of expected scores: of every two rows with
+        different labels, how often the higher label has the higher one, equal ones counting one half. Absent if all
+        labels are equal.
     """
     rows = [
         (label, verdict, expected_score(shares))
@@ -120,7 +121,8 @@ def evidence_metrics(evidence: list[list[str]], answers: list[list[str]]) -> dic
     """Return how many answers hold all of their row's evidence, letter by letter, before `</think>`.
 
     Returns:
-        evidence: the share of such answers, over the evidence_rows that have evidence; absent if none has.
+        evidence: of the answers to the evidence_rows that have evidence, how many hold all of it in their reasoning;
+        absent if no row has any.
     """
     sought = [(texts, given) for texts, given in zip(evidence, answers) if texts]
     # the last one: an empty think block may stand before the reasoning
@@ -142,7 +144,8 @@ def main() -> None:
         metrics |= soft_metrics(judged.labels, judged.verdicts, judged.soft)
     if not options.hidden_reasoning:
         metrics |= evidence_metrics([row["evidence"] for row in judged.rows], judged.answers)
-    measures = [score_metrics, *([soft_metrics] if judged.soft else []), evidence_metrics]
+    measures = [score_metrics, *([soft_metrics] if judged.soft else [])]
+    measures += [evidence_metrics] if "evidence" in metrics else []
     report(options, judged, metrics, measures, VERDICTS, bad, BASELINES, weights="quadratic")
 
 

@@ -29,7 +29,7 @@ from common.grpo import answering, preflight
 from common.grpo.plan import of_policy
 from common.judging.prompts import digest_prompts, measure_rows
 from common.judging.rubric import store_rubric
-from common.judging.validated import BASELINES, beside_baseline, validated_examples
+from common.judging.validated import BASELINES, MEANING, beside_baseline, validated_examples
 from common.packing import PACKED, attention_of, choose_packing
 from common.page.page import Page, by_split, curve_pictures, explained, write_page
 from common.parquet import Faults, datasets_of, left_out_figures, split_by_prompt
@@ -145,7 +145,7 @@ def train(config: DictConfig) -> None:
         left_out=left_out_of,
         pictures=curve_pictures(curves),
         examples=[validated_examples(*validated)],
-        meaning=[*explained(compute_score), "majority_acc: what always giving the most frequent label reaches."],
+        meaning=[*explained(compute_score), MEANING],
         rest=f"All answers are in {answers.relative_to(output)}.",
     )
     write_page(output / "report.html", page)

@@ -10,6 +10,7 @@ cuts conversations in two to fill rows of equal length; here each stays whole, a
 
 import hashlib
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.conversation import BadRow, Conversation, DataError, check_last_turn, is_blank, read_messages, unwrap
 from common.data_report import Item, dialogue_text
+from common.generation import CLOSING, THINKING
 from common.pairs import add_system, check_columns, prompt_columns
 from common.parquet import Faults, check_rows, list_counts, read_rows, report_fault
 from common.tokenizer import MessageCheck, check_tokens, render, special_tokens
@@ -76,10 +78,6 @@ def check_conversation(row: dict) -> dict:
     check_last_turn("messages", messages)
     if any(is_blank(answer) for answer in answers):
         raise BadRow("messages", "an empty assistant turn")
-    for answer, is_trained in zip(answers, trained):
-        if is_trained and answer.lstrip().startswith("<think>") and "</think>" not in answer:
-            kind = "an assistant turn that begins with <think> and has no </think>, so it was cut off"
-            raise BadRow("messages", kind, answer[-60:])
     if not any(trained):
         raise BadRow("messages", f"no assistant turn is trained on: all have {', '.join(WEIGHTS)} of 0 or false")
     if row.get("system"):
@@ -200,6 +198,10 @@ def find_all_turns(
         wanted = row.get("trained") or [True] * len(answers)
         if turns == "last":
             wanted = [False] * (len(answers) - 1) + wanted[-1:]
+        for answer, is_wanted in zip(answers, wanted):
+            last = re.split(CLOSING, answer)[-1].lstrip()  # behind what was thought, if it was thought to the end
+            if is_wanted and (opened := re.match(THINKING, last)):
+                raise BadRow("messages", f"an answer that opens {opened[0]} and does not close it: cut off?", last)
         thoughts = [answer.rpartition("</think>")[0].removeprefix("<think>").strip() for answer in answers]
         if wanted[-1] and thoughts[-1] not in text[spans[-1][0] :]:
             kind = "the model's chat template leaves out the thinking of the last turn, so it cannot be learned"

@@ -55,9 +55,9 @@ def token_metrics(measured: list[np.ndarray]) -> dict[str, float]:
             one, else 0.
 
     Returns:
-        conversations; trained_tokens: how many there are, those of the assistant. Over all of them, each weighing the
-        same: loss, in nats; perplexity, e to the loss: between how many tokens the model wavers; token_accuracy: the
-        share of tokens that were the most probable one.
+        conversations: how many there are; trained_tokens: how many tokens of the assistant are in them. Over all these
+        tokens, each weighing the same: loss, in nats; perplexity, e to the loss; token_accuracy: how often the token is
+        the one that the model finds most probable.
     """
     losses, correct = np.concatenate(measured, axis=1).astype(np.float64)
     return {

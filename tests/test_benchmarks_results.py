@@ -120,7 +120,7 @@ def test_all_is_written(written, tmp_path, capsys):
     assert (tmp_path / "model" / "judgebench.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     low, high = kept["interval"]
-    assert f"mean of 1 of 1 sections, not whole: 95% interval {low:.4g} to {high:.4g}, if" in printed
+    assert f"mean of 1 of 1 sections, not whole: 95% interval {low:.4g} to {high:.4g}, the score on" in printed
     assert "mean of 1 of 1 sections, not whole" in printed and "missing, so there is no official score" in printed
 
 
@@ -164,7 +164,7 @@ def test_the_difference_of_two_results(kept, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "JudgeBench: 0.5000 -> 0.7500, over 4 questions" in printed  # Claude's pair is not in the score
     assert "difference +0.2500" in printed and "0 lies in the interval" in printed
-    assert "the first one gave no score or no verdict in 1 of 5 questions: counted as wrong" in printed
+    assert "the first one gave no score or no verdict in 1 of these; what is missing earns nothing" in printed
     assert "the second one gave no score" not in printed
 
 
@@ -179,7 +179,7 @@ def test_a_comparison_without_a_verdict_is_counted(tmp_path, monkeypatch, capsys
     rows = results.rows_of(answer_by_votes(JUDGEBENCH, PAIRS[:4], votes))
     file = results.write_rows(tmp_path / "votes.parquet", rows)
     run_compare(monkeypatch, file, file)
-    assert "the second one gave no score or no verdict in 2 of 4 questions" in capsys.readouterr().out
+    assert "the second one gave no score or no verdict in 2 of these;" in capsys.readouterr().out
 
 
 def test_other_questions_are_refused(kept, monkeypatch):
@@ -211,8 +211,9 @@ def test_a_score_has_the_interval_of_scipy():
     right = np.random.default_rng(4).permutation(350) < 210  # 0.6, in each subset as chance has it
     figures = measure(answer_by_scores(JUDGEBENCH, questions, [[float(won), 0.5] for won in right]))
     expected = stats.bootstrap((right,), np.mean, n_resamples=2000, method="percentile", random_state=0)
-    assert figures["interval"] == pytest.approx([*expected.confidence_interval], abs=0.01)
+    assert figures["interval"] == pytest.approx([*expected.confidence_interval], abs=0.004)
     assert figures["interval"][0] < figures["score"] < figures["interval"][1]
+    assert measure(answer_by_scores(JUDGEBENCH, questions, [[1.0, 0.5]] * 350))["interval"] is None
 
 
 def test_questions_are_drawn_within_their_subsets():

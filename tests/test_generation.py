@@ -6,9 +6,19 @@ from functools import partial
 import pytest
 import torch
 from conftest import HYBRID
-from transformers import AutoModelForCausalLM, GenerationConfig, MistralConfig, MistralForCausalLM, Qwen3NextConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    MambaConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    OpenAIGPTConfig,
+    Qwen3NextConfig,
+    RecurrentGemmaConfig,
+)
 
 from common import generation
+from common.attention import ANSWERING_ATTENTION
 from common.conversation import DataError
 from common.generation import (
     answer_prompts,
@@ -174,30 +184,42 @@ def test_answers_that_have_ended_leave_the_batch_and_change_no_other(
     free = [tokens for tokens, _ in ask()]
     # an untrained model does not end by itself: its end tokens shall be three that it writes
     model.generation_config = GenerationConfig(eos_token_id=[free[0][2], free[1][6], free[3][9]])
-    expected, rows = ask(), []  # rows in each call of the model
+    expected, rows, by_token = ask(), [], keeps_by_token(model)  # rows: in each call of the model
     monkeypatch.setattr(generation, "STAGE", stage)
     model.register_forward_pre_hook(lambda _, inputs, named: rows.append(len(named["input_ids"])), with_kwargs=True)
     with answering(model):
-        answers = ask(by_token=keeps_by_token(model))
+        assert model.config._attn_implementation == ANSWERING_ATTENTION
+        answers = ask(by_token=by_token)
     assert model.config._attn_implementation == "sdpa"
     assert [tokens for tokens, _ in answers] == [tokens for tokens, _ in expected]
     assert len({len(tokens) for tokens, _ in answers}) >= 3
     for (tokens, log_probs), (_, others) in zip(answers, expected):
         assert len(log_probs) == len(tokens) and log_probs == pytest.approx(others, abs=1e-5)
-    assert (min(rows[1:]) < 5) == (stage < 12) and rows[1] == 5
+    rows.remove(4)  # the distinct prompts
+    assert by_token and rows[0] == 5 and (min(rows) < 5) == (stage < 12)
 
 
-def test_only_what_is_kept_by_token_can_leave_a_batch(model):
-    assert keeps_by_token(model)
-    hybrid = AutoModelForCausalLM.from_config(Qwen3NextConfig(vocab_size=64, **HYBRID))
-    assert not keeps_by_token(hybrid)
-
-    class Own(type(model)):  # a checkpoint's own code
-        __module__ = "transformers_modules.own"
-
-    own = AutoModelForCausalLM.from_config(model.config)
-    own.__class__ = Own
-    assert not keeps_by_token(own)
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen3NextConfig(vocab_size=64, **HYBRID),  # recurrent layers in its cache
+        RecurrentGemmaConfig(vocab_size=64, hidden_size=32, lru_width=32, num_hidden_layers=3, num_attention_heads=2),
+        OpenAIGPTConfig(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2),  # no cache at all
+        MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_where_more_than_tokens_is_kept_no_answer_leaves_the_batch(config):
+    """One answer ends early, one not at all."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert not keeps_by_token(model)
+    model.generation_config = GenerationConfig(eos_token_id=-1)
+    free = [tokens for tokens, _ in generate_batch(model, [[5, 6, 7], [8, 9, 10]], 0, 5, [3, 4], 1.0)]
+    end = next(token for token in free[0] if token not in free[1])
+    model.generation_config = GenerationConfig(eos_token_id=end)
+    answers = [tokens for tokens, _ in generate_batch(model, [[5, 6, 7], [8, 9, 10]], 0, 5, [3, 4], 1.0)]
+    assert answers == [free[0][: free[0].index(end) + 1], free[1]] and len(answers[0]) < 5
 
 
 def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(model, tiny_tokenizer):

@@ -14,8 +14,16 @@ pytest.importorskip("inspect_ai", reason="needs inspect_ai, `pip install inspect
 
 from inspect_ai import Task, eval
 from inspect_ai.dataset import Sample
-from inspect_ai.model import ChatMessageSystem, ChatMessageUser, ModelOutput
+from inspect_ai.model import (
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+    ContentImage,
+    ContentText,
+    ModelOutput,
+)
 from inspect_ai.solver import solver
+from inspect_ai.tool import ToolCall
 
 from common.grading.inspect_scorer import graded_by
 
@@ -69,3 +77,25 @@ def test_a_judge_compares_each_answer_with_the_target(tmp_path, tiny_model, scri
     metrics, scores = evaluate(tmp_path, samples, ["z", "a", "no"], graded_by(grader, against_target=True))
     assert [score.value for score in scores[:2]] == [1, 0] and math.isnan(scores[2].value)
     assert metrics["mean"] == 0.5
+
+
+def test_what_a_grader_cannot_see_whole_is_unscored_with_the_reason(tmp_path, tiny_model, scripted):  # noqa: F811
+    scripted(lambda prompt: write("A"))
+    call = ToolCall(id="1", function="search", arguments={})
+    dialogues = [
+        "Why?",
+        [ChatMessageUser(content=[ContentText(text="What is it?"), ContentImage(image="data:image/png;base64,AA==")])],
+        [ChatMessageUser(content="Look."), ChatMessageAssistant(content="", tool_calls=[call])],
+        "And now?",
+        "How many?",
+    ]
+    targets = ["Because.", "m", "m", "", ["Paris", "France"]]
+    samples = [Sample(dialogue, target=target) for dialogue, target in zip(dialogues, targets)]
+    grader = PairwiseGrader(str(tiny_model), both_orders=False)
+    _, scores = evaluate(tmp_path, samples, ["z"] * 5, graded_by(grader, against_target=True))
+    assert [score.explanation for score in scores[1:]] == [
+        *["the dialogue has messages that are not text alone: images, tools, …"] * 2,
+        "an answer is compared with one target, and this sample has 0",
+        "an answer is compared with one target, and this sample has 2",
+    ]
+    assert scores[0].value == 1 and all(math.isnan(score.value) for score in scores[1:])

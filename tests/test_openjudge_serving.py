@@ -52,7 +52,7 @@ def tiny_judge(tiny_model: Path, prompt, rows: list[dict], folder: Path, respons
     model.save_pretrained(start)
     tokenizer.save_pretrained(start)
     lessons = [messages for row in rows for messages in prompt.transcripts(prompt.read_row(row), prompt.RUBRIC)]
-    return warm_start(start, lessons, folder / "judge")
+    return warm_start(start, lessons, folder / "judge", batch_size=16)
 
 
 def local_answers(judge: str, prompts: list) -> list[str]:
@@ -95,7 +95,7 @@ def test_the_relevance_grader_gives_our_judges_verdicts(tiny_model, tmp_path):
     def rows(split: str, size: int, seed: int) -> list[dict]:
         return [row | {"label": row["label"] + 1} for row in pointwise_rows(split, size, seed)]
 
-    judge = tiny_judge(tiny_model, prompt, rows("train", 1400, 1), tmp_path, responses=1)
+    judge = tiny_judge(tiny_model, prompt, rows("train", 2400, 1), tmp_path, responses=1)
     judged = [prompt.read_row(row) for row in rows("test", 200, 0)]
     labels = [row.label for row in judged]
     answers = local_answers(judge, [prompt.ask(row.dialogue, row.response, prompt.RUBRIC) for row in judged])
@@ -120,7 +120,7 @@ def test_a_grader_that_ranks_gives_our_judges_verdicts(tiny_model, tmp_path):
     def rows(split: str, size: int, seed: int) -> list[dict]:
         return [row for row in pairwise_rows(split, size, seed) if row["metadata"]["preferred"] != "tie"]
 
-    judge = tiny_judge(tiny_model, prompt, rows("train", 1400, 1), tmp_path, responses=2)
+    judge = tiny_judge(tiny_model, prompt, rows("train", 2400, 1), tmp_path, responses=2)
     judged = [prompt.read_row(row) for row in rows("test", 150, 0)]
     asked = [prompt.ask(row.dialogue, row.response_a, row.response_b, prompt.RUBRIC) for row in judged]
     local = [prompt.parse(answer) for answer in local_answers(judge, asked)]

@@ -58,14 +58,16 @@ def test_rows_with_nothing_to_learn_are_refused_by_file_and_row_or_dropped_and_c
     assert counts == Counter(f"column 'messages': {fault.partition(' (found')[0]}" for fault in faults)
 
 
-def test_an_answer_whose_reasoning_was_cut_off_is_not_trained_on(tmp_path):
-    cut, whole = assistant("\n<think>\nHm, so"), assistant("<think>\nHm.\n</think>\nSo.")
-    path = write_rows(tmp_path / "train.parquet", [{"messages": [user("Why?"), cut]}])
-    with pytest.raises(DataError, match=r"begins with <think> and has no </think>, so it was cut off \(found '"):
-        dataset.load_conversations(path)
-    talk = [user("Why?"), cut | {"weight": 0}, user("Why?"), whole]
-    (kept,), _ = dataset.load_conversations(write_rows(path, [{"messages": json.dumps(talk)}]))
-    assert kept["trained"] == [False, True]
+@pytest.mark.parametrize("cut", ["\n<think>\nHm, so", "<think>\n\n</think>\n\n<think>Hm, so", "[THINK]Hm, so"])
+def test_an_answer_whose_reasoning_was_cut_off_is_not_trained_on(chatml, cut):
+    with pytest.raises(
+        DataError, match=r"an answer that opens (<think>|\[THINK\])\n? and does not close it: cut off\?"
+    ):
+        encode_conversations([row(user("Why?"), assistant(cut))], chatml, 99, "error")
+    earlier = row(user("Why?"), assistant(cut), user("Why?"), assistant("<think>\nHm.\n</think>\nSo."))
+    assert len(encode_conversations([earlier], chatml, 999, "error", turns="last")[0]) == 1
+    unwanted = earlier | {"trained": [False, True]}
+    assert len(encode_conversations([unwanted], chatml, 999, "error")[0]) == 1
 
 
 def test_the_prompt_is_all_before_the_last_turn_however_the_cell_is_written(tmp_path):

@@ -3,8 +3,8 @@
     python -m common.benchmarks.compare base/benchmarks/rm_bench.parquet mine/benchmarks/rm_bench.parquet
 
 Both files hold what a benchmark command wrote of the same questions. The difference of the two scores is shown with an
-interval of 95%: questions are drawn anew, with replacement and as many as there are, within each subset; both models
-are measured on the same draw, so what makes a question easy or hard for both falls out. The two rows of one prompt of
+interval of 95%: questions are drawn anew, with replacement and as many as there are, within each subset. Both models
+are measured on the same draw, so what makes a question easy or hard for both plays no part. The two rows of a prompt of
 RewardBench 2's Ties are drawn together. The interval says nothing about another training run: that takes several seeds.
 """
 
@@ -108,8 +108,8 @@ def main() -> None:
     missing = benchmark.missing([Question(row["id"], row["subset"], [], []) for row in first.values()])
     print(f"{benchmark.title}: {found['first']:.4f} -> {found['second']:.4f}, over {len(official)} questions")
     for place, rows in (("first", first), ("second", second)):
-        if lost := sum(map(lacks_an_answer, rows.values())):
-            print(f"the {place} one gave no score or no verdict in {lost} of {len(rows)} questions: counted as wrong")
+        if lost := sum(lacks_an_answer(rows[question["id"]]) for question in official):
+            print(f"the {place} one gave no score or no verdict in {lost} of these; what is missing earns nothing")
     if missing:
         print(f"not the whole benchmark; {len(missing)} subsets are missing or not whole, such as {missing[0]}")
     bounds = f"{found['low']:+.4f} to {found['high']:+.4f}"

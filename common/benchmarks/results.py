@@ -118,10 +118,11 @@ def measure(answered: Answered) -> dict:
     """Return the figures of a benchmark, as they are written.
 
     Returns:
-        score: the official figure, None if something is `missing`. interval: 95% of the scores (or of the means that
-        stand for them) lie in it, if as many questions are drawn anew within each subset. parts: a line for the mean
-        over sections, for each section and each subset: its name, how many questions, what the model and the baselines
-        reached, the counts. kinds: of each section with several kinds of credit, the model's mean of each.
+        score: the official figure, None if something is `missing`. interval: of 95%, of the score (or the mean that
+        stands for it) on very many such questions, by drawing anew within each subset; None if nothing varies. parts: a
+        line for the mean over sections, for each section and each subset: its name, how many questions, what the model
+        and the baselines reached, the counts. kinds: of each section with several kinds of credit, the model's mean of
+        each.
     """
     benchmark, questions = answered.benchmark, answered.questions
     scorings = {name: [credits] for name, credits in answered.columns.items()}
@@ -134,8 +135,9 @@ def measure(answered: Answered) -> dict:
     first = next(iter(answered.columns))
     missing = benchmark.missing(questions)
     official = [name for name in benchmark.official if name in sections[first]]
-    lines = {}
+    lines, low, high = {}, 0.0, 0.0
     if official:
+        low, high = interval(resampled(benchmark, units[first], RESAMPLES, seed=0)[0])
         whole = f"mean of {len(official)} of {len(benchmark.official)} sections, not whole" if missing else "score"
         figures = {name: float(overall(benchmark, by)) for name, by in sections.items()}
         lines[whole] = figures, lambda subset: benchmark.section_of(subset) in official
@@ -146,7 +148,7 @@ def measure(answered: Answered) -> dict:
     return {
         "benchmark": benchmark.name,
         "score": lines["score"][0][first] if official and not missing else None,
-        "interval": [*interval(resampled(benchmark, units[first], RESAMPLES, seed=0)[0])] if official else None,
+        "interval": [low, high] if low < high else None,
         "missing": missing,
         "parts": [line_of(answered, part, figures, belongs) for part, (figures, belongs) in lines.items()],
         "kinds": kind_scores(benchmark, units[first][0]),
@@ -206,7 +208,7 @@ def print_figures(benchmark: Benchmark, figures: dict) -> None:
         print(f"and {more} subsets, in {benchmark.name}.json")
     if figures["interval"]:
         low, high = map(format_value, figures["interval"])
-        print(f"{shown[0]['part']}: 95% interval {low} to {high}, if as many questions like these are asked")
+        print(f"{shown[0]['part']}: 95% interval {low} to {high}, the score on very many questions like these")
     for section, kinds in figures["kinds"].items():
         print(f"{section}: {', '.join(f'{kind} {format_value(mean)}' for kind, mean in kinds.items())}")
     for name, value in figures["answers"].items():

@@ -48,6 +48,7 @@ USUAL = {
     "on_bad_row": "error",
     "trust_remote_code": False,
 }
+CLIPPED = "clipped: of all answers, how many ran out of tokens before their end."
 RESULTS = ("accuracy", "both_right", "kappa", "parse_rate")  # for the hub, those that a judge has
 MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")  # that its answers depend on
 KEPT = ("source", "order", "data_source", "prompt", "label")  # what is written of a row beside its answers
@@ -388,10 +389,10 @@ def report(
     Args:
         metrics: the method's figures. What any judge has is added: clipped, the share of answers whose tokens ran out
             before their end; and for several votes those of `vote_metrics`.
+        measures: the functions whose figures these are; the page says what they mean.
         values: the verdicts that there are.
         dropped: rows that could not be read, by fault.
         baselines, turn: see `common.page.page.Page` and `judge_examples`.
-        measures: the functions whose figures these are; the page says what they mean.
         weights: of kappa between this judge and the earlier one; see `agreement`.
     """
     given = [text for texts in judged.answers for text in texts]
@@ -425,7 +426,7 @@ def report(
         left_out={name: left_out},
         pictures=judge_pictures(name, examples, bins, options.votes),
         examples=[examples],
-        meaning=explained(*measures, *([vote_metrics] if bins else [])),
+        meaning=[*explained(*measures, *([vote_metrics] if bins else [])), CLIPPED],
         rest=f"All rows and answers are in {place.name}.parquet.",
     )
     write_page(Path(f"{place}.html"), page)

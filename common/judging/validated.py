@@ -21,6 +21,10 @@ from common.page.page import Examples
 from common.tokenizer import encode_texts, render
 
 BASELINES = {"majority_acc": "acc"}
+MEANING = (
+    "Of greedy answers to the validation prompts, means. reward: the score; it chooses the best policy. majority_acc: "
+    "what always giving the most frequent label reaches."
+)
 
 
 def beside_baseline(metrics: dict[str, float], rows: list[dict]) -> dict[str, float]:

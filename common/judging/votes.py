@@ -104,6 +104,8 @@ def vote_metrics(
 ) -> tuple[dict[str, float], list[dict[str, int]]]:
     """Return what is known only of a judge that was asked several times, every row equally often.
 
+    And the bins of its calibration: by how many votes were for the verdict, the number of rows, and how many are right.
+
     Args:
         verdicts: what the votes on each row decided, None if they decided nothing.
 
@@ -112,7 +114,6 @@ def vote_metrics(
         calibration_error: the expected calibration error (Guo et al., arXiv:1706.04599). The confidence is the share of
         the row's votes that its verdict has, and each such share is a bin: Σ rows/N · |right/rows - share|, over the
         rows with a verdict. Absent if there is none.
-        And the bins: by how many votes were for the verdict, the number of rows, and how many of them are right.
     """
     hits = [vote == label for label, cast in zip(labels, votes) for vote in cast]
     metrics, found = {"single_vote_accuracy": sum(hits) / len(hits)}, {}

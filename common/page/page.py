@@ -169,8 +169,9 @@ def explained(*measures: Callable) -> list[str]:
 
     So the reader of a page and the reader of the code are told the same.
     """
-    told = (inspect.getdoc(measure).partition("\nReturns:\n")[2] for measure in measures)
-    return [" ".join(re.split(r"\n\n(?=\w+:\n)", text)[0].split()) for text in told]
+    told = ((inspect.getdoc(measure) or "").partition("\nReturns:\n")[2] for measure in measures)
+    meanings = (" ".join(re.split(r"\n\n(?=\w+:\n)", text)[0].split()) for text in told)
+    return [meaning for meaning in meanings if meaning]  # a reward of your own need not have a docstring
 
 
 def shareable(value: object) -> object:

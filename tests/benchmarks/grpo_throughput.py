@@ -8,8 +8,9 @@ model, taught by transcripts), prompts, 32 of them a step with 8 answers each, t
 longest answer, the reward, no distance to a reference, fp32 on one CPU thread, AdamW's numbers, a constant rate after 5
 updates. How it is timed: measure.py.
 
-Not equal: the answers drawn, since each side has its own generator; and how a group's answers are computed, which is
-what is measured (TRL pads; here a group's prompt is computed once, in training).
+Not equal: the answers drawn, since each side has its own generator; the order of the prompts; TRL's first update has a
+rate of 0. And how answers are computed, which is what is measured: TRL pads, and all answers wait for the longest; here
+a group's prompt is computed once, in sampling and in training, and an answer that has ended leaves the batch.
 """
 
 import argparse
@@ -55,7 +56,8 @@ def run_ours(folder: Path, output: Path, options: argparse.Namespace) -> list[st
         "actor_rollout_ref.model.enable_gradient_checkpointing": options.gradient_checkpointing,
         f"{actor}.fsdp_config.use_torch_compile": False,
         "trainer.total_epochs": 1,
-        "trainer.test_freq": 1000,  # validation at the start and the end, which is not timed
+        f"{actor}.ppo_max_token_len_per_gpu": options.max_tokens,
+        "trainer.test_freq": 1000,  # at the start and the end alone; the end, 8 answers, is timed with the last step
         "trainer.save_freq": 0,
     }
     given = {"MODEL_PATH": folder / "model", "OUTPUT": output}
@@ -120,6 +122,8 @@ def main() -> None:
     parser = make_parser("Measure a judge's GRPO against TRL's GRPOTrainer on a CPU.", ["judge"], "not used")
     parser.set_defaults(steps=20)
     options = parser.parse_args()
+    if options.data:
+        parser.error("--data: the judge and its rows are the demo's")
     if options.role:
         return train_with_trl(options)
     sides = {OURS: (run_ours, "WorkerDict"), TRL: (run_trl, "--role trl")}
