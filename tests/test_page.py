@@ -18,7 +18,7 @@ from bradley_terry.page import pair_examples, pair_pictures
 from common.demo.world import preference_pairs
 from common.judging.votes import vote_metrics
 from common.page import page as pages
-from common.page.page import Band, Example, Examples, Text, View, by_interest, explained, figure_rows, pack
+from common.page.page import Band, Example, Examples, Page, Text, View, by_interest, explained, figure_rows, pack
 from common.page.pictures import Boxes, Calibration, Scatter, calibration_bins, data_uri
 from common.report import Curves
 from generative_pairwise.evaluate import preference_metrics
@@ -223,8 +223,9 @@ def test_a_page_says_what_its_figures_mean_in_the_words_of_the_docstrings(tmp_pa
     others = (token_metrics, verdict_metrics, preference_metrics, weighed_scores, weighed_order, vote_metrics)
     assert all(explained(*others))
     scores, evidence, rewards = explained(score_metrics, evidence_metrics, compute_score)
-    assert scores.startswith("rows; parse_rate") and evidence.startswith("evidence: the share")
+    assert scores.startswith("rows; parse_rate") and evidence.startswith("evidence: of the answers")
     assert rewards.endswith("parsed: 1 if there is a verdict.")  # and no word of what it raises
+    assert explained(lambda: None, Page) == []  # a reward of your own, without a docstring or without "Returns:"
     rows = [pair_like(0, 1.0, "yes", "no")]
     text = small_page(tmp_path / "report.html", rows, meaning=["<b>loss</b> in nats", "next"]).read_text()
     assert "What the figures mean" in text

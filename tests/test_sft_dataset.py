@@ -60,9 +60,7 @@ def test_rows_with_nothing_to_learn_are_refused_by_file_and_row_or_dropped_and_c
 
 @pytest.mark.parametrize("cut", ["\n<think>\nHm, so", "<think>\n\n</think>\n\n<think>Hm, so", "[THINK]Hm, so"])
 def test_an_answer_whose_reasoning_was_cut_off_is_not_trained_on(chatml, cut):
-    with pytest.raises(
-        DataError, match=r"an answer that opens (<think>|\[THINK\])\n? and does not close it: cut off\?"
-    ):
+    with pytest.raises(DataError, match=r"opens (<think>|\[THINK\]) and does not close it: cut off\? \(found '"):
         encode_conversations([row(user("Why?"), assistant(cut))], chatml, 99, "error")
     earlier = row(user("Why?"), assistant(cut), user("Why?"), assistant("<think>\nHm.\n</think>\nSo."))
     assert len(encode_conversations([earlier], chatml, 999, "error", turns="last")[0]) == 1
