@@ -20,17 +20,20 @@ REPO = Path(__file__).parents[1]
 # These take minutes each. They start first, or one process would be at work on the last of them alone.
 LONGEST = (
     "pointwise_run",
-    "copies",
     "pairwise_run",
+    "copies",
     "bt_runs_alike",
     "sft_run",
-    "bt_run",
     "two_machines",
-    "bt_score",
+    "bt_run",
+    "real_pairs",
     "sft_runs_alike",
-    "gpu_check",
     "bt_bad_runs",
+    "bt_score",
     "pointwise_bad_runs",
+    "openjudge_serving",
+    "gpu_check",
+    "rl_run",
     "install",
 )
 REAL_DATA = REPO.parent / "shared" / "data"

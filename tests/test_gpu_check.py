@@ -29,7 +29,7 @@ def test_a_part_that_fails_leaves_the_others_and_shows_its_last_words(tmp_path, 
     import gpu_check
 
     def start(part, options):
-        code = "print('ran'); raise SystemExit('no such kernel')" if part == "parity" else "print('ran')"
+        code = "print('ran', flush=True)" + "; raise SystemExit('no such kernel')" * (part == "parity")
         with (options.output / f"{part}.log").open("w") as log:
             return subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=subprocess.STDOUT)
 
