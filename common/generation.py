@@ -12,6 +12,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,7 @@ _NAME = r"[^\s<>\[\]◁▷/]{0,20}(?:think|thought|reason)[^\s<>\[\]◁▷/]{0,2
 _CHANNEL = r"<\|?(?:channel|open)\|?>(?:analysis|thought|think)\b"
 THINKING = rf"(?i:(?:[<\[◁]{_NAME}|{_CHANNEL})(?:<\|(?:message|sep)\|>)?)"
 CLOSING = rf"(?i:[<\[◁]/{_NAME}|<channel\|>|<\|END_THINKING\|>)"
+TRIED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()  # a grader asks at every batch of calls
 ROUNDING = 0.05  # of the logits' spread: half precision rounds by less, what is not there makes more
 BY_TOKEN = (DynamicLayer, DynamicSlidingWindowLayer)
 STAGE = 16  # tokens after which answers that have ended leave the batch
@@ -152,13 +154,18 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
     return ends if isinstance(ends, list) else [ends]
 
 
-@torch.no_grad()
 def keeps_by_token(model: PreTrainedModel) -> bool:
     """Return whether a model can go on with some rows of a batch: it keeps keys and values of each token, nothing else.
 
-    Tried on three short prompts. A config does not tell: some families keep more than their cache shows.
+    Tried once, on three short prompts. A config does not tell: some families keep more than their cache shows.
     """
+    if model not in TRIED:
+        TRIED[model] = _goes_on_without_a_row(model)
+    return TRIED[model]
 
+
+@torch.no_grad()
+def _goes_on_without_a_row(model: PreTrainedModel) -> bool:
     def answer(ids: torch.Tensor, **known):
         mask, room = torch.ones_like(ids), {"max_new_tokens": 1, "pad_token_id": 0}
         return model.generate(

@@ -195,6 +195,8 @@ def test_answers_that_have_ended_leave_the_batch_and_change_no_other(
     assert len({len(tokens) for tokens, _ in answers}) >= 3
     for (tokens, log_probs), (_, others) in zip(answers, expected):
         assert len(log_probs) == len(tokens) and log_probs == pytest.approx(others, abs=1e-5)
+    calls = len(rows)
+    assert keeps_by_token(model) and len(rows) == calls  # tried once
     rows.remove(4)  # the distinct prompts
     assert by_token and rows[0] == 5 and (min(rows) < 5) == (stage < 12)
 
