@@ -3,6 +3,7 @@
 - `RAY_ADDRESS` set: join that cluster, with this machine's token if it asks for one. Not set: start a local one, on
   loopback, without a dashboard, with a token of its own.
 - Ray waits for ever for a GPU or core that no node has. Here the run stops in seconds and says what is missing.
+- Ray goes on counting a machine that died, for up to a minute. A run that is started again waits until it does not.
 - The device is what the *cluster* has, not what this process sees: a head node often has no GPU. Each node is asked
   whether torch can use the GPUs that Ray counts there; a driver or a torch that does not fit would train on the CPU.
 - The method folder travels to every node by Ray's runtime environment, as one package, its code and
@@ -16,7 +17,9 @@ import socket
 import sys
 import sysconfig
 import tempfile
+import time
 import warnings
+from collections import Counter
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +34,7 @@ from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.attention import AMPERE
+from common.failures import answers
 from common.network import settings_of_the_run
 
 # for this process and every worker, unless the user has set them
@@ -53,6 +57,7 @@ ENVIRONMENT = {name: os.environ.get(name, value) for name, value in DEFAULTS.ite
 TRAVELLING = (".py", ".txt", ".md", ".jinja", ".json", ".yaml")  # files of a method folder that workers get
 LOOPBACK = "127.0.0.1"
 LARGEST_TRAVELLING = 2**20  # bytes
+SECONDS_TO_BE_COUNTED_OUT = 120  # of a dead machine, by Ray; its settings make it some 15 to 60
 SECONDS_TO_ANSWER = 180  # for a node to start a process that imports torch, from a slow disk too
 CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # the cheapest question to Ray's head
 ALL_WITH_TOKEN = "`export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=…`, in the shell of every `ray start` and of this command"
@@ -101,6 +106,7 @@ def connect(
     if address := os.environ.get("RAY_ADDRESS"):
         _check_reachable(address)
         _start_ray(package, {})
+        _wait_for_the_dead()
     else:
         _start_ray(
             package,
@@ -180,6 +186,41 @@ def _take_token(address: str) -> None:
         f"where `ray start --head` ran. Then give {ALL_WITH_TOKEN}. (A token is asked for if the head has one in "
         "~/.ray/auth_token, too. For a cluster without, `export RAY_AUTH_MODE=disabled` in all these shells instead.)"
     )
+
+
+def _wait_for_the_dead() -> None:
+    """Wait until Ray counts only machines that answer: a worker sent to a dead one never starts.
+
+    Raises:
+        ClusterError: naming those that still do not answer.
+    """
+    end = time.monotonic() + SECONDS_TO_BE_COUNTED_OUT
+    said = ""
+    while silent := _silent_nodes():
+        names = ", ".join(silent)
+        if time.monotonic() > end:
+            raise ClusterError(
+                f"Ray counts machines that do not answer: {names}. If one is dead, restart the cluster. If it lives, "
+                "does a firewall stand between it and this machine? All machines must reach each other's ports."
+            )
+        if names != said:
+            print(f"Ray still counts machines that do not answer: {names}. Waiting until it does not", flush=True)
+            said = names
+        time.sleep(1)
+
+
+def _silent_nodes() -> list[str]:
+    """Return the nodes that Ray takes for alive and that are not.
+
+    One that started again on the same port answers under two names, and which is the dead one is not known.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    places = Counter((node["NodeManagerAddress"], node["NodeManagerPort"]) for node in alive)
+    return [
+        f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
+        for node in alive
+        if places[node["NodeManagerAddress"], node["NodeManagerPort"]] > 1 or not answers(node)
+    ]
 
 
 def _local_ray(

@@ -85,11 +85,11 @@ def _describe_first_dead(actors: list[dict], error: Exception | str) -> str:
 
 def _machines_gone(used: set[str]) -> list[dict]:
     """Return the Ray nodes of those ids that do not answer."""
-    return [node for node in ray.nodes() if node["NodeID"] in used and not (node["Alive"] and _answers(node))]
+    return [node for node in ray.nodes() if node["NodeID"] in used and not (node["Alive"] and answers(node))]
 
 
-def _answers(node: dict) -> bool:
-    """Return whether Ray still runs on a node. A machine that is only busy does answer: its kernel does."""
+def answers(node: dict) -> bool:
+    """Return whether Ray still runs on one of `ray.nodes()`. A machine that is only busy does: its kernel answers."""
     try:
         socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), SECONDS_TO_ANSWER).close()
     except OSError:

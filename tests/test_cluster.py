@@ -1,6 +1,7 @@
 """Joining a cluster: its token, its room, its GPUs. The real thing: test_bt_distributed.py, test_two_machines.py."""
 
 import os
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -78,6 +79,43 @@ def test_a_machine_that_is_missing(monkeypatch):
     with pytest.raises(cluster.ClusterError) as caught:
         cluster._check_room(1, {"CPU": 3}, 0)
     assert "missing" not in str(caught.value)
+
+
+@pytest.fixture
+def machine_started_again(monkeypatch):
+    """Two machines, and what Ray knew of the second before it died; Ray counts that one out at the third question."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [server.getsockname()[1] for server in (one, other)]
+        nodes = [{"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port, "Alive": True} for port in ports]
+        nodes = [node | {"NodeID": name} for node, name in zip([*nodes, nodes[1]], ("abcdef0", "bcdefa1", "fedcba2"))]
+        asked = []
+
+        def ask() -> list[dict]:
+            asked.append(True)
+            return [*nodes[:2], nodes[2] | {"Alive": len(asked) < 3}]
+
+        monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(ray, "nodes", ask)
+        yield SimpleNamespace(nodes=nodes, asked=asked)
+
+
+@pytest.mark.parametrize("same_port", [False, True])
+def test_a_run_waits_until_ray_no_longer_counts_a_machine_that_died(machine_started_again, same_port, capsys):
+    if not same_port:
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            machine_started_again.nodes[2]["NodeManagerPort"] = closed.getsockname()[1]
+    cluster._wait_for_the_dead()
+    assert len(machine_started_again.asked) == 3
+    names = "127.0.0.1 (bcdefa), 127.0.0.1 (fedcba)" if same_port else "127.0.0.1 (fedcba)"
+    assert capsys.readouterr().out == (
+        f"Ray still counts machines that do not answer: {names}. Waiting until it does not\n"
+    )
+
+
+def test_a_machine_that_never_answers_is_named(machine_started_again, monkeypatch):
+    monkeypatch.setattr(cluster, "SECONDS_TO_BE_COUNTED_OUT", -1)
+    with pytest.raises(cluster.ClusterError, match=r"not answer: 127.0.0.1 \(bcdefa\).* does a firewall stand between"):
+        cluster._wait_for_the_dead()
 
 
 def test_every_group_of_workers_gets_a_node_of_its_own(monkeypatch):
