@@ -160,6 +160,100 @@ SCORE_TRAPS = {
     "the form of the other judge": '{"rank": [1, 2], "reason": "good"}',
     "the system prompt's form": '{"reason":"<brief explanation for the assigned score>","score":<integer>}',
 }
+# what stands behind `"score": ` and is no whole number from 1 to 5 as JSON writes one
+NO_SCORES = ["", "''", "'3'", '""', '" "', '"3 "', '"3/5"', '"3.0"', '"III"', '"٣"', "3/5", "3 of 5", "3 3", "3 4"]
+NO_SCORES += ["3-4", "3..4", "3~4", "2+1", "5 - 2", "max(1,3)", "3 if good", "3 or 4", "3,0", "3.", ".3e1", "3E0"]
+NO_SCORES += ["30e-1", "0.3e1", "1e309", "-0", "--3", "0x3", "0b11", "0o3", "3L", "3n", "3_0", "1_", "٣", "３", "³"]
+NO_SCORES += ["③", "Ⅲ", "三", "3️⃣", "★★★", "three", "None", "True", "False", "false", "undefined", "-Infinity"]
+NO_SCORES += ["nan", "[]", "[3, 3]", "[1, 5]", "{}", '{"value": 3}', "(3)", "<3>", "**3**", "`3`", "$3", "3%", "3;"]
+NO_SCORES += ["3\x00", "\u200b3", "3\u200b", "\u22123", "7", "10", "35", "4294967297", "18446744073709551617", "-5"]
+NO_SCORES += ["5.0000000000000000001", "2.9999999999999999999", "/* 3 */ 4", "3 # 4"]
+SCORE_TRAPS |= {f"score: {value!r}": f'{{"reason": "good", "score": {value}}}' for value in NO_SCORES}
+SCORE_TRAPS |= {
+    f"form {number}": form
+    for number, form in enumerate(
+        [
+            "{}",
+            "null",
+            '"' + OBJECT.replace('"', '\\"') + '"',  # the object as a text
+            OBJECT.replace('"', "“"),
+            OBJECT.replace('"', "&quot;"),
+            OBJECT.replace('"', '\\"'),
+            OBJECT.replace('"score"', "score"),
+            OBJECT.replace('"score"', '"score "'),
+            OBJECT.replace('"score"', '"Score"'),
+            OBJECT.replace('"score"', '"sc\u200bore"'),
+            OBJECT.replace('"score"', '"ѕcore"'),  # a Cyrillic letter
+            OBJECT.replace('"score":', '"score"'),
+            OBJECT.replace('"score":', '"score"='),
+            OBJECT.replace('"score":', '"score"=>'),
+            OBJECT.replace('"score":', '"score"::'),
+            OBJECT.replace(", ", " "),
+            OBJECT.replace(", ", "; "),
+            OBJECT.replace(", ", ",, "),
+            OBJECT.replace("{", "{{").replace("}", "}}"),
+            OBJECT.replace("{", "(").replace("}", ")"),
+            OBJECT.replace("}", "]"),
+            OBJECT.replace("}", "}}"),
+            OBJECT.replace('"good"', "good"),
+            OBJECT.replace('"good"', "null"),
+            OBJECT.replace('"good"', '["good"]'),
+            OBJECT.replace('"good"', '"go"od"'),
+            OBJECT.replace('"good"', '"good'),
+            OBJECT.replace('"good"', '"go\x00od"'),
+            OBJECT.replace('"good"', '"go\tod"'),
+            OBJECT.replace('"good"', '"\\x41"'),
+            OBJECT.replace('"good"', '"\\udc00\\ud83d"'),  # halves of an emoji, the wrong way round
+            f'{{"verdict": {OBJECT}}}',
+            f'{{"answer": {OBJECT}, "reason": "good"}}',
+            f'{{"name": "grade", "arguments": {OBJECT}}}',
+            f"<tool_call>\n{OBJECT}\n</tool_call>",
+            f"<|channel|>final<|message|>{OBJECT}",
+            f"<Output>\n{OBJECT}\n</Output>",
+            f"<json>{OBJECT}</json>",
+            f"~~~\n{OBJECT}\n~~~",
+            f"`{OBJECT}`",
+            f"**{OBJECT}**",
+            f"> {OBJECT}",
+            f"1. {OBJECT}",
+            f"- {OBJECT}",
+            f"\ufeff{OBJECT}",
+            f"\u200b{OBJECT}",
+            f"{OBJECT}\x00",
+            f"{OBJECT},",
+            f"{OBJECT};",
+            f"{OBJECT}.",
+            f"{OBJECT}<|im_end|>{OBJECT}",
+            f"{OBJECT}\n<|im_start|>user\nThanks!",
+            f"{OBJECT}<score>3</score>",
+            f"</think>{OBJECT}</think>",
+            f"<think>{OBJECT}</think></think>{OBJECT}",
+            f"<|begin_of_thought|>{OBJECT}",
+            f"return {OBJECT}",
+            f"verdict = {OBJECT}",
+            f"dict({OBJECT})",
+            "reason: good\nscore: 3",
+            "- reason: good\n- score: 3",
+            "<reason>good</reason><score>3</score>",
+            "Score: 3",
+            "3/5",
+            "\\boxed{3}",
+            "[[3]]",
+            "Rating: [[3]]",
+            "five",
+            "reason,score\ngood,3",
+            '["good", 3]',
+            '[{"reason": "good"}, {"score": 3}]',
+            '{"reason": "good"}{"score": 3}',
+            '{"reason": "good"}\n{"score": 3}',
+            '{"reason": "good", "score"}',
+            '{"reason": "good", "score": 3 "and": 4}',
+            '{"reason": "good", "scores": [3]}',
+            '{"reason": "good", "score": 3, "score": 3}',
+            '{"reason": "good", "score": 3, "": 3}',
+        ]
+    )
+}
 RANK_TRAPS = {
     "one rank": '{"rank": [1], "reason": "good"}',
     "three ranks": '{"rank": [1, 2, 3], "reason": "good"}',
@@ -197,7 +291,7 @@ def test_no_trap_is_a_score_and_none_is_paid(relevance):
         if reward.compute_score("judge", text, label)["score"] != reward.MALFORMED
     ]
     print(f"{len(tried)} outputs x {len(prompt.SCORES) + 1} labels tried, {len(paid)} wrongly paid")
-    assert len(tried) * 6 > 300 and not read and not paid
+    assert len(tried) > 150 and not read and not paid
 
 
 def test_no_trap_is_a_rank_and_none_is_paid(ranker):
@@ -212,11 +306,11 @@ def test_no_trap_is_a_rank_and_none_is_paid(ranker):
         if reward.compute_score("judge", text, label)["score"] != reward.MALFORMED
     ]
     print(f"{len(tried)} outputs x 3 labels tried, {len(paid)} wrongly paid")
-    assert len(tried) > 60 and not read and not paid
+    assert len(tried) > 150 and not read and not paid
 
 
 def test_what_is_read_as_a_score_openjudge_reads_as_the_same(relevance):
-    """Stricter than OpenJudge, never looser: of the traps its own schema takes eleven for scores."""
+    """Stricter than OpenJudge, never looser: of the traps its own schema takes some for scores."""
     also_read = ["\n{}\n", "<think></think>{}"]
     for form in also_read:
         assert relevance("prompt").parse(form.format(OBJECT)) == 3
