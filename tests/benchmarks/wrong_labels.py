@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for data and runs; about 30 MB")
     parser.add_argument("--pairs", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=1, help="of each of the three runs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder, seed = options.output.absolute(), options.seed
@@ -62,7 +63,7 @@ def main() -> None:
 
     def accuracy(name: str, train_files: str, *settings: str) -> float:
         data = {"TRAIN_FILES": train_files, "MODEL_PATH": model, "SEED": str(seed), **held_out}
-        run(folder / name, *DEMO, *settings, timeout=3600, **data)
+        run(folder / name, *DEMO, f"trainer.total_epochs={options.epochs}", *settings, timeout=3600, **data)
         (reached,) = metrics_of(folder / name, "test/accuracy").values()
         return reached
 
