@@ -17,7 +17,7 @@ from test_method_config import attributes_read, run_script, script_overrides
 
 from common.cluster import Machines
 from common.conversation import DataError
-from common.grpo.preflight import check_reward, fill_in, set_precision
+from common.grpo.preflight import check_reward, check_settings, fill_in, set_precision
 from common.grpo.rollout import checked_reward
 
 VERL_CONFIG = f"{importlib.util.find_spec('verl').submodule_search_locations[0]}/trainer/config"
@@ -232,6 +232,29 @@ def test_a_reward_module_that_cannot_be_used_is_refused_before_anything_starts(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DataError, match=re.escape(message)):
         check_reward(changed(module=module), "generative_pairwise", "", "A")
+
+
+FILTER = {
+    "algorithm.filter_groups.enable": True,
+    "trainer.v1.sampler.custom_sampler.path": None,
+    "data.gen_batch_size": 1,
+    "trainer.total_training_steps": 20,
+}
+
+
+@pytest.mark.parametrize("missing", [None, *list(FILTER)[1:]])
+def test_replacing_groups_paid_alike_is_refused_where_it_would_do_nothing(composed, missing):
+    """verl's default of what is missing leaves the filter out without a word, or ends in a traceback."""
+    config = copy.deepcopy(composed)
+    check_settings(config, 1000)
+    for name, value in FILTER.items():
+        if name != missing:
+            OmegaConf.update(config, name, value)
+    if missing is None:
+        check_settings(config, 1000)
+        return
+    with pytest.raises(DataError, match=re.escape(f"It needs {list(FILTER)[1]}=null")):
+        check_settings(config, 1000)
 
 
 def test_weighing_by_strength_is_refused_where_it_would_do_nothing(changed):
