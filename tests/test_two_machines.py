@@ -6,7 +6,7 @@ All four methods, compared step by step: tests/benchmarks/two_machines.py.
 import pyarrow.parquet as pq
 import pytest
 from machines import ADDRESS, BIN, Machine, Machines, readme_commands, start_ray, why_not
-from runs import REPO, finish, log_of, metrics_of, run, start, wait_for
+from runs import REPO, finish, kill_group, log_of, metrics_of, start, wait_for
 
 pytestmark = pytest.mark.run
 
@@ -37,13 +37,21 @@ def machines(tmp_path_factory):
         yield both
 
 
+@pytest.fixture
+def alone(machines, tmp_path, small_run):
+    """The same run on one machine, in the background: much of what the two do is waiting."""
+    process = start(tmp_path / "one", *SETTINGS, **small_run, N_GPUS_PER_NODE="2")
+    yield process
+    kill_group(process)
+
+
 def connect(machine: Machine, environment: str) -> str:
     """Have a process on a machine join the cluster with GPUs or cores for two; return what it says."""
     code = "import bradley_terry; from common import cluster; print(cluster.connect('bradley_terry', 2, 1))"
     return machine.run(f'cd {REPO} && export RAY_ADDRESS={ADDRESS} {environment}; {BIN}/python -c "{code}"').stdout
 
 
-def test_two_machines_train_as_one_and_go_on_after_a_crash(machines, shared, tmp_path, small_run):
+def test_two_machines_train_as_one_and_go_on_after_a_crash(machines, shared, tmp_path, small_run, alone):
     (first, second), (of_the_first, of_others, of_a_run) = machines, readme_commands(shared)
     start_ray(first, of_the_first)
 
@@ -68,7 +76,7 @@ def test_two_machines_train_as_one_and_go_on_after_a_crash(machines, shared, tmp
     done = first.run(f"{token}\ncd {REPO} && export {inputs}\n{of_a_run.rstrip()} {' '.join(SETTINGS)}")
     assert done.returncode == 0 and f"resuming after step 3 of {STEPS}" in done.stdout, done.stdout
 
-    run(tmp_path / "one", *SETTINGS, **small_run, N_GPUS_PER_NODE="2")
+    assert finish(alone) == 0, log_of(tmp_path / "one")[-4000:]
     for name in ("train/loss", "train/grad_norm", "val/log_loss"):
         values, expected = metrics_of(output, name), metrics_of(tmp_path / "one", name)
         assert len(expected) > 1 and values == pytest.approx(expected, abs=1e-3), name
