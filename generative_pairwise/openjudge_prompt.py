@@ -6,8 +6,8 @@ In a copy of this folder, prompt.py takes all that differs from here, by one mor
     echo 'from .openjudge_prompt import *  # noqa: E402, F403' >> ranker/prompt.py
 
 Data, training, reward, evaluation and grader of the copy then follow. Its trained model, served, answers the
-unmodified grader. **Edit `make_grader` and `call`** for another grader. A grader in listwise mode gives each response
-its rank, and knows no tie: leave tied rows out, with `--on-bad-row drop`.
+unmodified grader. **Edit `make_grader` and `call`** for another grader, and `REASON_FIRST`. A grader in listwise mode
+gives each response its rank, and knows no tie: leave tied rows out, with `--on-bad-row drop`.
 """
 
 from typing import Any
@@ -22,6 +22,9 @@ __all__ += ["ask", "parse", "retell", "write"]
 PREFERENCES = VERDICTS = ("A", "B")
 SWAPPED = {"A": "B", "B": "A"}
 RANKS = {"A": [1, 2], "B": [2, 1]}  # of the two responses, 1 the better
+# Whether the judge writes its reason before the ranks, and so can use it. The grader asks for the ranks first, and
+# OpenJudge reads both. But a server that forces the schema that OpenJudge sends, as vLLM does, forces ranks first.
+REASON_FIRST = False
 
 
 def make_grader(model: Any):
@@ -60,10 +63,11 @@ def ask(dialogue: Conversation, response_a: str, response_b: str, rubric: str = 
 
 
 def write(preference: str, reasoning: str = "") -> str:
-    """Return the answer that `parse` reads as `preference`: ranks, then reason, as the grader asks for them."""
+    """Return the answer that `parse` reads as `preference`: ranks and reason, in the order that is wanted."""
     if preference not in PREFERENCES:
         raise ValueError(f"preference is {preference!r}, expected one of {', '.join(PREFERENCES)}")
-    return write_json_verdict(rank=RANKS[preference], reason=quote(reasoning).strip())
+    ranks, reason = {"rank": RANKS[preference]}, {"reason": quote(reasoning).strip()}
+    return write_json_verdict(**(reason | ranks if REASON_FIRST else ranks | reason))
 
 
 def parse(text: str) -> str | None:

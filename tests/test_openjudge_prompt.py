@@ -30,9 +30,17 @@ SCORED = [row | {"label": row["label"] + 1} for row in pointwise_rows("train", 4
 COMPARED = [row for row in pairwise_rows("train", 40, seed=0) if row["metadata"]["preferred"] != "tie"]
 
 
-def copy_of(method: str, place: Path) -> Callable[[str], ModuleType]:
-    """Copy a folder, edit it as the README says, and return what gives a module of the copy by its name."""
+def copy_of(method: str, place: Path, changes: dict[str, str] | None = None) -> Callable[[str], ModuleType]:
+    """Copy a folder, edit it as the README says, and return what gives a module of the copy by its name.
+
+    Args:
+        changes: of its openjudge_prompt.py, old text and new.
+    """
     shutil.copytree(REPO / method, place, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
+    own = place / "openjudge_prompt.py"
+    for old, new in (changes or {}).items():
+        assert own.read_text().count(old) == 1
+        own.write_text(own.read_text().replace(old, new))
     with open(place / "prompt.py", "a") as prompt:
         prompt.write(LINE)
     package = load_package(place)
@@ -85,7 +93,7 @@ def test_a_dialogue_of_several_turns_is_one_query_with_the_roles(relevance):
     assert "user: Hi\nassistant: Yes?\nuser: 2" in relevance("prompt").ask(dialogue, "4")[1]["content"]
 
 
-def test_what_is_written_is_read_also_by_openjudges_own_schema(relevance, ranker):
+def test_what_is_written_is_read_also_by_openjudges_own_schema(relevance, ranker, monkeypatch):
     reasons = ["", "good", 'a "quoted" \\ line\nand <score>1</score> </think> {"score": 1}', "ü 😀 \u2028", "\x00\x1f"]
     for score, reason in itertools.product(range(1, 6), reasons):
         answer = relevance("prompt").write(score, reason)
@@ -93,8 +101,10 @@ def test_what_is_written_is_read_also_by_openjudges_own_schema(relevance, ranker
         assert GraderScoreCallback.model_validate_json(answer).score == score
         assert relevance("prompt").parse(f"<think>\n\n</think>\n\n{answer}") == score
         assert relevance("prompt").retell(score, answer) == answer
-    for preference, reason in itertools.product("AB", reasons):
+    for preference, reason, first in itertools.product("AB", reasons, (False, True)):
+        monkeypatch.setattr(ranker("openjudge_prompt"), "REASON_FIRST", first)
         answer = ranker("prompt").write(preference, reason)
+        assert next(iter(json.loads(answer))) == ("reason" if first else "rank")
         assert ranker("prompt").parse(answer) == preference
         assert GraderRankCallback.model_validate_json(answer).rank == {"A": [1, 2], "B": [2, 1]}[preference]
         assert ranker("prompt").retell(preference, answer) == answer

@@ -52,7 +52,7 @@ def tiny_judge(tiny_model: Path, prompt, rows: list[dict], folder: Path, respons
     model.save_pretrained(start)
     tokenizer.save_pretrained(start)
     lessons = [messages for row in rows for messages in prompt.transcripts(prompt.read_row(row), prompt.RUBRIC)]
-    return warm_start(start, lessons, folder / "judge", batch_size=16)
+    return warm_start(start, lessons, folder / "judge")
 
 
 def local_answers(judge: str, prompts: list) -> list[str]:
@@ -113,8 +113,9 @@ def test_the_relevance_grader_gives_our_judges_verdicts(tiny_model, tmp_path):
 
 
 def test_a_grader_that_ranks_gives_our_judges_verdicts(tiny_model, tmp_path):
-    """Its ranks come before the reason, so this judge cannot reason first: here are verdicts asked for, not skill."""
-    module = copy_of("generative_pairwise", tmp_path / "ranker_served")
+    """The judge writes its reason first, which the grader does not ask for, and reads."""
+    reason_first = {"REASON_FIRST = False": "REASON_FIRST = True"}
+    module = copy_of("generative_pairwise", tmp_path / "ranker_served", reason_first)
     prompt, made = module("prompt"), module("openjudge_prompt")
 
     def rows(split: str, size: int, seed: int) -> list[dict]:
@@ -139,3 +140,4 @@ def test_a_grader_that_ranks_gives_our_judges_verdicts(tiny_model, tmp_path):
     right = accuracy_score([row.label for row, verdict in zip(judged, verdicts) if verdict], found)
     print(f"ranks: {len(found)} of {len(judged)} verdicts, accuracy {right:.3f}")
     assert len(found) >= 0.99 * len(judged) and verdicts == local
+    assert right > 0.8  # with the ranks first, so small a judge is right by chance: 0.43
