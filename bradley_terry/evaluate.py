@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from common.conversation import DataError
-from common.files import write_text
+from common.files import said_of_earlier, write_text
 from common.page.page import Page, explained, write_page
 from common.pairs import DIFFERENT_PROMPTS
 from common.parquet import write_rows
@@ -149,6 +149,7 @@ def main() -> None:
     output = Path(options.output or beside)
     output.mkdir(parents=True, exist_ok=True)
     name = Path(options.data).stem
+    said = said_of_earlier(output / f"evaluation_{name}.json")
     write_text(output / f"evaluation_{name}.json", json.dumps(metrics, indent=1))
     save_rewards(output / f"evaluation_{name}.parquet", pairs, rewards)
     sides = {"chosen": rewards[:, 0].tolist(), "rejected": rewards[:, 1].tolist()}
@@ -168,7 +169,7 @@ def main() -> None:
         rest=f"All rewards are in evaluation_{name}.parquet, the texts in {Path(options.data).name}, by their source.",
     )
     write_page(output / f"evaluation_{name}.html", page)
-    print(f"written: {output}/evaluation_{name}.json, .parquet and .png")
+    print(f"written: {output}/evaluation_{name}.json, .parquet and .png{said}")
     print(f"what it gets wrong: open {output}/evaluation_{name}.html in a browser")
 
 

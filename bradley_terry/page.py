@@ -19,6 +19,10 @@ FROM_FINISHED = (
     "in which the pair was trained on. Mark the rows whose label is wrong and save the list: "
     "prepare_data --without-rows leaves them out."
 )
+OF_EPOCHS = (
+    " Of the margins in all epochs, first is the earliest, mean their mean, spread their standard deviation, change "
+    "the last less the first. ever right: one of them, or the margin, is above 0."
+)
 VIEWS = [
     View("most confidently wrong", "margin", only={"right": "no"}),
     View("closest to a tie", "confidence"),
@@ -99,6 +103,7 @@ def suspect_examples(
             values["when trained on"] = float(seen[-1]) if len(seen) else None
         if again:
             values["ever right"] = known["ever right"]
+            values["first"] = float(seen[0]) if len(seen) else None
             values["mean"] = float(seen.mean()) if len(seen) else None
             values["spread"] = known["spread"]
             values["change"] = float(seen[-1] - seen[0]) if len(seen) else None
@@ -106,7 +111,7 @@ def suspect_examples(
         row = rows[pair.source]
         examples.append(Example(digest_row(row), values | about_pair(pair, row), pair_bands(row)))
     choices = ("right", "ever right") if again else ("right",)
-    note = FROM_TRAINING if final is None else FROM_FINISHED
+    note = (FROM_TRAINING if final is None else FROM_FINISHED) + (OF_EPOCHS if again else "")
     leave_out_unknown(examples)
     title = f"train: {len(decisive):,} pairs. Which labels may be wrong?"
     return Examples(title, examples, views, choices, note=note, markable=True, total=len(decisive))

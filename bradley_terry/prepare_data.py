@@ -132,7 +132,8 @@ def convert_pairs(
         try:
             pair = convert(row)
         except KeyError as missing:
-            raise DataError(f"{place} has no column {missing}; it has {sorted(row)}. Is --source right?") from None
+            found = f"{place} has no column {missing}; it has {sorted(row)}"
+            raise DataError(f"{found}. Is --source right? --columns says what your columns are called") from None
         return {"pair": check_pair(pair, different_prompts) if pair else None}
 
     rows = list(rows)

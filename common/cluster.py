@@ -19,7 +19,7 @@ import sysconfig
 import tempfile
 import time
 import warnings
-from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -33,8 +33,8 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from common import failures
 from common.attention import AMPERE
-from common.failures import answers
 from common.network import settings_of_the_run
 
 # for this process and every worker, unless the user has set them
@@ -92,6 +92,8 @@ def connect(
 ) -> Machines:
     """Join or start Ray; return what it has to compute on.
 
+    Waits until Ray has noticed which machines are dead, up to two minutes after one died.
+
     Args:
         package: the method folder's package, which workers import: `__package__` of the caller.
         nodes, workers_per_node: what the run asks for, one worker per GPU, or per share of the CPU if there is no GPU.
@@ -101,7 +103,7 @@ def connect(
         servers_on_cpu: this machine has no GPU, and verl, which counts GPUs, shall start vLLM's servers on it.
 
     Raises:
-        ClusterError: no cluster answers, or it has too little.
+        ClusterError: no cluster answers, it has too little, or a machine of it does not answer.
     """
     if address := os.environ.get("RAY_ADDRESS"):
         _check_reachable(address)
@@ -147,7 +149,9 @@ def _precision(capability: tuple[int, int]) -> str:
 
 def _check_reachable(address: str) -> None:
     """Ask a cluster for a sign of life, and take this machine's token if it wants one. Ray would try for minutes."""
-    if "://" in address or address == "local":
+    if "://" in address:
+        raise ClusterError(f"RAY_ADDRESS={address}: expected the address of the cluster's head, host:6379, or auto")
+    if address == "local":
         return
     try:
         found = canonicalize_bootstrap_address(address)  # "auto" too
@@ -192,35 +196,36 @@ def _wait_for_the_dead() -> None:
     """Wait until Ray counts only machines that answer: a worker sent to a dead one never starts.
 
     Raises:
-        ClusterError: naming those that still do not answer.
+        ClusterError: naming those that Ray still counts after `SECONDS_TO_BE_COUNTED_OUT`.
     """
-    end = time.monotonic() + SECONDS_TO_BE_COUNTED_OUT
-    said = ""
-    while silent := _silent_nodes():
-        names = ", ".join(silent)
+    end, said = time.monotonic() + SECONDS_TO_BE_COUNTED_OUT, ""
+    while dead := _dead_nodes():
+        found = "; ".join(f"{name} {why}" for name, why in dead.items())
         if time.monotonic() > end:
             raise ClusterError(
-                f"Ray counts machines that do not answer: {names}. If one is dead, restart the cluster. If it lives, "
-                "does a firewall stand between it and this machine? All machines must reach each other's ports."
+                f"Ray counts machines that seem to be dead: {found}. If one is running, a firewall may block its "
+                "ports: all machines of a cluster must reach each other. If not, restart the cluster without it."
             )
-        if names != said:
-            print(f"Ray still counts machines that do not answer: {names}. Waiting until it does not", flush=True)
-            said = names
+        if found != said:
+            print(f"Ray counts machines that seem to be dead: {found}. Waiting until it notices", flush=True)
+            said = found
         time.sleep(1)
 
 
-def _silent_nodes() -> list[str]:
-    """Return the nodes that Ray takes for alive and that are not.
-
-    One that started again on the same port answers under two names, and which is the dead one is not known.
-    """
+def _dead_nodes() -> dict[str, str]:
+    """Return the nodes that Ray takes for alive and that are not, by name, with what shows it."""
     alive = [node for node in ray.nodes() if node["Alive"]]
-    places = Counter((node["NodeManagerAddress"], node["NodeManagerPort"]) for node in alive)
-    return [
-        f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
-        for node in alive
-        if places[node["NodeManagerAddress"], node["NodeManagerPort"]] > 1 or not answers(node)
-    ]
+    places = [(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in alive]
+    with ThreadPoolExecutor(max_workers=64) as pool:
+        answering = list(pool.map(failures.answers, alive))
+    found = {}
+    for node, place, answers in zip(alive, places, answering):
+        name = f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
+        if not answers:
+            found[name] = "does not answer"
+        elif places.count(place) > 1:  # started again on the same port; which of the two is dead is not known
+            found[name] = "is counted twice"
+    return found
 
 
 def _local_ray(

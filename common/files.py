@@ -20,6 +20,11 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def said_of_earlier(file: Path) -> str:
+    """Return what the user is told if an evaluation is about to replace an earlier one, else nothing."""
+    return " in place of an earlier evaluation (--output FOLDER keeps both)" if file.is_file() else ""
+
+
 def tails_digest(files: Iterable[Path]) -> str:
     """Hash the size and the last megabyte of each file: this tells trained models apart, and is cheap."""
     total = hashlib.sha256()

@@ -23,7 +23,7 @@ PREFERENCES = VERDICTS = ("A", "B")
 SWAPPED = {"A": "B", "B": "A"}
 RANKS = {"A": [1, 2], "B": [2, 1]}  # of the two responses, 1 the better
 # Whether the judge writes its reason before the ranks, and so can use it. The grader asks for the ranks first, and
-# OpenJudge reads both. But a server that forces the schema that OpenJudge sends, as vLLM does, forces ranks first.
+# OpenJudge reads both. But a server that forces answers into the schema that OpenJudge sends forces the ranks first.
 REASON_FIRST = False
 
 

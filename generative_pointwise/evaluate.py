@@ -85,7 +85,8 @@ def soft_metrics(
         Over the rows with a verdict: soft_mae, soft_spearman, like mae and spearman, of the expected score in place of
         the verdict. order_accuracy, of verdicts, and soft_order_accuracy, of expected scores: of every two rows with
         different labels, how often the higher label has the higher one, equal ones counting one half. Absent if all
-        labels are equal.
+        labels are equal. Compare these two: Spearman's rank correlation of expected scores stays below 1 even if every
+        order is right, as labels have ties that they do not have.
     """
     rows = [
         (label, verdict, expected_score(shares))

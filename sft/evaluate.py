@@ -27,7 +27,7 @@ from tqdm import tqdm
 from common.base_model import readable_tokens
 from common.card import extend_model_card
 from common.conversation import DataError
-from common.files import write_text
+from common.files import said_of_earlier, write_text
 from common.generation import answer_prompts, batches_of, begun_answer
 from common.page.page import Page, explained, write_page
 from common.parquet import write_rows
@@ -245,6 +245,8 @@ def main() -> None:
         metrics |= {f"{kind}/{name}": value for name, value in verdict_metrics(labels, verdicts).items()}
         tables.append(confusion(labels, verdicts, f"{kind}: label (row), verdict (column)"))
         judged += of_kind
+        if not any(verdicts):
+            print(f"{kind}: no answer of the model ends with a verdict. Train it for longer: trainer.total_epochs=…")
     reasoned = sum(bool(split_answer(row["messages"][-1]["content"])) for row in rows if row["source"] in measured)
     if reasoned > len(judged):
         print(f"{reasoned - len(judged)} last turns reason, but do not end with one of a few verdicts: not judged")
@@ -259,6 +261,7 @@ def main() -> None:
     beside = Path(options.model).parent if Path(options.model).is_dir() else Path.cwd()
     output, name = Path(options.output or beside), f"evaluation_{Path(options.data).stem}"
     output.mkdir(parents=True, exist_ok=True)
+    said = said_of_earlier(output / f"{name}.json")
     write_text(output / f"{name}.json", json.dumps(metrics | {"set_aside": dict(bad + cut)}, indent=1))
     if judged:
         write_rows(output / f"{name}.parquet", judged)
@@ -276,7 +279,7 @@ def main() -> None:
         rest=f"All conversations are in {Path(options.data).name}, by their source.",
     )
     write_page(output / f"{name}.html", page)
-    print(f"written: {output}/{name}.*")
+    print(f"written: {output}/{name}.*{said}")
     print(f"what it gets wrong: open {output}/{name}.html in a browser")
     if options.card:
         if judged:

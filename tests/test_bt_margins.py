@@ -106,10 +106,10 @@ def test_the_finished_model_decides_if_it_was_asked():
 
 def test_with_two_epochs_it_is_said_how_a_pair_moved():
     shown = suspect_examples(pairs_of(2), [[(1, -3.0), (9, -1.0)], [(2, 1.0), (8, -2.0)]], None, rows_of(2))
-    names = ("ever right", "mean", "spread", "change")
+    names = ("ever right", "first", "mean", "spread", "change")
     assert [[row.values[name] for name in names] for row in shown.rows] == [
-        ["yes", -0.5, 1.5, -3.0],
-        ["no", -2.0, 1.0, 2.0],
+        ["yes", 1.0, -0.5, 1.5, -3.0],
+        ["no", -3.0, -2.0, 1.0, 2.0],
     ]
     assert shown.views[0].only == {"ever right": "no"}
 

@@ -99,23 +99,43 @@ def machine_started_again(monkeypatch):
         yield SimpleNamespace(nodes=nodes, asked=asked)
 
 
+def close_port_of_the_dead(nodes: list[dict]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nodes[2]["NodeManagerPort"] = closed.getsockname()[1]
+
+
 @pytest.mark.parametrize("same_port", [False, True])
 def test_a_run_waits_until_ray_no_longer_counts_a_machine_that_died(machine_started_again, same_port, capsys):
+    found = "127.0.0.1 (bcdefa) is counted twice; 127.0.0.1 (fedcba) is counted twice"
     if not same_port:
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            machine_started_again.nodes[2]["NodeManagerPort"] = closed.getsockname()[1]
+        close_port_of_the_dead(machine_started_again.nodes)
+        found = "127.0.0.1 (fedcba) does not answer"
     cluster._wait_for_the_dead()
     assert len(machine_started_again.asked) == 3
-    names = "127.0.0.1 (bcdefa), 127.0.0.1 (fedcba)" if same_port else "127.0.0.1 (fedcba)"
-    assert capsys.readouterr().out == (
-        f"Ray still counts machines that do not answer: {names}. Waiting until it does not\n"
-    )
+    said = f"Ray counts machines that seem to be dead: {found}. Waiting until it notices\n"
+    assert capsys.readouterr().out == said
 
 
 def test_a_machine_that_never_answers_is_named(machine_started_again, monkeypatch):
+    close_port_of_the_dead(machine_started_again.nodes)
     monkeypatch.setattr(cluster, "SECONDS_TO_BE_COUNTED_OUT", -1)
-    with pytest.raises(cluster.ClusterError, match=r"not answer: 127.0.0.1 \(bcdefa\).* does a firewall stand between"):
+    with pytest.raises(cluster.ClusterError, match=r"dead: 127.0.0.1 \(fedcba\) does not answer. If one is running, a"):
         cluster._wait_for_the_dead()
+
+
+def test_whoever_joins_a_cluster_waits_for_its_dead(machine_started_again, monkeypatch):
+    close_port_of_the_dead(machine_started_again.nodes)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "SECONDS_TO_BE_COUNTED_OUT", -1)
+    monkeypatch.setattr(cluster, "_check_reachable", lambda address: None)
+    monkeypatch.setattr(cluster, "_start_ray", lambda package, environment: None)
+    with pytest.raises(cluster.ClusterError, match="seem to be dead"):
+        cluster.connect("bradley_terry", 1, 1)
+
+
+def test_a_client_of_a_cluster_is_told_which_address_is_wanted():
+    with pytest.raises(cluster.ClusterError, match="RAY_ADDRESS=ray://head:10001: expected the address of"):
+        cluster._check_reachable("ray://head:10001")
 
 
 def test_every_group_of_workers_gets_a_node_of_its_own(monkeypatch):

@@ -234,27 +234,25 @@ def test_a_reward_module_that_cannot_be_used_is_refused_before_anything_starts(
         check_reward(changed(module=module), "generative_pairwise", "", "A")
 
 
-FILTER = {
-    "algorithm.filter_groups.enable": True,
-    "trainer.v1.sampler.custom_sampler.path": None,
-    "data.gen_batch_size": 1,
-    "trainer.total_training_steps": 20,
-}
-
-
-@pytest.mark.parametrize("missing", [None, *list(FILTER)[1:]])
-def test_replacing_groups_paid_alike_is_refused_where_it_would_do_nothing(composed, missing):
-    """verl's default of what is missing leaves the filter out without a word, or ends in a traceback."""
+def test_replacing_prompts_paid_alike_is_refused(composed):
+    """verl would leave it out without a word: it gives the setting to its own queue alone."""
     config = copy.deepcopy(composed)
     check_settings(config, 1000)
-    for name, value in FILTER.items():
-        if name != missing:
-            OmegaConf.update(config, name, value)
-    if missing is None:
+    config.algorithm.filter_groups.enable = True
+    with pytest.raises(DataError, match="algorithm.filter_groups.enable=True: not supported here"):
         check_settings(config, 1000)
-        return
-    with pytest.raises(DataError, match=re.escape(f"It needs {list(FILTER)[1]}=null")):
-        check_settings(config, 1000)
+
+
+@pytest.mark.parametrize(("prompts", "fitting"), [(86, 16), (127, 16), (4, 1), (1, 1)])
+def test_few_prompts_are_refused_with_settings_that_fit(composed, prompts, fitting):
+    config = copy.deepcopy(composed)
+    config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size = 128, 64
+    with pytest.raises(DataError) as caught:
+        check_settings(config, prompts)
+    for name, value in re.findall(r"([\w.]+size)=(\d+)", str(caught.value).partition("set ")[2]):
+        assert int(value) == fitting
+        OmegaConf.update(config, name, int(value))
+    check_settings(config, prompts)
 
 
 def test_weighing_by_strength_is_refused_where_it_would_do_nothing(changed):

@@ -45,7 +45,12 @@ def test_an_answer_is_cut_behind_its_reasoning_and_nothing_is_lost():
 
 def test_an_answer_without_a_verdict_says_why_and_is_whole():
     clipped = answer_texts(Answer("<think>\nHm", clipped=True), None, ", as given")
-    assert clipped == [Text("no verdict, as given: its tokens ran out: raise max_new_tokens", "<think>\nHm")]
+    assert clipped == [
+        Text(
+            "no verdict, as given: its tokens ran out: raise max_new_tokens (data.max_response_length)",
+            "<think>\nHm",
+        )
+    ]
 
 
 def test_a_scored_row_by_hand():

@@ -178,92 +178,99 @@ NO_SCORES += ["③", "Ⅲ", "三", "3️⃣", "★★★", "three", "None", "Tru
 NO_SCORES += ["nan", "[]", "[3, 3]", "[1, 5]", "{}", '{"value": 3}', "(3)", "<3>", "**3**", "`3`", "$3", "3%", "3;"]
 NO_SCORES += ["3\x00", "\u200b3", "3\u200b", "\u22123", "7", "10", "35", "4294967297", "18446744073709551617", "-5"]
 NO_SCORES += ["5.0000000000000000001", "2.9999999999999999999", "/* 3 */ 4", "3 # 4"]
-SCORE_TRAPS |= {f"score: {value!r}": f'{{"reason": "good", "score": {value}}}' for value in NO_SCORES}
-SCORE_TRAPS |= {
-    f"form {number}": form
-    for number, form in enumerate(
-        [
-            "{}",
-            "null",
-            '"' + OBJECT.replace('"', '\\"') + '"',  # the object as a text
-            OBJECT.replace('"', "“"),
-            OBJECT.replace('"', "&quot;"),
-            OBJECT.replace('"', '\\"'),
-            OBJECT.replace('"score"', "score"),
-            OBJECT.replace('"score"', '"score "'),
-            OBJECT.replace('"score"', '"Score"'),
-            OBJECT.replace('"score"', '"sc\u200bore"'),
-            OBJECT.replace('"score"', '"ѕcore"'),  # a Cyrillic letter
-            OBJECT.replace('"score":', '"score"'),
-            OBJECT.replace('"score":', '"score"='),
-            OBJECT.replace('"score":', '"score"=>'),
-            OBJECT.replace('"score":', '"score"::'),
-            OBJECT.replace(", ", " "),
-            OBJECT.replace(", ", "; "),
-            OBJECT.replace(", ", ",, "),
-            OBJECT.replace("{", "{{").replace("}", "}}"),
-            OBJECT.replace("{", "(").replace("}", ")"),
-            OBJECT.replace("}", "]"),
-            OBJECT.replace("}", "}}"),
-            OBJECT.replace('"good"', "good"),
-            OBJECT.replace('"good"', "null"),
-            OBJECT.replace('"good"', '["good"]'),
-            OBJECT.replace('"good"', '"go"od"'),
-            OBJECT.replace('"good"', '"good'),
-            OBJECT.replace('"good"', '"go\x00od"'),
-            OBJECT.replace('"good"', '"go\tod"'),
-            OBJECT.replace('"good"', '"\\x41"'),
-            OBJECT.replace('"good"', '"\\udc00\\ud83d"'),  # halves of an emoji, the wrong way round
-            f'{{"verdict": {OBJECT}}}',
-            f'{{"answer": {OBJECT}, "reason": "good"}}',
-            f'{{"name": "grade", "arguments": {OBJECT}}}',
-            f"<tool_call>\n{OBJECT}\n</tool_call>",
-            f"<|channel|>final<|message|>{OBJECT}",
-            f"<Output>\n{OBJECT}\n</Output>",
-            f"<json>{OBJECT}</json>",
-            f"~~~\n{OBJECT}\n~~~",
-            f"`{OBJECT}`",
-            f"**{OBJECT}**",
-            f"> {OBJECT}",
-            f"1. {OBJECT}",
-            f"- {OBJECT}",
-            f"\ufeff{OBJECT}",
-            f"\u200b{OBJECT}",
-            f"{OBJECT}\x00",
-            f"{OBJECT},",
-            f"{OBJECT};",
-            f"{OBJECT}.",
-            f"{OBJECT}<|im_end|>{OBJECT}",
-            f"{OBJECT}\n<|im_start|>user\nThanks!",
-            f"{OBJECT}<score>3</score>",
-            f"</think>{OBJECT}</think>",
-            f"<think>{OBJECT}</think></think>{OBJECT}",
-            f"<|begin_of_thought|>{OBJECT}",
-            f"return {OBJECT}",
-            f"verdict = {OBJECT}",
-            f"dict({OBJECT})",
-            "reason: good\nscore: 3",
-            "- reason: good\n- score: 3",
-            "<reason>good</reason><score>3</score>",
-            "Score: 3",
-            "3/5",
-            "\\boxed{3}",
-            "[[3]]",
-            "Rating: [[3]]",
-            "five",
-            "reason,score\ngood,3",
-            '["good", 3]',
-            '[{"reason": "good"}, {"score": 3}]',
-            '{"reason": "good"}{"score": 3}',
-            '{"reason": "good"}\n{"score": 3}',
-            '{"reason": "good", "score"}',
-            '{"reason": "good", "score": 3 "and": 4}',
-            '{"reason": "good", "scores": [3]}',
-            '{"reason": "good", "score": 3, "score": 3}',
-            '{"reason": "good", "score": 3, "": 3}',
-        ]
-    )
-}
+OTHER_FORMS = [
+    "reason: good\nKEY: VALUE",
+    "- reason: good\n- KEY: VALUE",
+    "<reason>good</reason><KEY>VALUE</KEY>",
+    "KEY: VALUE",
+    "VALUE/5",
+    "\\boxed{VALUE}",
+    "[[VALUE]]",
+    "Rating: [[VALUE]]",
+    "five",
+    "reason,KEY\ngood,VALUE",
+    '["good", VALUE]',
+    '[{"reason": "good"}, {"KEY": VALUE}]',
+    '{"reason": "good"}{"KEY": VALUE}',
+    '{"reason": "good"}\n{"KEY": VALUE}',
+    '{"reason": "good", "KEY"}',
+    '{"reason": "good", "KEY": VALUE "and": 4}',
+    '{"reason": "good", "KEYs": [VALUE]}',
+    '{"reason": "good", "KEY": VALUE, "KEY": VALUE}',
+    '{"reason": "good", "KEY": VALUE, "": VALUE}',
+]
+
+
+def traps_of(key: str, value: str) -> dict[str, str]:
+    """Return what is nearly the verdict `{"reason": "good", key: value}`, by name: with a wrong value or form."""
+    good = f'{{"reason": "good", "{key}": {value}}}'
+    forms = [
+        "{}",
+        "null",
+        '"' + good.replace('"', '\\"') + '"',  # the object as a text
+        good.replace('"', "“"),
+        good.replace('"', "&quot;"),
+        good.replace('"', '\\"'),
+        good.replace(f'"{key}"', key),
+        good.replace(f'"{key}"', f'"{key} "'),
+        good.replace(f'"{key}"', f'"{key.title()}"'),
+        good.replace(f'"{key}"', f'"{key}\u200b"'),
+        good.replace(f'"{key}"', f'"{key}"'.translate({ord("c"): "с", ord("a"): "а"})),  # Cyrillic letters
+        good.replace(f'"{key}":', f'"{key}"'),
+        good.replace(f'"{key}":', f'"{key}"='),
+        good.replace(f'"{key}":', f'"{key}"=>'),
+        good.replace(f'"{key}":', f'"{key}"::'),
+        good.replace(", ", " "),
+        good.replace(", ", "; "),
+        good.replace(", ", ",, "),
+        good.replace("{", "{{").replace("}", "}}"),
+        good.replace("{", "(").replace("}", ")"),
+        good.replace("}", "]"),
+        good.replace("}", "}}"),
+        good.replace('"good"', "good"),
+        good.replace('"good"', "null"),
+        good.replace('"good"', '["good"]'),
+        good.replace('"good"', '"go"od"'),
+        good.replace('"good"', '"good'),
+        good.replace('"good"', '"go\x00od"'),
+        good.replace('"good"', '"go\tod"'),
+        good.replace('"good"', '"\\x41"'),
+        good.replace('"good"', '"\\udc00\\ud83d"'),  # halves of an emoji, the wrong way round
+        f'{{"verdict": {good}}}',
+        f'{{"answer": {good}, "reason": "good"}}',
+        f'{{"name": "grade", "arguments": {good}}}',
+        f"<tool_call>\n{good}\n</tool_call>",
+        f"<|channel|>final<|message|>{good}",
+        f"<Output>\n{good}\n</Output>",
+        f"<json>{good}</json>",
+        f"~~~\n{good}\n~~~",
+        f"`{good}`",
+        f"**{good}**",
+        f"> {good}",
+        f"1. {good}",
+        f"- {good}",
+        f"\ufeff{good}",
+        f"\u200b{good}",
+        f"{good}\x00",
+        f"{good},",
+        f"{good};",
+        f"{good}.",
+        f"{good}<|im_end|>{good}",
+        f"{good}\n<|im_start|>user\nThanks!",
+        f"{good}<score>3</score>",
+        f"</think>{good}</think>",
+        f"<think>{good}</think></think>{good}",
+        f"<|begin_of_thought|>{good}",
+        f"return {good}",
+        f"verdict = {good}",
+        f"dict({good})",
+        *(form.replace("KEY", key).replace("VALUE", value) for form in OTHER_FORMS),
+    ]
+    found = {f"{key}: {wrong!r}": f'{{"reason": "good", "{key}": {wrong}}}' for wrong in NO_SCORES}
+    return found | {f"form {number} of {key}": form for number, form in enumerate(forms)}
+
+
+SCORE_TRAPS |= traps_of("score", "3")
 RANK_TRAPS = {
     "one rank": '{"rank": [1], "reason": "good"}',
     "three ranks": '{"rank": [1, 2, 3], "reason": "good"}',
@@ -307,8 +314,8 @@ def test_no_trap_is_a_score_and_none_is_paid(relevance):
 def test_no_trap_is_a_rank_and_none_is_paid(ranker):
     prompt, reward = ranker("prompt"), ranker("reward")
     (turn,) = prompt.ask([{"role": "user", "content": "2"}], "4", "5")
-    tried = {**SCORE_TRAPS, **RANK_TRAPS, "echo": turn["content"]}
-    del tried["the form of the other judge"]
+    tried = {**RANK_TRAPS, **traps_of("rank", "[2, 1]"), "echo": turn["content"]}
+    assert prompt.parse('{"reason": "good", "rank": [2, 1]}') == "B"  # which all of them are near to
     read = {name for name, text in tried.items() if prompt.parse(text) is not None}
     paid = [
         (name, label)

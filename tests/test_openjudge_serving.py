@@ -140,4 +140,4 @@ def test_a_grader_that_ranks_gives_our_judges_verdicts(tiny_model, tmp_path):
     right = accuracy_score([row.label for row, verdict in zip(judged, verdicts) if verdict], found)
     print(f"ranks: {len(found)} of {len(judged)} verdicts, accuracy {right:.3f}")
     assert len(found) >= 0.99 * len(judged) and verdicts == local
-    assert right > 0.8  # with the ranks first, so small a judge is right by chance: 0.43
+    assert right > 0.8  # with the ranks first, so small a judge is right by chance: 0.46

@@ -245,11 +245,13 @@ def test_figures_before_and_after_are_shown_side_by_side_if_they_are_of_the_same
 def test_two_judges_are_compared_verdict_by_verdict(run, loaded, tmp_path):
     """By hand: the first is right six times of eight, off by one once and silent once; the second is right."""
     loaded(MIXED)
-    _, rows, _ = run()
+    _, rows, printed = run()
+    assert "written: " in printed and "in place of" not in printed
     for kind in (".json", ".parquet"):
         shutil.copy(tmp_path / "figures" / f"evaluation_held_out{kind}", tmp_path / f"before{kind}")
     loaded(RIGHT)
     metrics, _, printed = run("--compare-to", tmp_path / "before.json")
+    assert "evaluation_held_out.* in place of an earlier evaluation (--output FOLDER keeps both)\n" in printed
     value, low, high = metrics["compared"]["both_agreement"]
     assert value == 6 / 8 and 0.3 < low < value < high <= 1
     first, second = zip(*[(row["verdict"], label) for row, label in zip(rows, LABELS) if row["verdict"] is not None])

@@ -102,6 +102,7 @@ def test_a_judge_that_says_nothing_is_always_wrong_and_nothing_breaks(run):
     for kind in ("score", "preference"):
         assert metrics[f"{kind}/parse_rate"] == metrics[f"{kind}/accuracy"] == 0.0
         assert metrics[f"{kind}/majority_accuracy"] > 0
+        assert f"{kind}: no answer of the model ends with a verdict. Train it for longer" in printed
     assert [row["verdict"] for row in rows] == [None] * 10
     assert "score/mean_error" not in metrics
 

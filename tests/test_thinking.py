@@ -78,7 +78,7 @@ def test_a_vocabulary_that_loses_other_letters_is_refused():
 def test_an_answer_without_a_verdict_says_why(answer, fault):
     assert pointwise.parse(answer) is None
     assert fault in fault_of(Answer(answer, False))
-    assert fault_of(Answer(answer, True)) == "its tokens ran out: raise max_new_tokens"
+    assert fault_of(Answer(answer, True)) == "its tokens ran out: raise max_new_tokens (data.max_response_length)"
 
 
 @pytest.mark.parametrize(

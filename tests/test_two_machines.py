@@ -67,13 +67,13 @@ def test_two_machines_train_as_one_and_go_on_after_a_crash(machines, shared, tmp
     process = start(output, *SETTINGS, on=[*first.on, "env", f"RAY_AUTH_TOKEN_PATH={shared}/ray_token"], **settings)
     wait_for(lambda: process.poll() is not None or max(metrics_of(output, "train/loss"), default=0) >= 5)
     second.crash()
-    assert finish(process, 60) == 1
+    assert finish(process, 120) == 1
     assert f"\n{GONE}\n" in log_of(output) and "Traceback" not in log_of(output)
 
     start_ray(second, of_others)
     inputs = " ".join(f"{name}={value}" for name, value in small_run.items())
     token = of_the_first.splitlines()[1]  # the README's shell is the one in which Ray was started
-    done = first.run(f"{token}\ncd {REPO} && export {inputs}\n{of_a_run.rstrip()} {' '.join(SETTINGS)}")
+    done = first.run(f"{token}\ncd {REPO} && export {inputs}\n{of_a_run.rstrip()} {' '.join(SETTINGS)}", timeout=300)
     assert done.returncode == 0 and f"resuming after step 3 of {STEPS}" in done.stdout, done.stdout
 
     assert finish(alone) == 0, log_of(tmp_path / "one")[-4000:]

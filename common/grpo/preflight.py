@@ -7,6 +7,7 @@ import copy
 import importlib
 import importlib.util
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,9 +82,11 @@ def check_settings(config: DictConfig, prompts: int, longest: int | None = None)
     """
     data, actor = config.data, config.actor_rollout_ref.actor
     if prompts < data.train_batch_size:
+        fitting = 2 ** max(0, int(math.log2(prompts / 4)))  # four steps a pass, or more
         raise DataError(
-            f"data.train_batch_size={data.train_batch_size} is larger than the {prompts} prompts; lower it, "
-            "and actor_rollout_ref.actor.ppo_mini_batch_size with it"
+            f"data.train_batch_size={data.train_batch_size} is larger than the {prompts} prompts. For example, set "
+            f"data.train_batch_size={fitting} actor_rollout_ref.actor.ppo_mini_batch_size={fitting}, and "
+            "trainer.test_freq lower"
         )
     if data.train_batch_size % actor.ppo_mini_batch_size:
         raise DataError(
@@ -98,7 +101,11 @@ def check_settings(config: DictConfig, prompts: int, longest: int | None = None)
     ignored = [f"{part}.{name}" for part, names in NOT_READ.items() for name in names if settings[part].get(name)]
     if ignored:
         raise DataError(f"actor_rollout_ref.{', '.join(ignored)}: not supported here, as verl's own engine is not used")
-    _check_filter(config)
+    if config.algorithm.filter_groups and config.algorithm.filter_groups.enable:
+        raise DataError(
+            "algorithm.filter_groups.enable=True: not supported here. Prompts whose answers were all paid alike teach "
+            "nothing and do no harm; `no_signal` is their share"
+        )
     largest = data.max_prompt_length + data.max_response_length
     if largest > actor.ppo_max_token_len_per_gpu:
         raise DataError(
@@ -112,25 +119,6 @@ def check_settings(config: DictConfig, prompts: int, longest: int | None = None)
         )
     if unused := prompts % data.train_batch_size:
         print(f"  {unused} of the {prompts} prompts, others each epoch, do not fill a step's batch and are left out")
-
-
-def _check_filter(config: DictConfig) -> None:
-    """Raise `DataError` if groups that were paid alike shall be replaced, and what verl needs for it is not set.
-
-    verl's own queue does it, ours does not hear of it. It asks for single prompts, so the number of steps does not
-    follow from the epochs any more.
-    """
-    filtering = config.algorithm.filter_groups
-    if not (filtering and filtering.enable):
-        return
-    own_queue = config.trainer.v1.sampler.custom_sampler.path is None
-    single = config.data.gen_batch_size == 1
-    if not (own_queue and single and config.trainer.total_training_steps):
-        raise DataError(
-            "algorithm.filter_groups.enable=True: verl's own queue replaces the prompts whose answers were all paid "
-            "alike. It needs trainer.v1.sampler.custom_sampler.path=null data.gen_batch_size=1, and "
-            "trainer.total_training_steps=… for the number of steps"
-        )
 
 
 def check_workers(config: DictConfig, workers: int) -> None:

@@ -42,6 +42,11 @@ from common.report import set_log_file
 
 CHECKPOINT, LAST = "checkpoint", "checkpoint_last"
 BEST = "best.json"  # which step the checkpoint is of
+NOTHING_LEARNT = (
+    "the answers to each prompt were all paid alike, so this step has taught nothing. If this goes on, the model is "
+    "never right, or always. Never: train it by sft first, or for longer, until most of its answers hold a verdict "
+    "(parsed) and some are right. Always: take harder rows."
+)
 SHOWN = ("reward", "acc", "first", "tie", "parsed", "clipped", "no_signal", "grad_norm", "entropy", "seconds")
 
 
@@ -68,6 +73,7 @@ class JudgeTrainer(PPOTrainerSync):
 
     def __init__(self, config, keep_groups: bool):
         self.keep_groups = keep_groups
+        self.has_warned = False  # of a step that has taught nothing
         self.output = Path(config.trainer.default_local_dir)
         self.in_process = config.actor_rollout_ref.rollout.name == IN_PROCESS
         self._enable_hybrid_replicas = not self.in_process  # verl's switch for inference servers beside the policy
@@ -222,3 +228,6 @@ class JudgeTrainer(PPOTrainerSync):
         metrics |= {f"train/{name}": value for name, value in own.items()}
         shown = "  ".join(f"{name} {own[name]:.4g}" for name in SHOWN if name in own)
         tqdm.write(f"step {global_steps}/{self.total_training_steps}  {shown}")
+        if own["no_signal"] == 1 and not self.has_warned:
+            tqdm.write(f"step {global_steps}: {NOTHING_LEARNT}")
+            self.has_warned = True

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from common.base_model import cannot_load, readable_tokens
 from common.card import extend_model_card
 from common.conversation import DataError
-from common.files import tails_digest, write_text
+from common.files import said_of_earlier, tails_digest, write_text
 from common.generation import Answer, answer_prompts, load_answering
 from common.grading.endpoint import EndpointError, ask
 from common.judging.examples import judge_examples, judge_pictures
@@ -410,6 +410,7 @@ def report(
     digest = digest_prompts(judged.rows)
     notes = {"calibration": bins, "rows_digest": digest, "set_aside": dict(left_out), "asked": asked, "tokens": tokens}
     notes |= {"compared": both} if both else {}
+    said = said_of_earlier(Path(f"{place}.json"))
     write_text(Path(f"{place}.json"), json.dumps(metrics | notes, indent=1))
     write_rows(f"{place}.parquet", rows_of(judged))
     panels = [confusion(judged.labels, judged.verdicts, values, "label (row), verdict (column)")]
@@ -430,7 +431,7 @@ def report(
         rest=f"All rows and answers are in {place.name}.parquet.",
     )
     write_page(Path(f"{place}.html"), page)
-    print(f"written: {place}.*")
+    print(f"written: {place}.*{said}")
     print(f"what it gets wrong: open {place}.html in a browser")
     if options.card:
         draw(Path(options.model) / f"{place.name}.png", panels)

@@ -18,7 +18,7 @@ def fault_of(given: Answer) -> str:
     """Return, for people to read, what keeps an answer without a verdict from having one."""
     reasoning, *rest = re.split(CLOSING, given)
     if given.clipped:
-        return "its tokens ran out: raise max_new_tokens"
+        return "its tokens ran out: raise max_new_tokens (data.max_response_length)"
     if not rest and "{" in given:
         return "it looks like JSON, and is not the verdict that was asked for: text around it, another key or value?"
     if not rest:
@@ -91,11 +91,14 @@ def agreement_bounds(
 
 
 def tokens_of(answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
-    """Return the tokens of a thousand judgements, asked and answered; nothing if some answer's are not known."""
+    """Return the tokens of a thousand judgements, asked and answered; nothing if some answer's are not known.
+
+    Several votes on a row are one judgement.
+    """
     usage = [text.usage for given in answers for text in given]
     if None in usage:
         return {}
-    asked, answered = (1000 * sum(counts) / len(usage) for counts in zip(*usage))
+    asked, answered = (1000 * sum(counts) / len(answers) for counts in zip(*usage))
     return {"tokens_asked": asked, "tokens_answered": answered}
 
 

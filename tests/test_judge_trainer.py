@@ -1,0 +1,43 @@
+"""What the trainer of judges says of a step."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transfer_queue
+from omegaconf import OmegaConf
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from common.grpo.trainer import NOTHING_LEARNT, JudgeTrainer
+
+
+@pytest.fixture
+def step_of(monkeypatch):
+    """Return a function that has one trainer count the steps of two prompts, two answers each, given their rewards."""
+    trainer = JudgeTrainer.__new__(JudgeTrainer)
+    trainer.config, trainer.total_training_steps = OmegaConf.create({"data": {"max_response_length": 9}}), 3
+    trainer.has_warned = False
+    monkeypatch.setattr(PPOTrainerSync, "_compute_metrics", lambda *arguments: None)
+    keys = ["one_0_0", "one_1_0", "two_0_0", "two_1_0"]
+    batch = SimpleNamespace(keys=keys, tags=[{"response_len": 2}] * 4, partition_id="train")
+    names = ("critic/score/mean", "response_length/mean", "actor/grad_norm", "actor/entropy", "actor/lr")
+
+    def count(step: int, rewards: list[float]) -> dict:
+        per_token = torch.nested.as_nested_tensor([torch.tensor([0.0, one]) for one in rewards], layout=torch.jagged)
+        found = {"rm_scores": per_token, "extra_fields": [{"reward_extra_info": {"score": one}} for one in rewards]}
+        monkeypatch.setattr(transfer_queue, "kv_batch_get", lambda **_: found)
+        metrics = dict.fromkeys(names, 0.0)
+        trainer._compute_metrics(batch, metrics, {"step": 1.0}, step, 0)
+        return metrics
+
+    return count
+
+
+def test_a_step_that_has_taught_nothing_is_told_once(step_of, capsys):
+    """Paid alike is what counts: the answers to one prompt may be paid otherwise than those to another."""
+    assert step_of(1, [0.0, 1.0, 0.5, 0.5])["train/no_signal"] == 0.5
+    assert NOTHING_LEARNT not in capsys.readouterr().out
+    assert step_of(2, [1.0, 1.0, 0.5, 0.5])["train/no_signal"] == 1
+    assert f"step 2: {NOTHING_LEARNT}\n" in capsys.readouterr().out
+    step_of(3, [1.0, 1.0, 0.5, 0.5])
+    assert NOTHING_LEARNT not in capsys.readouterr().out
