@@ -100,36 +100,21 @@ def strange_place(tmp_path) -> Path:
     return place
 
 
-def test_a_copy_with_the_name_of_a_library_trains_from_any_working_directory(small_run, strange_place, tmp_path):
-    """The demo's tiny model is made on the way, as with nothing set."""
-    small_run = {"TRAIN_FILES": small_run["TRAIN_FILES"], "VAL_FILES": small_run["VAL_FILES"]}
-    folder = copy("bradley_terry", tmp_path / "elsewhere v2" / "datasets")
-    output = tmp_path / "run"
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with open(f"{output}.log", "wb") as log:
-        done = subprocess.run(
-            ["bash", str(folder / "run_bt.sh"), "trainer.total_training_steps=2", "data.train_batch_size=16"],
-            cwd=strange_place,
-            env=os.environ | small_run | {"OUTPUT": str(output), "PATH": path},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            timeout=300,
-        )
-    assert done.returncode == 0, runs.log_of(output)[-4000:]
-    assert len(pq.read_table(output / "val_rewards.parquet")) == 19
-
-
 def test_a_copy_is_trained_evaluated_scored_and_imported(small_run, strange_place, tmp_path):
-    """With a loss of its own: the hinge. All of it by the copy, although the original is installed."""
-    folder = copy("bradley_terry", tmp_path / "my-rm")
-    changed = edit(folder / "loss.py", HINGE)
+    """With a loss of its own: the hinge. All of it by the copy, although the original is installed.
+
+    It is trained from any working directory, with the name of a library; and the demo's tiny model is made on the way,
+    as with nothing set. Then it is copied again, to be imported.
+    """
+    trained = copy("bradley_terry", tmp_path / "elsewhere v2" / "datasets")
+    changed = edit(trained / "loss.py", HINGE)
     assert len(changed) == 2
-    output = tmp_path / "run"
+    output, files = tmp_path / "run", {name: small_run[name] for name in ("TRAIN_FILES", "VAL_FILES")}
     settings = ("trainer.total_training_steps=2", "data.train_batch_size=16", "loss.centering=0")
-    runs.run(output, *settings, script=folder / "run_bt.sh", **small_run)
+    runs.run(output, *settings, script=trained / "run_bt.sh", on=["env", "-C", str(strange_place)], **files)
     # a new head gives margins near 0, where the hinge is near 1 and the usual loss near 0.69
     assert 0.8 < runs.metrics_of(output, "train/loss")[1] < 1.2
+    folder = Path(shutil.copytree(trained, tmp_path / "my-rm", ignore=shutil.ignore_patterns("__pycache__")))
 
     model, val = str(output / "checkpoint"), small_run["VAL_FILES"]
     there = {"PYTHONPATH": f"{strange_place}{os.pathsep}{tmp_path}"}
