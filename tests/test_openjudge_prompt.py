@@ -4,7 +4,6 @@ import asyncio
 import importlib
 import itertools
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +11,12 @@ from types import ModuleType
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPO
 from openjudge.graders.common.relevance import RelevanceGrader
 from openjudge.graders.llm_grader import LLMGrader
 from openjudge.graders.schema import GraderError, GraderRank, GraderRankCallback, GraderScore, GraderScoreCallback
 from openjudge.models.openai_chat_model import OpenAIChatModel
 from pydantic import ValidationError
+from test_copies import copy, edit
 from test_endpoint import serve
 
 from common.conversation import DataError
@@ -36,11 +35,8 @@ def copy_of(method: str, place: Path, changes: dict[str, str] | None = None) -> 
     Args:
         changes: of its openjudge_prompt.py, old text and new.
     """
-    shutil.copytree(REPO / method, place, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
-    own = place / "openjudge_prompt.py"
-    for old, new in (changes or {}).items():
-        assert own.read_text().count(old) == 1
-        own.write_text(own.read_text().replace(old, new))
+    copy(method, place)
+    edit(place / "openjudge_prompt.py", changes or {})
     with open(place / "prompt.py", "a") as prompt:
         prompt.write(LINE)
     package = load_package(place)
