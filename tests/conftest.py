@@ -1,5 +1,6 @@
 """What several test files share: a tiny model, small runs' data, and real data if it is at hand."""
 
+import gc
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+gc.disable()  # until all test files, and with them torch and verl, are imported: see pytest_collection_finish
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, and a name that is no folder is not looked for on the hub
 # The same cases on every run, no time limit per case (a busy machine is no bug), no folder of past cases.
 settings.register_profile("tests", derandomize=True, deadline=None, database=None)
@@ -70,6 +72,12 @@ SMALL = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Let Python look for garbage again, but never in what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

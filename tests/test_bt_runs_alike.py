@@ -1,10 +1,8 @@
 """One worker, two Ray nodes, killed anywhere and resumed: the same losses and the same checkpoint."""
 
 import os
-import signal
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -39,15 +37,6 @@ def uninterrupted(tmp_path_factory, small_run):
 def tracked_step(output: Path) -> int:
     tracker = output / "latest_checkpointed_iteration.txt"
     return int(tracker.read_text()) if tracker.exists() else 0
-
-
-def reached(output: Path, step: int):
-    return lambda: max(metrics_of(output, "train/loss"), default=0) >= step
-
-
-def worker_of(process) -> psutil.Process:
-    family = psutil.Process(process.pid).children(recursive=True)
-    return next(child for child in family if "PackedWorker" in " ".join(child.cmdline()))
 
 
 def assert_same_run(output: Path, reference: Path) -> None:
@@ -165,31 +154,21 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, small_run, uninterrup
     assert "There is no earlier one" in log_of(output) and tracked_step(output) == 0
     shard.unlink()
 
-    # a worker dies
-    process = start(output, *SETTINGS, **small_run)
-    wait_for(reached(output, 6))
-    worker_of(process).send_signal(signal.SIGKILL)
-    assert finish(process) != 0
-    assert "a worker died" in log_of(output) and tracked_step(output) >= 4
-
-    # all dies in the middle of writing a checkpoint: the optimizer's file is a pipe that nobody reads
-    half_written = tracked_step(output) + 4
-    pipe = output / f"global_step_{half_written}" / "optim_world_size_1_rank_0.pt"
-    pipe.parent.mkdir(exist_ok=True)
-    pipe.unlink(missing_ok=True)
+    # all dies in the middle of writing the checkpoint of step 8: the optimizer's file is a pipe that nobody reads
+    pipe = output / "global_step_8" / "optim_world_size_1_rank_0.pt"
+    pipe.parent.mkdir()
     os.mkfifo(pipe)
     process = start(output, *SETTINGS, **small_run)
-    wait_for(reached(output, half_written))
     model = pipe.with_name("model_world_size_1_rank_0.pt")
     wait_for(model.exists)
     kill_group(process)
-    assert tracked_step(output) == half_written - 4
+    assert tracked_step(output) == 4
     pipe.unlink()
     model.write_bytes(model.read_bytes()[:1000])
 
     # the same command once more
     log = run(output, *SETTINGS, **small_run)
-    assert f"Found latest checkpoint: {output}/global_step_{half_written - 4}" in log
+    assert f"Found latest checkpoint: {output}/global_step_4" in log
     assert tracked_step(output) == STEPS
     assert [path.name for path in output.glob("global_step_*")] == [f"global_step_{STEPS}"]
     weights, expected = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (output, uninterrupted))

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from test_page import held_by
 from transformers import AutoTokenizer
 
 from common.demo.world import SCORE_RUBRIC, pointwise_rows
-from generative_pointwise import grader, prompt
+from generative_pointwise import evaluate, grader, prompt
 
 pytestmark = pytest.mark.run
 
@@ -36,10 +37,20 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, small_judge_run) -> Path:
-    """A run with held-out rows that are judged before and after."""
+    """A small run, nothing interrupted."""
     output = tmp_path_factory.mktemp("reference") / "outputs"
-    environment = small_judge_run | {"TEST_FILES": small_judge_run["VAL_FILES"]}
-    run(output, *SETTINGS, script=POINTWISE_SCRIPT, **environment)
+    run(output, *SETTINGS, script=POINTWISE_SCRIPT, **small_judge_run)
+    return output
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    """What `bash run_pointwise.sh` leaves with nothing set but OUTPUT: data, warm start, GRPO, evaluation."""
+    output = tmp_path_factory.mktemp("demo") / "outputs"
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("MODEL_PATH", "TRAIN_FILES", "VAL_FILES", "TEST_FILES", "SEED", "ROLLOUT", "RAY_ADDRESS"):
+            environment.delenv(name, raising=False)
+        run(output, script=POINTWISE_SCRIPT, timeout=1700)
     return output
 
 
@@ -81,11 +92,13 @@ def test_what_a_run_leaves(reference):
     assert sorted(path.name for path in reference.glob("global_step_*")) == [f"global_step_{STEPS}"]
     assert any((reference / "tensorboard").iterdir())
     card = (reference / "checkpoint" / "README.md").read_text()
-    for part in ("library_name: transformers", "pipeline_tag: text-generation", "val/acc", "Measured on val.parquet"):
+    for part in ("library_name: transformers", "pipeline_tag: text-generation", "val/acc"):
         assert part in card
     best, rewards = json.loads((reference / "best.json").read_text()), metrics_of(reference, "val/reward")
     assert sorted(rewards) == [0, 3, STEPS]
     assert best["val/reward"] == max(rewards.values()) == rewards[best["step"]]
+    text = log_of(reference)
+    assert f"val at step 0  reward {rewards[0]:.4g}" in text and f"step {STEPS}/{STEPS}  reward" in text
 
 
 def test_its_page_shows_the_best_policys_answers_to_the_validation_rows(reference):
@@ -96,36 +109,6 @@ def test_its_page_shows_the_best_policys_answers_to_the_validation_rows(referenc
     assert sum(row["right"] == "yes" for row in rows) / 24 == pytest.approx(best["val/acc"])
     assert sum(row["verdict"] != "no verdict" for row in rows) / 24 == pytest.approx(best["val/parsed"])
     assert shown["title"] == "val: 24 rows"
-
-
-def test_the_exported_judge_gives_the_trainers_verdicts(reference, small_judge_run):
-    """Greedy answers of the checkpoint, by transformers alone, agree with the trainer's validation row by row."""
-    before, after = (
-        json.loads((reference / path).read_text()) for path in ("before/evaluation_val.json", "evaluation_val.json")
-    )
-    accuracy, best = metrics_of(reference, "val/acc"), json.loads((reference / "best.json").read_text())
-    assert before["accuracy"] == pytest.approx(accuracy[0]) and after["accuracy"] == pytest.approx(
-        accuracy[best["step"]]
-    )
-    assert before["rows"] == after["rows"] == 24
-    assert before["parse_rate"] == pytest.approx(metrics_of(reference, "val/parsed")[0])
-    text = log_of(reference)
-    assert f"val at step 0  reward {metrics_of(reference, 'val/reward')[0]:.4g}" in text
-    assert f"step {STEPS}/{STEPS}  reward" in text
-    answered = pq.read_table(reference / "evaluation_val.parquet").to_pylist()
-    assert [prompt.parse(row["answers"][0]) for row in answered] == [row["verdict"] for row in answered]
-
-
-def test_the_grader_gives_the_verdicts_of_evaluate(reference):
-    """Of the checkpoint alone: the rubric, too, is what the run left in it."""
-    judge = grader.PointwiseGrader(str(reference / "checkpoint"), max_new_tokens=48)
-
-    async def grade_all() -> list:
-        asked = [(row["input"], row["output"][0]["answer"]["content"]) for row in pointwise_rows("val", 24, seed=0)]
-        return await asyncio.gather(*(judge.aevaluate(query=query, response=text) for query, text in asked))
-
-    expected = pq.read_table(reference / "evaluation_val.parquet")["verdict"].to_pylist()
-    assert [getattr(result, "score", None) for result in asyncio.run(grade_all())] == expected
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, small_judge_run, reference):
@@ -163,12 +146,9 @@ def test_two_workers_get_the_same_answers(tmp_path, small_judge_run, reference):
 
 
 @pytest.mark.timeout(1800)
-def test_the_whole_demo_as_a_newcomer_starts_it(tmp_path, monkeypatch):
-    """Nothing is set but where to write. GRPO mends the leniency that the warm start has learned."""
-    for name in ("MODEL_PATH", "TRAIN_FILES", "VAL_FILES", "TEST_FILES", "SEED", "ROLLOUT", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    output = tmp_path / "outputs"
-    text = run(output, script=POINTWISE_SCRIPT, timeout=1700)
+def test_the_demo_mends_the_judges_leniency(demo):
+    """On 400 held-out rows: the warm start has learned to judge, and to call good what is not."""
+    text = log_of(demo)
     stages = [line for line in text.splitlines() if line.startswith("=== ")]
     assert stages == [
         "=== the demo's data",
@@ -178,7 +158,7 @@ def test_the_whole_demo_as_a_newcomer_starts_it(tmp_path, monkeypatch):
         "=== before training -> the best policy:",
     ]
     before, after = (
-        json.loads((output / path).read_text()) for path in ("before/evaluation_test.json", "evaluation_test.json")
+        json.loads((demo / path).read_text()) for path in ("before/evaluation_test.json", "evaluation_test.json")
     )
     assert before["rows"] == after["rows"] == 400
     assert before["parse_rate"] == pytest.approx(1, abs=0.01) and after["parse_rate"] == pytest.approx(1, abs=0.01)
@@ -187,4 +167,33 @@ def test_the_whole_demo_as_a_newcomer_starts_it(tmp_path, monkeypatch):
     assert after["mae"] < before["mae"] and after["kappa"] > before["kappa"]
     shown = next(line for line in reversed(text.splitlines()) if line.startswith("accuracy "))
     assert shown.split() == ["accuracy", f"{before['accuracy']:.4g}", "->", f"{after['accuracy']:.4g}"]
-    assert "Measured on test.parquet" in (output / "checkpoint" / "README.md").read_text()
+    assert "Measured on test.parquet" in (demo / "checkpoint" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("judge", ["warm_start/checkpoint", "checkpoint"])
+def test_evaluate_gives_the_trainers_validation(demo, tmp_path, monkeypatch, judge):
+    """Greedy answers of a checkpoint, by transformers alone, are right as often as in the trainer's validation."""
+    step = json.loads((demo / "best.json").read_text())["step"] if judge == "checkpoint" else 0
+    options = {"--model": demo / judge, "--data": demo / "data" / "val.parquet", "--settings": demo / "settings.yaml"}
+    arguments = [str(part) for option in options.items() for part in option]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments, "--output", str(tmp_path)])
+    evaluate.main()
+    found = json.loads((tmp_path / "evaluation_val.json").read_text())
+    assert found["rows"] == 200
+    for name, trainers in (("accuracy", "val/acc"), ("parse_rate", "val/parsed")):
+        assert found[name] == pytest.approx(metrics_of(demo, trainers)[step])
+
+
+def test_the_grader_gives_the_verdicts_of_evaluate(demo):
+    """Of the checkpoint alone: the rubric, too, is what the run left in it."""
+    answered = pq.read_table(demo / "evaluation_test.parquet").to_pylist()
+    assert [prompt.parse(row["answers"][0]) for row in answered] == [row["verdict"] for row in answered]
+    judge = grader.PointwiseGrader(str(demo / "checkpoint"), max_new_tokens=48)
+
+    async def grade_all() -> list:
+        rows = pointwise_rows("test", 400, seed=0)[:40]
+        asked = [(row["input"], row["output"][0]["answer"]["content"]) for row in rows]
+        return await asyncio.gather(*(judge.aevaluate(query=query, response=text) for query, text in asked))
+
+    expected = [row["verdict"] for row in answered[:40]]
+    assert [getattr(result, "score", None) for result in asyncio.run(grade_all())] == expected

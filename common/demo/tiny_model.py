@@ -104,9 +104,13 @@ def save_tiny_model(path: str | Path, seed: int = 0) -> None:
     tokenizer.save_pretrained(path)
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description="Write the tiny demo model with random weights.")
     parser.add_argument("--output", required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     save_tiny_model(options.output, options.seed)
+
+
+if __name__ == "__main__":
+    main()
