@@ -80,7 +80,9 @@ def main() -> None:
         for name, questions in chosen.items():
             score_files(*checked[name])
             scores = read_scores(questions, options.output / name / "scored")
-            report(answer_by_scores(BENCHMARKS[name], questions, scores), options.output, options.model, options.card)
+            answered = answer_by_scores(BENCHMARKS[name], questions, scores)
+            answered.said["computed in"] = options.dtype
+            report(answered, options.output, options.model, options.card)
 
 
 if __name__ == "__main__":

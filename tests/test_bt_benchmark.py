@@ -51,7 +51,8 @@ def test_the_figures_are_the_rule_on_the_models_own_rewards(run, reward_checkpoi
         assert [row["scores"] for row in rows] == [pytest.approx(given, abs=1e-5) for given in expected]
         figures = json.loads((folder / f"{name}.json").read_text())
         again = measure(answer_by_scores(BENCHMARKS[name], questions, [row["scores"] for row in rows]))
-        assert figures.pop("model") == str(reward_checkpoint) and figures == again
+        assert figures.pop("model") == str(reward_checkpoint)
+        assert figures == again | {"answers": {"computed in": "float32"}}
     assert "RewardBench 2" in printed and "7 of 1865 questions" in printed and "missing" in printed
 
 

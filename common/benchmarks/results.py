@@ -45,7 +45,7 @@ class Answered:
     columns: of each figure's name, the questions' credits by it. The first one is the model's score.
     counts: of each count's name, which questions count.
     kept: what is written of each question beside its credits, such as its scores.
-    said: what else is known of the answers, such as how many had no verdict.
+    said: what else is known of the answers, such as how many had no verdict, or in what precision they were scored.
     """
 
     benchmark: Benchmark
@@ -53,7 +53,7 @@ class Answered:
     columns: dict[str, list[Credits]]
     counts: dict[str, list[bool]]
     kept: list[dict]
-    said: dict[str, float] = field(default_factory=dict)
+    said: dict[str, float | str] = field(default_factory=dict)
 
 
 def answer_by_scores(benchmark: Benchmark, questions: list[Question], scores: list[list[float]]) -> Answered:
