@@ -16,6 +16,12 @@ N_GPUS_PER_NODE=${N_GPUS_PER_NODE:-null} # null: all GPUs of a node; without GPU
 SEED=${SEED:-0}
 # RAY_ADDRESS=auto or head:6379         # join a running Ray cluster instead of starting one on this machine
 # -------------------------------------------------------------------------------------------------------------------
+if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
+    sed -nE '2,/^# -+$/{/^# |:-/p;}' "$0" # what this script does, and what can be set
+    echo "Set any of these before the command. Any other number of this script can follow it: train_batch_size, say,"
+    echo "as data.train_batch_size=32."
+    exit
+fi
 
 if [[ -z "$TRAIN_FILES" ]]; then
     "${RUN[@]}" prepare_data --source demo --seed "$SEED" --output "$OUTPUT/data"

@@ -1,10 +1,12 @@
-"""What a start waits for: a process imports the large libraries that it needs, and no others."""
+"""What a start waits for: a process imports the large libraries that it needs, and no others. What --help shows."""
 
 import subprocess
 import sys
 
 import pytest
+from runs import PAIRWISE_SCRIPT, POINTWISE_SCRIPT, RUN_SCRIPT, SFT_SCRIPT
 
+SCRIPTS = (RUN_SCRIPT, SFT_SCRIPT, POINTWISE_SCRIPT, PAIRWISE_SCRIPT)
 LARGE = ("torch", "transformers", "ray", "verl", "pandas", "scipy", "sklearn", "matplotlib")
 
 
@@ -34,3 +36,14 @@ def test_models_are_loaded_without_scikit_learn():
     later = "from transformers.utils import is_sklearn_available\nassert is_sklearn_available()"
     found = imported(f"{models}\nimport sys\nassert 'sklearn' not in sys.modules\n{later}\nimport sklearn")
     assert "transformers" in found and "sklearn" in found
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_help_shows_what_can_be_set_and_starts_nothing(script, tmp_path):
+    done = subprocess.run(["bash", script, "--help"], capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr and not list(tmp_path.iterdir())
+    first, *_, last = done.stdout.splitlines()
+    assert first.startswith("# T") and last == "as data.train_batch_size=32."
+    for name in ("MODEL_PATH", "TRAIN_FILES", "OUTPUT", "NNODES", "SEED"):
+        assert f"\n{name}=${{{name}:-" in done.stdout
+    assert "\n# RAY_ADDRESS=" in done.stdout and "RUN" not in done.stdout
