@@ -17,6 +17,7 @@ differs from `python -m my_folder.train` in these points:
 import gc
 import importlib.util
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def main(start: str) -> None:
         raise SystemExit(f"usage: python {folder} FILE options…; FILE is one of {', '.join(files)}, without .py")
     sys.argv = [f"{named[0]}.py", *arguments]
     gc.disable()
-    started = importlib.import_module(module)
+    importlib.import_module(module)  # and with it all that it needs
     gc.freeze()  # what is imported stays to the end, and is not looked through again
     gc.enable()
-    started.main()
+    del sys.modules[module]  # it alone is run anew, as the main program
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

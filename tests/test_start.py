@@ -1,5 +1,6 @@
 """What a start waits for: a process imports the large libraries that it needs, and no others. What --help shows."""
 
+import shutil
 import subprocess
 import sys
 
@@ -47,3 +48,13 @@ def test_help_shows_what_can_be_set_and_starts_nothing(script, tmp_path):
     for name in ("MODEL_PATH", "TRAIN_FILES", "OUTPUT", "NNODES", "SEED"):
         assert f"\n{name}=${{{name}:-" in done.stdout
     assert "\n# RAY_ADDRESS=" in done.stdout and "RUN" not in done.stdout
+
+
+def test_a_file_runs_as_the_main_program_and_nothing_imported_is_looked_through_for_garbage(tmp_path):
+    for name in ("__init__.py", "__main__.py"):
+        shutil.copy(SFT_SCRIPT.parent / name, tmp_path)
+    shown = "sys.argv[1:], __package__, gc.isenabled(), gc.get_freeze_count() > 1000"
+    (tmp_path / "show.py").write_text(f"import gc, sys\nif __name__ == '__main__':\n    print({shown})\n")
+    done = subprocess.run([sys.executable, tmp_path, "show", "a=1"], capture_output=True, text=True, timeout=60)
+    package = "recipe_" + tmp_path.name
+    assert (done.stdout, done.stderr) == (f"['a=1'] {package} True True\n", "")

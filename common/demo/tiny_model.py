@@ -104,13 +104,9 @@ def save_tiny_model(path: str | Path, seed: int = 0) -> None:
     tokenizer.save_pretrained(path)
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the tiny demo model with random weights.")
     parser.add_argument("--output", required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     save_tiny_model(options.output, options.seed)
-
-
-if __name__ == "__main__":
-    main()
