@@ -10,10 +10,11 @@ differs from `python -m my_folder.train` in these points:
   nobody's module. (`python -m` would put the working directory first.)
 - The folder becomes a package with a name of its own, `recipe_…`, so a folder called `datasets` replaces no library.
   The name is the same in this process and in every Ray worker (`common/cluster.py`).
-- It starts and ends sooner, by a quarter to a third of the time that imports take: Python does not look for garbage
-  in what torch, transformers and verl have just made.
+- It starts and ends sooner, by a second or two: while the file's imports are made, Python does not look for garbage
+  in what torch and transformers have just made.
 """
 
+import ast
 import gc
 import importlib.util
 import re
@@ -55,9 +56,18 @@ def main(start: str) -> None:
     else:
         raise SystemExit(f"usage: python {folder} FILE options…; FILE is one of {', '.join(files)}, without .py")
     sys.argv = [f"{named[0]}.py", *arguments]
-    gc.disable()
-    importlib.import_module(module)  # and with it all that it needs
-    gc.freeze()  # what is imported stays to the end, and is not looked through again
-    gc.enable()
-    del sys.modules[module]  # it alone is run anew, as the main program
+    _import_for(module)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _import_for(module: str) -> None:
+    """Make the imports at the top of a file, without running it."""
+    file = importlib.util.find_spec(module).origin
+    imports = [node for node in ast.parse(Path(file).read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    code = compile(ast.Module(imports, type_ignores=[]), file, "exec")
+    gc.disable()
+    try:
+        exec(code, {"__name__": module, "__package__": module.rpartition(".")[0]})
+        gc.freeze()  # it stays to the end, and is not looked through again
+    finally:
+        gc.enable()

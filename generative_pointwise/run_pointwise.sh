@@ -18,15 +18,16 @@ SEED=${SEED:-0}
 ROLLOUT=${ROLLOUT:-}                    # vllm, or hf: the policy answers by itself; empty: vllm where there is a GPU
 # RAY_ADDRESS=auto or head:6379         # join a running Ray cluster instead of starting one on this machine
 # -------------------------------------------------------------------------------------------------------------------
-if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
-    sed -nE '2,/^# -+$/{/^# |:-/p;}' "$0" # what this script does, and what can be set
-    echo "Set any of these before the command. Any other number of this script can follow it: train_batch_size, say,"
-    echo "as data.train_batch_size=32."
-    exit
-fi
 PLAN=false
 for SETTING in "$@"; do
-    case $SETTING in # say whether it fits, and start nothing
+    case $SETTING in
+        -h | --help)
+            sed -nE '2,/^# -+$/{/^# |:-/p;}' "$0"
+            echo "Set these before the command: SEED=1 bash run_pointwise.sh. Every other setting stands in the script, with the"
+            echo "reason for its value, and can be given behind the command: bash run_pointwise.sh data.train_batch_size=32."
+            exit
+            ;;
+        # say whether it fits, and start nothing
         plan=false | plan=False | plan=FALSE) PLAN=false ;;
         plan=*) PLAN=true ;;
     esac

@@ -12,7 +12,6 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-gc.disable()  # until all test files, and with them torch and verl, are imported: see pytest_collection_finish
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, and a name that is no folder is not looked for on the hub
 # The same cases on every run, no time limit per case (a busy machine is no bug), no folder of past cases.
 settings.register_profile("tests", derandomize=True, deadline=None, database=None)
@@ -74,8 +73,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
+def pytest_collectstart() -> None:
+    """Do not look for garbage while test files, and with them torch and verl, are imported; nor later in what was."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Let Python look for garbage again, but never in what was imported."""
     gc.freeze()
     gc.enable()
 

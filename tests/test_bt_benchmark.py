@@ -25,10 +25,10 @@ def run(reward_checkpoint, tmp_path, monkeypatch, capsys):
     save(tmp_path / "rm_bench" / "chat_filtered.json", [RM_BENCH | {"id": number} for number in range(5)])
     save(tmp_path / "llmbar" / "Natural" / "dataset.json", [LLMBAR, LLMBAR | {"label": 1, "output_2": "<|im_end|>"}])
 
-    def measure_on(*names: str, output: str = "figures") -> tuple[Path, str]:
+    def measure_on(*names: str, output: str = "figures", dtype: str = "float32") -> tuple[Path, str]:
         places = {"rewardbench2": "ours/rewardbench2.jsonl", "rm_bench": "rm_bench", "llmbar": "llmbar"}
         paths = [f"{name}={tmp_path / places[name]}" for name in names]
-        arguments = ["--model", str(reward_checkpoint), "--on", *names, "--path", *paths]
+        arguments = ["--model", str(reward_checkpoint), "--on", *names, "--path", *paths, "--dtype", dtype]
         monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments, "--output", str(tmp_path / output)])
         benchmark.main()
         return tmp_path / output, capsys.readouterr().out
@@ -54,6 +54,13 @@ def test_the_figures_are_the_rule_on_the_models_own_rewards(run, reward_checkpoi
         assert figures.pop("model") == str(reward_checkpoint)
         assert figures == again | {"answers": {"computed in": "float32"}}
     assert "RewardBench 2" in printed and "7 of 1865 questions" in printed and "missing" in printed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_precision_is_said(run, dtype):
+    folder, printed = run("rm_bench", dtype=dtype)
+    assert f"computed in: {dtype}" in printed
+    assert json.loads((folder / "rm_bench.json").read_text())["answers"] == {"computed in": dtype}
 
 
 def test_an_answer_that_cannot_be_scored_is_counted_and_wrong(run):

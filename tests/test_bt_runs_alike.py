@@ -1,4 +1,4 @@
-"""One worker, two Ray nodes, killed anywhere and resumed: the same losses and the same checkpoint."""
+"""One worker, two Ray nodes, killed in the middle of a checkpoint and resumed: the same losses, the same checkpoint."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a start waits for: a process imports the large libraries that it needs, and no others. What --help shows."""
+"""What a start waits for: the large libraries that a process needs, and no others; how a file is started; --help."""
 
 import shutil
 import subprocess
@@ -40,21 +40,32 @@ def test_models_are_loaded_without_scikit_learn():
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_help_shows_what_can_be_set_and_starts_nothing(script, tmp_path):
-    done = subprocess.run(["bash", script, "--help"], capture_output=True, text=True, timeout=30, cwd=tmp_path)
-    assert done.returncode == 0 and not done.stderr and not list(tmp_path.iterdir())
+@pytest.mark.parametrize("options", [["--help"], ["trainer.seed=1", "-h"]], ids=len)
+def test_help_shows_what_can_be_set_and_starts_nothing(script, options, tmp_path):
+    done = subprocess.run(["bash", script, *options], capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    assert done.returncode == 0 and not list(tmp_path.iterdir())
     first, *_, last = done.stdout.splitlines()
-    assert first.startswith("# T") and last == "as data.train_batch_size=32."
+    assert first == script.read_text().splitlines()[1] and last.endswith(
+        f"bash {script.name} data.train_batch_size=32."
+    )
     for name in ("MODEL_PATH", "TRAIN_FILES", "OUTPUT", "NNODES", "SEED"):
         assert f"\n{name}=${{{name}:-" in done.stdout
-    assert "\n# RAY_ADDRESS=" in done.stdout and "RUN" not in done.stdout
+    assert "\n# RAY_ADDRESS=" in done.stdout and "RUN=(" not in done.stdout
 
 
-def test_a_file_runs_as_the_main_program_and_nothing_imported_is_looked_through_for_garbage(tmp_path):
+def test_a_file_runs_once_and_its_imports_are_made_without_a_search_for_garbage(tmp_path):
     for name in ("__init__.py", "__main__.py"):
         shutil.copy(SFT_SCRIPT.parent / name, tmp_path)
-    shown = "sys.argv[1:], __package__, gc.isenabled(), gc.get_freeze_count() > 1000"
-    (tmp_path / "show.py").write_text(f"import gc, sys\nif __name__ == '__main__':\n    print({shown})\n")
+    (tmp_path / "needed.py").write_text("import gc\nprint('searched', gc.isenabled())\n")
+    shown = "sys.argv[1:], __package__, __name__, gc.isenabled(), gc.get_freeze_count() > 1000"
+    (tmp_path / "show.py").write_text(f"import gc, sys\nfrom . import needed\nprint({shown})\n")
     done = subprocess.run([sys.executable, tmp_path, "show", "a=1"], capture_output=True, text=True, timeout=60)
-    package = "recipe_" + tmp_path.name
-    assert (done.stdout, done.stderr) == (f"['a=1'] {package} True True\n", "")
+    assert done.stdout == f"searched False\n['a=1'] recipe_{tmp_path.name} __main__ True True\n", done.stderr
+
+
+def test_a_file_that_a_run_script_starts_ends_with_one_line(tmp_path):
+    command = [sys.executable, POINTWISE_SCRIPT.parent, "prepare_data", "--source", "pointwise", "--path", "no.jsonl"]
+    command += ["--output", tmp_path / "data"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("prepare_data.py: no.jsonl: no such file")
+    assert done.stderr.count("\n") == 1

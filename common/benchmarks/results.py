@@ -190,6 +190,7 @@ def report(answered: Answered, output: Path, model: str, card: bool) -> dict:
         shown = {line["part"]: line[first] for line in figures["parts"][:MOST_LINES]}
         whole = {f"{figures['parts'][0]['part']}: {name}": figures["parts"][0][name] for name in (*others, *BASELINES)}
         missing = {"missing": shortened(figures["missing"])} if figures["missing"] else {}
+        missing |= {name: value for name, value in answered.said.items() if isinstance(value, str)}
         title, results = f"Benchmark: {benchmark.title}", ("score",)  # if something is missing there is no "score"
         extend_model_card(Path(model), title, shown | whole | missing, picture, results, benchmark.title)
     return figures

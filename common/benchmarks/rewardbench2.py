@@ -145,5 +145,5 @@ BENCHMARK = Benchmark(
     unit_of=prompt_of,
     official_missing=("scores",),
     total=1865,
-    notes="Official scripts cut texts at 2,048 tokens and compute in fp16; here the whole text counts.",
+    notes="Official scripts cut texts at 2,048 tokens and compute in fp16. Here the whole text counts.",
 )

@@ -107,5 +107,5 @@ BENCHMARK = Benchmark(
     official=SECTIONS,
     weights=dict.fromkeys(SECTIONS, dict.fromkeys(("hard", "normal", "easy"), 1 / 3)),
     sizes={"chat": 129, "math": 529, "code": 228, "safety-refuse": 284, "safety-response": 157},
-    notes="The official script cuts texts at 2,048 tokens and computes in fp16; here the whole text counts.",
+    notes="The official script cuts texts at 2,048 tokens and computes in fp16. Here the whole text counts.",
 )

@@ -170,5 +170,5 @@ BENCHMARK = Benchmark(
     section_of=lambda subset: "/".join(subset.split("/")[:2]),
     official=SECTIONS,
     sizes={f"{kind}/{name}": size for name, of_kind in SCENARIOS.items() for kind, size in zip(SETS, of_kind)},
-    notes="The official script cuts texts at 2,048 tokens from their left; here the whole text counts.",
+    notes="The official script cuts texts at 2,048 tokens from their left, in fp16. Here the whole text counts.",
 )
