@@ -45,9 +45,8 @@ def test_help_shows_what_can_be_set_and_starts_nothing(script, options, tmp_path
     done = subprocess.run(["bash", script, *options], capture_output=True, text=True, timeout=30, cwd=tmp_path)
     assert done.returncode == 0 and not list(tmp_path.iterdir())
     first, *_, last = done.stdout.splitlines()
-    assert first == script.read_text().splitlines()[1] and last.endswith(
-        f"bash {script.name} data.train_batch_size=32."
-    )
+    assert first == script.read_text().splitlines()[1]
+    assert last.endswith(f"bash {script.name} data.train_batch_size=32.")
     for name in ("MODEL_PATH", "TRAIN_FILES", "OUTPUT", "NNODES", "SEED"):
         assert f"\n{name}=${{{name}:-" in done.stdout
     assert "\n# RAY_ADDRESS=" in done.stdout and "RUN=(" not in done.stdout
