@@ -122,7 +122,7 @@ def measure(answered: Answered) -> dict:
         stands for it) on very many such questions, by drawing anew within each subset; None if nothing varies. parts: a
         line for the mean over sections, for each section and each subset: its name, how many questions, what the model
         and the baselines reached, the counts. kinds: of each section with several kinds of credit, the model's mean of
-        each.
+        each. answers: what else is known of them.
     """
     benchmark, questions = answered.benchmark, answered.questions
     scorings = {name: [credits] for name, credits in answered.columns.items()}
@@ -189,10 +189,10 @@ def report(answered: Answered, output: Path, model: str, card: bool) -> dict:
         first, *others = answered.columns
         shown = {line["part"]: line[first] for line in figures["parts"][:MOST_LINES]}
         whole = {f"{figures['parts'][0]['part']}: {name}": figures["parts"][0][name] for name in (*others, *BASELINES)}
-        missing = {"missing": shortened(figures["missing"])} if figures["missing"] else {}
-        missing |= {name: value for name, value in answered.said.items() if isinstance(value, str)}
+        known = {name: value for name, value in answered.said.items() if isinstance(value, str)}
+        known |= {"missing": shortened(figures["missing"])} if figures["missing"] else {}
         title, results = f"Benchmark: {benchmark.title}", ("score",)  # if something is missing there is no "score"
-        extend_model_card(Path(model), title, shown | whole | missing, picture, results, benchmark.title)
+        extend_model_card(Path(model), title, shown | whole | known, picture, results, benchmark.title)
     return figures
 
 
