@@ -63,7 +63,8 @@ def main(start: str) -> None:
 def _import_for(module: str) -> None:
     """Make the imports at the top of a file, without running it."""
     file = importlib.util.find_spec(module).origin
-    imports = [node for node in ast.parse(Path(file).read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    lines = ast.parse(Path(file).read_bytes(), file).body
+    imports = [line for line in lines if isinstance(line, ast.Import | ast.ImportFrom)]
     code = compile(ast.Module(imports, type_ignores=[]), file, "exec")
     gc.disable()
     try:
