@@ -215,6 +215,7 @@ def identity(
         **{f"actor.{name}": policy.actor[name] for name in losses},
         "algorithm.norm_adv_by_std_in_grpo": config.algorithm.norm_adv_by_std_in_grpo,
         "algorithm.use_kl_in_reward": config.algorithm.use_kl_in_reward,
+        "algorithm.rollout_correction": OmegaConf.to_container(config.algorithm.rollout_correction),
         "lora": {key: str(policy.model[key]) for key in ("lora_rank", "lora_alpha", "target_modules")},
         "optim": OmegaConf.to_container(policy.actor.optim),
         "precision": str(policy.actor.fsdp_config.mixed_precision),

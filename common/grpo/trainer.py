@@ -6,6 +6,7 @@ What is added to it:
 - without an inference server each worker asks Ray for a core, and for a GPU if there are any;
 - the answers to a prompt stay together, on one worker and in one micro-batch, so that the prompt is computed once;
 - one readable line per step and per validation, with the shares that diagnose a judge's training;
+- if the policy itself answers, the log-probabilities it sampled with are the old ones: a pass less in each step;
 - the best policy on the validation rows is exported as soon as it is found, and kept across restarts;
 - a loss or gradient that is not finite stops the run; verl would skip the step and go on;
 - old checkpoints go after a new one is complete;
@@ -156,6 +157,16 @@ class JudgeTrainer(PPOTrainerSync):
             shares = get_seqlen_balanced_partitions(tokens, k_partitions=workers, equal_size=True)
             batch.reorder([index for share in shares for group in share for index in members[group]])
             batch.extra_info["force_group_size"] = self.config.actor_rollout_ref.rollout.n
+        return batch
+
+    def _compute_old_log_prob(self, batch, metrics: dict):
+        batch = super()._compute_old_log_prob(batch, metrics)
+        if "actor/entropy" not in metrics:  # verl has taken the sampler's log-probabilities (`bypass_mode`)
+            found = transfer_queue.kv_batch_get(
+                keys=batch.keys, partition_id=batch.partition_id, select_fields=["old_log_probs", "response_mask"]
+            )
+            log_probs = found["old_log_probs"].values()[found["response_mask"].values().bool()]
+            metrics["actor/entropy"] = -log_probs.mean().item()  # estimated: the entropy is its expectation
         return batch
 
     def _update_actor(self, batch, metrics: dict):
