@@ -198,28 +198,38 @@ def answering(model: PreTrainedModel) -> Iterator[None]:
 
 
 class SeededSampling(LogitsProcessor):
-    """Samples by the Gumbel-max trick, each row with its own random generator, and notes log-probabilities.
+    """Samples each row by random numbers of its own, and notes log-probabilities.
 
     What a row draws then depends on its seed alone, not on the rows beside it: neither the batch size nor the number
-    of workers changes an answer. Argmax over `log_prob + Gumbel noise` is a sample (Maddison et al., arXiv:1411.0030),
-    so the model generates greedily over what this returns. Without seeds it is greedy, and only notes.
+    of workers changes an answer. For each token a row has one uniform number in [0, 1): the token is the first at which
+    the sum of the probabilities, in the vocabulary's order, is above it. All numbers are drawn once, at the start.
+    Without seeds the choice is greedy, and this only notes. The model generates greedily over what it returns.
+
+    Args:
+        seeds: one for each row, or None.
+        tokens: of the longest answer.
     """
 
-    def __init__(self, seeds: list[int] | None, device: torch.device):
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds or ()]
+    def __init__(self, seeds: list[int] | None, tokens: int, device: torch.device):
+        self.draws = None  # (rows, tokens)
+        if seeds:
+            own = (torch.Generator().manual_seed(seed) for seed in seeds)
+            rows = [torch.rand(tokens, generator=generator, dtype=torch.float64) for generator in own]
+            self.draws = torch.stack(rows).to(device)
+        self.place = 0  # of the token to be chosen
         self.log_probs: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Take and return (rows, vocabulary)."""
         log_probs = scores.float().log_softmax(dim=-1)
-        preferred = log_probs
-        if self.generators:
-            noise = torch.empty_like(log_probs)
-            for row, generator in zip(noise, self.generators):
-                row.exponential_(generator=generator)
-            preferred = log_probs - noise.log()
-        self.log_probs.append(log_probs.gather(1, preferred.argmax(dim=-1, keepdim=True))[:, 0])
-        return preferred
+        if self.draws is None:
+            chosen = log_probs.argmax(dim=-1, keepdim=True)
+        else:
+            sums = log_probs.exp().double().cumsum_(dim=-1)  # in fp32 an unlikely token would be lost in the sum
+            chosen = torch.searchsorted(sums, self.draws[:, self.place, None] * sums[:, -1:], right=True)
+        self.place += 1
+        self.log_probs.append(log_probs.gather(1, chosen)[:, 0])
+        return torch.full_like(log_probs, -torch.inf).scatter_(1, chosen, 0.0)
 
     def take_log_probs(self) -> list[list[float]]:
         """Return those noted since the last time, by row."""
@@ -228,8 +238,8 @@ class SeededSampling(LogitsProcessor):
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows alone."""
-        if self.generators:
-            self.generators = [self.generators[row] for row in rows]
+        if self.draws is not None:
+            self.draws = self.draws[rows]
 
 
 @torch.no_grad()
@@ -261,7 +271,7 @@ def generate_batch(
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     ids, mask = ids.to(model.device), mask.to(model.device)
     read = read_distinct(model, ids, mask, pad_token_id) if by_token else None
-    sampling = SeededSampling(seeds if temperature > 0 else None, model.device)
+    sampling = SeededSampling(seeds if temperature > 0 else None, max_new_tokens, model.device)
     processors = LogitsProcessorList()
     if temperature > 0:
         processors.append(TemperatureLogitsWarper(temperature))

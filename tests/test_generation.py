@@ -21,6 +21,7 @@ from common import generation
 from common.attention import ANSWERING_ATTENTION
 from common.conversation import DataError
 from common.generation import (
+    SeededSampling,
     answer_prompts,
     answering,
     batches_of,
@@ -241,3 +242,23 @@ def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(model, ti
     assert [tokens for tokens, _ in answers] == [tokens for tokens, _ in expected]
     for (_, log_probs), (_, others) in zip(answers, expected):
         assert log_probs == pytest.approx(others, abs=1e-5)
+
+
+def test_draws_follow_the_probabilities_and_only_their_own_seed():
+    """Of 20,000 rows with neighbouring seeds, two tokens each; the tolerance is five standard errors."""
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.0, 0.15, 0.05])
+    scores, seeds = probabilities.log(), list(range(20_000))
+    sampling = SeededSampling(seeds, 2, torch.device("cpu"))
+    first, second = (sampling(None, scores.expand(len(seeds), -1)).argmax(dim=-1) for _ in range(2))
+    for drawn in (first, second):
+        shares = torch.bincount(drawn, minlength=len(scores)) / len(seeds)
+        assert ((shares - probabilities).abs() <= 5 * (probabilities * (1 - probabilities) / len(seeds)).sqrt()).all()
+    both = ((first == 0) & (second == 0)).float().mean()
+    assert both == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / len(seeds)) ** 0.5)  # not one by the other
+    noted = torch.tensor(sampling.take_log_probs())
+    assert torch.equal(noted, torch.stack([scores[first], scores[second]], dim=1))
+
+    few = SeededSampling([7, 11], 2, torch.device("cpu"))
+    assert few(None, scores.expand(2, -1)).argmax(dim=-1).tolist() == first[[7, 11]].tolist()
+    few.keep([1])
+    assert few(None, scores.expand(1, -1)).argmax(dim=-1).tolist() == second[[11]].tolist()

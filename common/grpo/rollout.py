@@ -43,6 +43,8 @@ JAGGED = (
     "rm_scores",
 )
 
+OF_ROW = ("uid", "data_source", "reward_model", "extra_info")  # what verl's metrics and errors still ask of a prompt
+
 
 @dataclass
 class Entry:
@@ -231,7 +233,7 @@ def _field(row: dict, prompt: list[int], tokens: list[int], log_probs: list[floa
     rewards = torch.zeros(len(tokens))
     rewards[-1] = reward["score"]  # the outcome's reward stands at the last token
     return {
-        **row,
+        **{name: row[name] for name in OF_ROW},
         "prompts": prompts,
         "responses": responses,
         "response_mask": torch.ones_like(responses),

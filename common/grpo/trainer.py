@@ -48,6 +48,11 @@ NOTHING_LEARNT = (
     "never right, or always. Never: train it by sft first, or for longer, until most of its answers hold a verdict "
     "(parsed) and some are right. Always: take harder rows."
 )
+# what the queue holds of an answer for people and metrics: an update needs numbers alone, and verl would send it all
+UNTRAINED = {
+    *("data_source", "extra_fields", "extra_info", "index", "interaction_kwargs", "metrics", "multi_modal_inputs"),
+    *("num_turns", "prompt", "raw_prompt", "reward_model", "session_id", "tools_kwargs", "uid"),
+}
 SHOWN = ("reward", "acc", "first", "tie", "parsed", "clipped", "no_signal", "grad_norm", "entropy", "seconds")
 
 
@@ -170,6 +175,8 @@ class JudgeTrainer(PPOTrainerSync):
         return batch
 
     def _update_actor(self, batch, metrics: dict):
+        every = batch.fields
+        batch.fields = [name for name in every if name not in UNTRAINED]
         try:
             batch = super()._update_actor(batch, metrics)
         except torch.OutOfMemoryError as error:
@@ -177,6 +184,8 @@ class JudgeTrainer(PPOTrainerSync):
             remedy += "actor_rollout_ref.model.enable_gradient_checkpointing=True"
             said = f"step {self.global_steps}: a worker ran out of GPU memory. {remedy}. {error}"
             raise TrainingError(said) from error
+        finally:
+            batch.fields = every
         found = {name: float(metrics[name]) for name in ("actor/pg_loss", "actor/grad_norm")}
         if not all(map(math.isfinite, found.values())):
             rows = transfer_queue.kv_batch_get(
