@@ -21,7 +21,8 @@ from test_bt_score_few import native_file, parts_of, score, text_file
 
 pytestmark = pytest.mark.run
 
-ROWS = 8_000
+ROWS = 4_000
+IMPATIENT = {"RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "1"}
 NO_CLUSTER = {"RAY_ADDRESS": "127.0.0.1:1"}  # whoever starts Ray fails
 
 
@@ -114,11 +115,14 @@ def test_killed_in_the_middle_and_started_again_every_row_is_there_once(tmp_path
 
 
 def test_actors_write_what_one_process_writes(tmp_path, reward_checkpoint, monkeypatch):
-    """Of two files, with rows that cannot be scored and columns whose types are easily lost."""
+    """Of two files, with rows that cannot be scored and columns whose types are easily lost.
+
+    Ray Data would end a command whose parts take longer than it allows; here it allows a second.
+    """
     native_file(tmp_path / "a.parquet"), text_file(tmp_path / "b.parquet")
     rows, folders = tmp_path / "*.parquet", {name: tmp_path / name for name in ("here", "actors")}
     score(monkeypatch, reward_checkpoint, rows, folders["here"], "--max-length", "250")
-    status, log = run(reward_checkpoint, rows, folders["actors"], "--max-length", "250", "--workers", "2")
+    status, log = run(reward_checkpoint, rows, folders["actors"], "--max-length", "250", "--workers", "2", **IMPATIENT)
     assert status == 0, log[-4000:]
     for here, there in zip(parts_of(folders["here"]), parts_of(folders["actors"]), strict=True):
         here, there = pq.read_table(here), pq.read_table(there)

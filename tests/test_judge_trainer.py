@@ -20,11 +20,12 @@ def step_of(monkeypatch):
     monkeypatch.setattr(PPOTrainerSync, "_compute_metrics", lambda *arguments: None)
     keys = ["one_0_0", "one_1_0", "two_0_0", "two_1_0"]
     batch = SimpleNamespace(keys=keys, tags=[{"response_len": 2}] * 4, partition_id="train")
-    names = ("critic/score/mean", "response_length/mean", "actor/grad_norm", "actor/entropy", "actor/lr")
+    names = ("critic/score/mean", "response_length/mean", "actor/grad_norm", "actor/lr")
 
     def count(step: int, rewards: list[float]) -> dict:
         per_token = torch.nested.as_nested_tensor([torch.tensor([0.0, one]) for one in rewards], layout=torch.jagged)
         found = {"rm_scores": per_token, "extra_fields": [{"reward_extra_info": {"score": one}} for one in rewards]}
+        found["old_log_probs"] = per_token - 2
         monkeypatch.setattr(transfer_queue, "kv_batch_get", lambda **_: found)
         metrics = dict.fromkeys(names, 0.0)
         trainer._compute_metrics(batch, metrics, {"step": 1.0}, step, 0)
@@ -41,3 +42,8 @@ def test_a_step_that_has_taught_nothing_is_told_once(step_of, capsys):
     assert f"step 2: {NOTHING_LEARNT}\n" in capsys.readouterr().out
     step_of(3, [1.0, 1.0, 0.5, 0.5])
     assert NOTHING_LEARNT not in capsys.readouterr().out
+
+
+def test_the_entropy_is_estimated_from_the_sampled_tokens_if_verl_has_computed_none(step_of):
+    """Their log-probabilities are -2 and the answer's reward less 2, in the stand-in for verl's queue."""
+    assert step_of(1, [0.0, 1.0, 0.5, 0.5])["train/entropy"] == pytest.approx(1.75)

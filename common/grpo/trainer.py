@@ -164,16 +164,6 @@ class JudgeTrainer(PPOTrainerSync):
             batch.extra_info["force_group_size"] = self.config.actor_rollout_ref.rollout.n
         return batch
 
-    def _compute_old_log_prob(self, batch, metrics: dict):
-        batch = super()._compute_old_log_prob(batch, metrics)
-        if "actor/entropy" not in metrics:  # verl has taken the sampler's log-probabilities (`bypass_mode`)
-            found = transfer_queue.kv_batch_get(
-                keys=batch.keys, partition_id=batch.partition_id, select_fields=["old_log_probs", "response_mask"]
-            )
-            log_probs = found["old_log_probs"].values()[found["response_mask"].values().bool()]
-            metrics["actor/entropy"] = -log_probs.mean().item()  # estimated: the entropy is its expectation
-        return batch
-
     def _update_actor(self, batch, metrics: dict):
         every = batch.fields
         batch.fields = [name for name in every if name not in UNTRAINED]
@@ -227,8 +217,10 @@ class JudgeTrainer(PPOTrainerSync):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         keys = [key for key, tag in zip(batch.keys, batch.tags) if not tag.get("is_padding", False)]
         answers = transfer_queue.kv_batch_get(
-            keys=keys, partition_id=batch.partition_id, select_fields=["rm_scores", "extra_fields"]
+            keys=keys, partition_id=batch.partition_id, select_fields=["rm_scores", "extra_fields", "old_log_probs"]
         )
+        # verl computes no entropy if it takes the sampler's log-probabilities (`bypass_mode`); it is their expectation
+        metrics.setdefault("actor/entropy", -answers["old_log_probs"].values().mean().item())
         groups = defaultdict(set)
         for key, rewards in zip(keys, answers["rm_scores"].unbind()):
             groups[key.split("_")[0]].add(round(rewards.sum().item(), 6))
