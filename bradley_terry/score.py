@@ -197,7 +197,7 @@ def score_by_actors(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a part is a block, so that it goes to whichever actor is free
-    context.execution_no_progress_timeout_s = -1  # by default a part that takes half an hour ends the command
+    context.execution_no_progress_timeout_s = 24 * 3600  # by default a part that takes half an hour ends the command
     left = [vars(plan) for plan in plans if plan.wanted]
     pool = {"compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": 1, "num_gpus": int(device == "cuda")}
     pool |= {"max_restarts": 3, "max_task_retries": 3}  # else a part that kills its worker would do so for ever

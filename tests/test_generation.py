@@ -1,5 +1,6 @@
 """Answers of a transformers model: in batches, and greedy, as one prompt at a time gives them."""
 
+import math
 import random
 from functools import partial
 
@@ -242,6 +243,16 @@ def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(model, ti
     assert [tokens for tokens, _ in answers] == [tokens for tokens, _ in expected]
     for (_, log_probs), (_, others) in zip(answers, expected):
         assert log_probs == pytest.approx(others, abs=1e-5)
+
+
+def test_no_number_is_noted_and_not_chosen_away():
+    """A policy that is broken says so in its log-probabilities; one row's fault stays in this row."""
+    scores = torch.zeros(3, 4)
+    scores[0], scores[1, 2] = torch.nan, torch.nan
+    sampling = SeededSampling([0, 1, 2], 1, torch.device("cpu"))
+    sampling(None, scores)
+    noted = torch.tensor(sampling.take_log_probs())[:, 0]
+    assert noted.isnan().tolist() == [True, True, False] and noted[2] == pytest.approx(math.log(1 / 4))
 
 
 def test_draws_follow_the_probabilities_and_only_their_own_seed():

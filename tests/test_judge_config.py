@@ -155,6 +155,58 @@ def test_vllm_computes_as_training_does(judge, tmp_path, precision, wanted, trai
     assert filled["hf"].model.external_lib == "common.grpo.policy"
 
 
+SAMPLED, COMPUTED = True, False
+CORRECTION = "algorithm.rollout_correction"
+
+
+@pytest.mark.parametrize(
+    ("settings", "rollout", "precision", "old"),
+    [
+        ([], "hf", "fp32", SAMPLED),
+        (["actor_rollout_ref.rollout.top_k=0"], "hf", "fp32", SAMPLED),
+        ([], "hf", "bf16", COMPUTED),
+        (["actor_rollout_ref.actor.fsdp_config.mixed_precision={param_dtype: fp32}"], "hf", "bf16", SAMPLED),
+        ([], "vllm", "fp32", COMPUTED),
+        (["actor_rollout_ref.rollout.top_p=0.9"], "hf", "fp32", COMPUTED),
+        (["actor_rollout_ref.rollout.top_k=20"], "hf", "fp32", COMPUTED),
+        ([f"{CORRECTION}.rollout_is=token"], "hf", "fp32", COMPUTED),
+        ([f"{CORRECTION}.rollout_rs=token_k1"], "hf", "fp32", COMPUTED),
+        ([f"{CORRECTION}.bypass_mode=False"], "hf", "fp32", COMPUTED),
+        ([f"{CORRECTION}.bypass_mode=True"], "vllm", "bf16", SAMPLED),
+    ],
+)
+def test_old_log_probs_are_those_sampled_with_where_they_are_the_same(
+    judge, tmp_path, settings, rollout, precision, old
+):
+    config = compose_judge(judge, [*script_overrides(judge, tmp_path, ROLLOUT=rollout), *settings])
+    set_precision(config, precision)
+    files = {"train": tmp_path / "train.parquet", "val": tmp_path / "val.parquet"}
+    check_settings(config, 1000)
+    filled = fill_in(config, judge, tmp_path, files, 640, Machines("cuda", 1, precision, card=None))
+    assert filled.algorithm.rollout_correction.bypass_mode is old
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bypass_mode": "yes"}, "bypass_mode=yes: expected true, false or auto"),
+        ({"bypass_mode": None}, "bypass_mode=None: expected true, false or auto"),
+        ({"loss_type": "reinforce"}, "loss_type=reinforce: not supported here"),
+        (
+            {"bypass_mode": True, "rollout_is": "token"},
+            "with rollout_is=token: verl would correct nothing",
+        ),
+        (None, "algorithm.rollout_correction=null: leave it out"),
+    ],
+)
+def test_a_correction_that_verl_would_not_make_is_refused(composed, settings, message):
+    config = copy.deepcopy(composed)
+    kept = None if settings is None else OmegaConf.merge(config.algorithm.rollout_correction, settings)
+    config.algorithm.rollout_correction = kept
+    with pytest.raises(DataError, match=re.escape(message)):
+        check_settings(config, 1000)
+
+
 def test_starting_over_is_said_to_the_demos_warm_start_too(judge, tmp_path):
     note = tmp_path / "calls"
     (tmp_path / "python").write_text('#!/bin/sh\necho "$@" >> "$NOTE"\n')

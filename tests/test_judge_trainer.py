@@ -44,6 +44,23 @@ def test_a_step_that_has_taught_nothing_is_told_once(step_of, capsys):
     assert NOTHING_LEARNT not in capsys.readouterr().out
 
 
+def test_an_update_gets_what_it_reads_and_whole_groups(monkeypatch):
+    """verl forgets what a batch was told when it gets a column, and would send prompts as text, labels and so on."""
+    trainer, given = JudgeTrainer.__new__(JudgeTrainer), []
+    trainer.config, trainer.keep_groups = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": 4}}}), True
+
+    def update(self, batch, metrics: dict):
+        given.append((batch.fields, batch.extra_info))
+        metrics |= {"actor/pg_loss": 0.0, "actor/grad_norm": 1.0}
+        return batch
+
+    monkeypatch.setattr(PPOTrainerSync, "_update_actor", update)
+    fields = ["advantages", "extra_info", "input_ids", "old_log_probs", "raw_prompt", "uid"]
+    batch = SimpleNamespace(fields=fields, extra_info={})
+    assert trainer._update_actor(batch, {}).fields == fields
+    assert given == [(["advantages", "input_ids", "old_log_probs"], {"force_group_size": 4})]
+
+
 def test_the_entropy_is_estimated_from_the_sampled_tokens_if_verl_has_computed_none(step_of):
     """Their log-probabilities are -2 and the answer's reward less 2, in the stand-in for verl's queue."""
     assert step_of(1, [0.0, 1.0, 0.5, 0.5])["train/entropy"] == pytest.approx(1.75)

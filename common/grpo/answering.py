@@ -136,31 +136,10 @@ def check_nodes(config: DictConfig, device: str) -> None:
 
 
 def prepare(config: DictConfig, model: "PreTrainedConfig") -> None:
-    """Set in verl's settings who answers, and what follows from it. Errors: `choose`, `settle_old_log_probs`."""
+    """Set in verl's settings who answers, and what vLLM needs if it shall on this machine's CPU. Errors: `choose`."""
     config.actor_rollout_ref.rollout.name = choose(config.actor_rollout_ref.rollout.name)
-    settle_old_log_probs(config)
     if serves_on_cpu(config):
         set_for_cpu(config, model)
-
-
-def settle_old_log_probs(config: DictConfig) -> None:
-    """Decide whether the log-probabilities that answers were sampled with are those that updates start from.
-
-    PPO's ratio compares the policy with what it was before the step's updates. If the policy itself answers, and
-    nothing is cut from its distribution, it has sampled with just these probabilities: no need to compute them again.
-    vLLM's differ by rounding. And verl corrects for a sampler only by what it has computed.
-
-    Raises:
-        DataError: `bypass_mode` is none of true, false, auto.
-    """
-    rollout, correction = config.actor_rollout_ref.rollout, config.algorithm.rollout_correction
-    if correction.bypass_mode not in (True, False, "auto"):
-        found = f"algorithm.rollout_correction.bypass_mode={correction.bypass_mode}"
-        raise DataError(f"{found}: expected true, false or auto")
-    if correction.bypass_mode == "auto":
-        is_whole = rollout.top_p == 1 and rollout.top_k <= 0
-        is_corrected = correction.rollout_is or correction.rollout_rs
-        correction.bypass_mode = bool(rollout.name == IN_PROCESS and is_whole and not is_corrected)
 
 
 def set_for_cpu(config: DictConfig, model: "PreTrainedConfig") -> None:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedConfig
 
 from common.grpo.answering import IN_PROCESS
+from common.grpo.preflight import FP32
 from common.plan import GIB, OUTSIDE, UNUSABLE, Keys, Method, Phase, training_phases
 
 ENGINE = "common.grpo.policy"
@@ -27,7 +28,6 @@ KEYS = Keys(
 )
 SERVER = int(2.0 * GIB)  # assumed: vLLM's CUDA graphs and context, beside its share and while it sleeps
 HALF, FULL = 2, 4  # bytes of a number in bf16 and fp32
-WHOLE = ("fp32", "float32")  # what fp32 is called by verl and by vLLM
 
 
 def of_policy(config: DictConfig, model: PreTrainedConfig, prompts: list[int], packed: bool) -> Method:
@@ -59,7 +59,7 @@ def _phases_with(model: PreTrainedConfig) -> Callable:
 def _bytes_of_number(policy: DictConfig) -> int:
     """Return the bytes of a weight while answers are made."""
     served = policy.rollout.dtype if policy.rollout.name != IN_PROCESS else None
-    return FULL if (served or policy.actor.fsdp_config.mixed_precision.param_dtype) in WHOLE else HALF
+    return FULL if (served or policy.actor.fsdp_config.mixed_precision.param_dtype) in FP32 else HALF
 
 
 def _waiting(counted, policy: DictConfig) -> tuple[dict[str, float], dict[str, float]]:
@@ -80,7 +80,8 @@ def _answering_itself(counted, config: DictConfig, model: PreTrainedConfig) -> P
     parts = kept | {
         "all weights, gathered": size * counted.parameters,
         "keys and values": tokens * _keys_and_values(model, size),
-        "activations, logits": _activations(model, tokens, size) + 3 * FULL * rows * model.vocab_size,
+        # of each row the logits, their log-probabilities and their exponentials in fp32, and the sums in fp64
+        "activations, logits": _activations(model, tokens, size) + 5 * FULL * rows * model.vocab_size,
     }
     return Phase("answering by the policy", parts, ("offload", "batched", "gpus"))
 

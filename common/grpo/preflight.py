@@ -23,6 +23,7 @@ OWN_REWARD = ".reward"  # the method folder's reward.py
 CHECKED_REWARD = "checked_reward"  # of common/grpo/rollout.py: calls compute_score of the module that the settings name
 VALIDATION = "validation"  # folder of the answers to the validation rows, a file for each step that was validated
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # precisions, as vLLM calls them
+FP32 = ("fp32", "float32")  # what it is called by verl and by vLLM
 NOT_READ = {  # verl's settings that common/grpo/policy.py does not use
     "model": ("lora_adapter_path", "exclude_modules", "target_parameters", "use_liger", "use_fused_kernels"),
     "actor": ("use_prefix_grouper",),
@@ -101,6 +102,7 @@ def check_settings(config: DictConfig, prompts: int, longest: int | None = None)
     ignored = [f"{part}.{name}" for part, names in NOT_READ.items() for name in names if settings[part].get(name)]
     if ignored:
         raise DataError(f"actor_rollout_ref.{', '.join(ignored)}: not supported here, as verl's own engine is not used")
+    check_correction(config)
     if config.algorithm.filter_groups and config.algorithm.filter_groups.enable:
         raise DataError(
             "algorithm.filter_groups.enable=True: not supported here. Prompts whose answers were all paid alike teach "
@@ -119,6 +121,35 @@ def check_settings(config: DictConfig, prompts: int, longest: int | None = None)
         )
     if unused := prompts % data.train_batch_size:
         print(f"  {unused} of the {prompts} prompts, others each epoch, do not fill a step's batch and are left out")
+
+
+def check_correction(config: DictConfig) -> None:
+    """Raise `DataError` for settings of `algorithm.rollout_correction` that verl does not know, or would not read."""
+    correction, name = config.algorithm.rollout_correction, "algorithm.rollout_correction"
+    if correction is None:
+        raise DataError(f"{name}=null: leave it out, or set {name}.bypass_mode=False")
+    if correction.bypass_mode not in (True, False, "auto"):
+        raise DataError(f"{name}.bypass_mode={correction.bypass_mode}: expected true, false or auto")
+    if correction.loss_type != "ppo_clip":
+        raise DataError(f"{name}.loss_type={correction.loss_type}: not supported here, verl's trainer does not read it")
+    wanted = [part for part in ("rollout_is", "rollout_rs") if correction[part]]
+    if correction.bypass_mode is True and wanted:
+        found = f"{name}.bypass_mode=True with {wanted[0]}={correction[wanted[0]]}"
+        raise DataError(f"{found}: verl would correct nothing. Set one of them.")
+
+
+def takes_sampled_log_probs(config: DictConfig) -> bool:
+    """Return whether updates start from the log-probabilities that the answers were sampled with, for "auto".
+
+    PPO's ratio compares the policy with what it was before the step's updates. If the policy itself answers in fp32,
+    and its distribution is not cut, then it has sampled with just these probabilities, and they need not be computed
+    again. vLLM's differ by rounding; in bf16 the policy's own do, too. And verl's correction needs both.
+    """
+    rollout, correction = config.actor_rollout_ref.rollout, config.algorithm.rollout_correction
+    is_exact = config.actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype in FP32
+    is_whole = rollout.top_p == 1 and rollout.top_k <= 0
+    is_corrected = bool(correction.rollout_is or correction.rollout_rs)
+    return rollout.name == IN_PROCESS and is_exact and is_whole and not is_corrected
 
 
 def check_workers(config: DictConfig, workers: int) -> None:
@@ -187,6 +218,8 @@ def fill_in(
     data.filter_overlong_prompts = False  # done
     data.apply_chat_template_kwargs = {}  # in the tokenizer's template now
     policy.model.tokenizer_path = str(output / "tokenizer")
+    if config.algorithm.rollout_correction.bypass_mode == "auto":
+        config.algorithm.rollout_correction.bypass_mode = takes_sampled_log_probs(config)
     if policy.rollout.name == IN_PROCESS:
         config.reward.num_workers = 0  # rewards are computed in this process
     else:

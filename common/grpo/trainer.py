@@ -6,7 +6,7 @@ What is added to it:
 - without an inference server each worker asks Ray for a core, and for a GPU if there are any;
 - the answers to a prompt stay together, on one worker and in one micro-batch, so that the prompt is computed once;
 - one readable line per step and per validation, with the shares that diagnose a judge's training;
-- if the policy itself answers, the log-probabilities it sampled with are the old ones: a pass less in each step;
+- if the policy itself answers in fp32, its log-probabilities are the old ones: a pass less in each step;
 - the best policy on the validation rows is exported as soon as it is found, and kept across restarts;
 - a loss or gradient that is not finite stops the run; verl would skip the step and go on;
 - old checkpoints go after a new one is complete;
@@ -48,7 +48,7 @@ NOTHING_LEARNT = (
     "never right, or always. Never: train it by sft first, or for longer, until most of its answers hold a verdict "
     "(parsed) and some are right. Always: take harder rows."
 )
-# what the queue holds of an answer for people and metrics: an update needs numbers alone, and verl would send it all
+# what the queue holds of an answer and an update does not read; verl would send it all
 UNTRAINED = {
     *("data_source", "extra_fields", "extra_info", "index", "interaction_kwargs", "metrics", "multi_modal_inputs"),
     *("num_turns", "prompt", "raw_prompt", "reward_model", "session_id", "tools_kwargs", "uid"),
@@ -161,14 +161,25 @@ class JudgeTrainer(PPOTrainerSync):
             workers = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
             shares = get_seqlen_balanced_partitions(tokens, k_partitions=workers, equal_size=True)
             batch.reorder([index for share in shares for group in share for index in members[group]])
+        return batch
+
+    def _whole_groups(self, batch):
+        """Ask for micro-batches of whole groups; verl forgets what a batch was told when it gets another column."""
+        if self.keep_groups:
             batch.extra_info["force_group_size"] = self.config.actor_rollout_ref.rollout.n
         return batch
+
+    def _compute_old_log_prob(self, batch, metrics: dict):
+        return super()._compute_old_log_prob(self._whole_groups(batch), metrics)
+
+    def _compute_ref_log_prob(self, batch, metrics: dict):
+        return super()._compute_ref_log_prob(self._whole_groups(batch), metrics)
 
     def _update_actor(self, batch, metrics: dict):
         every = batch.fields
         batch.fields = [name for name in every if name not in UNTRAINED]
         try:
-            batch = super()._update_actor(batch, metrics)
+            batch = super()._update_actor(self._whole_groups(batch), metrics)
         except torch.OutOfMemoryError as error:
             remedy = "Lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu, or set "
             remedy += "actor_rollout_ref.model.enable_gradient_checkpointing=True"
@@ -219,7 +230,7 @@ class JudgeTrainer(PPOTrainerSync):
         answers = transfer_queue.kv_batch_get(
             keys=keys, partition_id=batch.partition_id, select_fields=["rm_scores", "extra_fields", "old_log_probs"]
         )
-        # verl computes no entropy if it takes the sampler's log-probabilities (`bypass_mode`); it is their expectation
+        # without a pass for old log-probabilities verl has none: it is the mean of -log p over what p was sampled from
         metrics.setdefault("actor/entropy", -answers["old_log_probs"].values().mean().item())
         groups = defaultdict(set)
         for key, rewards in zip(keys, answers["rm_scores"].unbind()):

@@ -86,6 +86,8 @@ def real_judge(folder: Path, size: int, options: argparse.Namespace) -> tuple[di
     asked = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
     lengths = [len(tokenizer.apply_chat_template(row["prompt"], **asked)) for row in rows]
     usable = [number for number, length in enumerate(lengths) if length <= LONGEST]
+    if len(usable) < size + 2:
+        raise SystemExit(f"{len(usable)} rows of at most {LONGEST} tokens are too few; lower --steps")
     chosen = random.Random(SEED).sample(usable, size + 2)
     mean = statistics.mean(lengths[number] for number in chosen[:size])
     rows = [rows[number] for number in chosen]
@@ -178,11 +180,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.role:
         return train_with_trl(options)
-    if bool(options.data) != ("real" in options.profiles):
-        parser.error("--data: a Parquet file of input, output and label, for `--profiles real` alone")
     sides = {OURS: (run_ours, "WorkerDict"), TRL: (run_trl, "--role trl")}
     if len(options.profiles) > 1:
         parser.error("--profiles: one at a time")
+    if bool(options.data) != (options.profiles == ["real"]):
+        parser.error("--profiles real needs --data, a Parquet file of input, output and label; judge takes none")
     count = [SHAPES[options.profiles[0]]["prompts"] * GROUP] * options.steps
     compare(prepare, sides, "answers", lambda history: count, options, "reward")
 
