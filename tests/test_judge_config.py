@@ -176,13 +176,15 @@ CORRECTION = "algorithm.rollout_correction"
     ],
 )
 def test_old_log_probs_are_those_sampled_with_where_they_are_the_same(
-    judge, tmp_path, settings, rollout, precision, old
+    composed, tmp_path, settings, rollout, precision, old
 ):
-    config = compose_judge(judge, [*script_overrides(judge, tmp_path, ROLLOUT=rollout), *settings])
+    settings = [f"actor_rollout_ref.rollout.name={rollout}", *settings]
+    config = OmegaConf.merge(composed, OmegaConf.from_dotlist(settings))
     set_precision(config, precision)
-    files = {"train": tmp_path / "train.parquet", "val": tmp_path / "val.parquet"}
     check_settings(config, 1000)
-    filled = fill_in(config, judge, tmp_path, files, 640, Machines("cuda", 1, precision, card=None))
+    files = {"train": tmp_path / "train.parquet", "val": tmp_path / "val.parquet"}
+    machines = Machines("cuda", 1, precision, card=None)
+    filled = fill_in(config, "generative_pairwise", tmp_path, files, 640, machines)
     assert filled.algorithm.rollout_correction.bypass_mode is old
 
 
@@ -192,10 +194,7 @@ def test_old_log_probs_are_those_sampled_with_where_they_are_the_same(
         ({"bypass_mode": "yes"}, "bypass_mode=yes: expected true, false or auto"),
         ({"bypass_mode": None}, "bypass_mode=None: expected true, false or auto"),
         ({"loss_type": "reinforce"}, "loss_type=reinforce: not supported here"),
-        (
-            {"bypass_mode": True, "rollout_is": "token"},
-            "with rollout_is=token: verl would correct nothing",
-        ),
+        ({"bypass_mode": True, "rollout_is": "token"}, "with rollout_is=token: verl would correct nothing"),
         (None, "algorithm.rollout_correction=null: leave it out"),
     ],
 )

@@ -56,7 +56,7 @@ def test_the_figures_of_every_step_are_shares_that_make_the_reward(demo):
     assert list(rewards) == list(range(1, STEPS + 1))
     for step, reward in rewards.items():
         assert reward == pytest.approx(right[step] - 0.5 * (1 - parsed[step]), abs=1e-6)
-        assert 0.2 <= first[step] <= 0.8 and 0 <= tie[step] <= 0.6 and first[step] + tie[step] <= parsed[step] <= 1
+        assert 0.1 <= first[step] <= 0.8 and 0 <= tie[step] <= 0.6 and first[step] + tie[step] <= parsed[step] <= 1
     assert right[1] < 0.9 and tie[1] < tie[STEPS]
 
 
