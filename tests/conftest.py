@@ -12,9 +12,8 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # as many processes as cores: with several threads each they wait for each other
+# Several test processes: with more threads than cores they would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, and a name that is no folder is not looked for on the hub
 # The same cases on every run, no time limit per case (a busy machine is no bug), no folder of past cases.

@@ -62,5 +62,5 @@ def test_an_update_gets_what_it_reads_and_whole_groups(monkeypatch):
 
 
 def test_the_entropy_is_estimated_from_the_sampled_tokens_if_verl_has_computed_none(step_of):
-    """Their log-probabilities are -2 and the answer's reward less 2, in the stand-in for verl's queue."""
+    """In the stand-in for verl's queue an answer has two tokens, of log-probabilities -2 and its reward minus 2."""
     assert step_of(1, [0.0, 1.0, 0.5, 0.5])["train/entropy"] == pytest.approx(1.75)
