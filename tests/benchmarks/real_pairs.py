@@ -238,7 +238,7 @@ def train(variant: str, seed: int, splits: dict, rows: list[dict], options: argp
     environment = files | {"MODEL_PATH": str(options.model), "OUTPUT": str(output), "SEED": str(seed)}
     shutil.rmtree(output, ignore_errors=True)
     started = time.perf_counter()
-    start(["bash", str(REPO / "bradley_terry" / "run_bt.sh"), *settings], output, environment, options)
+    start(["bash", str(REPO / "bradley_terry" / "run_bt.sh"), *settings], output, environment, options.parallel)
     seconds = time.perf_counter() - started
     history = read_history(output)
     rewards = pq.read_table(output / "test_rewards.parquet").to_pydict()
@@ -251,13 +251,13 @@ def train(variant: str, seed: int, splits: dict, rows: list[dict], options: argp
     return row
 
 
-def start(command: list[str], output: Path, environment: dict[str, str], options: argparse.Namespace) -> None:
+def start(command: list[str], output: Path, environment: dict[str, str], parallel: int) -> None:
     """Run a command to its end, its words in OUTPUT.log; no run sees another's Ray, and each has its share of cores.
 
     Raises:
         RuntimeError: it failed or took too long; its last words.
     """
-    cores = max(1, (os.cpu_count() or 1) // options.parallel)
+    cores = max(1, (os.cpu_count() or 1) // parallel)
     with tempfile.TemporaryDirectory(prefix="rr", dir="/tmp", ignore_cleanup_errors=True) as place:
         environment |= {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -315,10 +315,10 @@ def train_beside(name: str, seed: int, splits: dict, rows: list[dict], options: 
     (output / "settings.json").write_text(json.dumps(noted | {"rates": ours["lr"]}))
     save_start(output / "start", seed, options)
     started = time.perf_counter()
-    start([options.trl_python, __file__, "--role", "trl", "--output", str(output)], output, {}, options)
+    start([options.trl_python, __file__, "--role", "trl", "--output", str(output)], output, {}, options.parallel)
     seconds = time.perf_counter() - started
     test = ["--model", str(output / "checkpoint"), "--data", str(options.output / "data" / "test.parquet")]
-    start([sys.executable, "-m", "bradley_terry.evaluate", *test], output / "evaluate", {}, options)
+    start([sys.executable, "-m", "bradley_terry.evaluate", *test], output / "evaluate", {}, options.parallel)
     rewards = pq.read_table(output / "evaluation_test.parquet").to_pydict()
     history = read_history(output)
     row = {"variant": name, "seed": seed, "settings": settings, "seconds": seconds}
