@@ -30,7 +30,9 @@ from transformers.masking_utils import sdpa_mask
 SEGMENT_ATTENTION = "segment_attention"
 ANSWERING_ATTENTION = "answering_attention"
 AMPERE = (8, 0)  # compute capability of the first GPUs with bf16 and with the flash kernel
-SELF_TEST_TOLERANCE = 1e-3  # of the values' spread; fp32 rounding is far below, a leak between sequences far above
+# of the values' spread. A leak between sequences is 0.8 or more. Rounding in fp32 is 1e-5 with random weights, and 2e-3
+# with a trained reward model's, whose large activations leave few digits to the others
+SELF_TEST_TOLERANCE = 0.03
 
 
 class Segments:

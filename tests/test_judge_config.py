@@ -206,6 +206,20 @@ def test_a_correction_that_verl_would_not_make_is_refused(composed, settings, me
         check_settings(config, 1000)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("rollout.top_k=null", "rollout.top_k=None: expected a number"),
+        ("rollout.val_kwargs.top_p=all", "rollout.val_kwargs.top_p=all: expected a number"),
+        ("rollout.temperature=0", "rollout.temperature=0: expected more than 0"),
+    ],
+)
+def test_a_number_of_sampling_that_is_none_is_refused(composed, setting, message):
+    config = OmegaConf.merge(composed, OmegaConf.from_dotlist([f"actor_rollout_ref.{setting}"]))
+    with pytest.raises(DataError, match=re.escape(f"actor_rollout_ref.{message}")):
+        check_settings(config, 1000)
+
+
 def test_starting_over_is_said_to_the_demos_warm_start_too(judge, tmp_path):
     note = tmp_path / "calls"
     (tmp_path / "python").write_text('#!/bin/sh\necho "$@" >> "$NOTE"\n')

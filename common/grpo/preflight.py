@@ -102,6 +102,7 @@ def check_settings(config: DictConfig, prompts: int, longest: int | None = None)
     ignored = [f"{part}.{name}" for part, names in NOT_READ.items() for name in names if settings[part].get(name)]
     if ignored:
         raise DataError(f"actor_rollout_ref.{', '.join(ignored)}: not supported here, as verl's own engine is not used")
+    check_sampling(config)
     check_correction(config)
     if config.algorithm.filter_groups and config.algorithm.filter_groups.enable:
         raise DataError(
@@ -121,6 +122,21 @@ def check_settings(config: DictConfig, prompts: int, longest: int | None = None)
         )
     if unused := prompts % data.train_batch_size:
         print(f"  {unused} of the {prompts} prompts, others each epoch, do not fill a step's batch and are left out")
+
+
+def check_sampling(config: DictConfig) -> None:
+    """Raise `DataError` for numbers of sampling that are none, or with which all answers to a prompt are the same."""
+    rollout = config.actor_rollout_ref.rollout
+    for place, settings in {"rollout": rollout, "rollout.val_kwargs": rollout.val_kwargs}.items():
+        for name in ("n", "temperature", "top_p", "top_k"):
+            if not isinstance(settings[name], int | float):
+                found = f"actor_rollout_ref.{place}.{name}={settings[name]}"
+                raise DataError(f"{found}: expected a number. Leave it out for the usual one.")
+    if rollout.temperature <= 0:
+        raise DataError(
+            f"actor_rollout_ref.rollout.temperature={rollout.temperature}: expected more than 0, or all answers to a "
+            "prompt are the same and nothing can be learned from them"
+        )
 
 
 def check_correction(config: DictConfig) -> None:

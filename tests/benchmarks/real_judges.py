@@ -22,6 +22,7 @@ import re
 import signal
 import sys
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 from statistics import mean
 
@@ -113,8 +114,6 @@ def run_once(output: Path, script: str, given: dict[str, object], settings: dict
 
 def write_data(options: argparse.Namespace) -> None:
     """Write what people labelled, divided, and the models' judgements of its training part as conversations."""
-    from importlib import import_module
-
     import pyarrow.parquet as pq
     from tqdm import tqdm
     from transformers import AutoTokenizer
@@ -187,11 +186,11 @@ def read_judgements(file: Path) -> dict[tuple[str, ...], list[tuple[dict, str]]]
 def table(judge: str, output: Path) -> str:
     """Lay a judge's figures out as Markdown: as it came, after SFT, after GRPO."""
     import pyarrow.parquet as pq
-    from sklearn.metrics import cohen_kappa_score
 
+    from common.judging.votes import agreement
     from common.report import read_history
 
-    history = read_history(output / judge)
+    history, values = read_history(output / judge), import_module(f"{judge}.prompt").VERDICTS
     rewards = [value for _, value in history["train/reward"]]
     seconds = mean(value for _, value in history["train/seconds"])
     places = {
@@ -203,8 +202,8 @@ def table(judge: str, output: Path) -> str:
     lines.append(["---"] * len(lines[0]))
     for name, place in places.items():
         figures, answers = json.loads(Path(f"{place}.json").read_text()), pq.read_table(f"{place}.parquet").to_pylist()
-        known = [(answer["label"], answer["verdict"]) for answer in answers if answer["verdict"] is not None]
-        kappa = cohen_kappa_score(*zip(*known), weights="quadratic" if judge == POINTWISE else None) if known else None
+        labels, verdicts = zip(*((answer["label"], answer["verdict"]) for answer in answers))
+        kappa = agreement(labels, verdicts, values, "quadratic" if judge == POINTWISE else None).get("kappa")
         shown = [figures.get(figure) for figure in SHOWN[judge]] + [kappa]
         cells = ["" if figure is None else f"{figure:.3f}" for figure in shown]
         lines.append([name, str(len(answers)), *cells])
