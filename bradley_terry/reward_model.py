@@ -114,7 +114,8 @@ def load_reward_model(
     if packed:
         try:
             self_test(model)
-        except ValueError:  # it cannot be packed: one padded text per row, exact and slower
+        except ValueError as error:
+            print(f"{path}: {error}\nIts texts are not packed: one padded text per row, exact and slower.")
             model.set_attn_implementation(attention)
     for weight in model.base_model.parameters():  # not the buffers: rounded rotary frequencies lose long texts' places
         weight.data = weight.data.to(dtype)

@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from common.attention import SEGMENT_ATTENTION, SELF_TEST_TOLERANCE, self_test
+from common.attention import SEGMENT_ATTENTION, self_test
 from common.base_model import readable_tokens, rope_sets
 from common.conversation import DataError
 
@@ -39,6 +39,7 @@ NARROW = {  # sizes that do not change which tokens see which
     "vocab_size": 512,
 }
 LAYERS = 8  # of a model that does not say of what kind each is: attention may be in every eighth
+TOLERANCE = 1e-3  # of the spread of a copy's values, whose rounding is far below
 FIRST, MOST = 64, 128  # positions of the copy: what a model reads before long rotary factors set in, and in all
 
 
@@ -182,7 +183,7 @@ def check_repeatable(model: PreTrainedModel, name: str) -> None:
     first, second = _hidden(model, ids), _hidden(model, ids)
     model.eval()
     asked = _hidden(model, ids)
-    if not torch.equal(first, second) or (first - asked).abs().max() > SELF_TEST_TOLERANCE * asked.std():
+    if not torch.equal(first, second) or (first - asked).abs().max() > TOLERANCE * asked.std():
         raise DataError(
             f"model.path={name}: {type(model).__name__} is random in training, although every setting that is called "
             "dropout or jitter is 0: one batch gives two results. Choose another model."
@@ -198,7 +199,7 @@ def check_company(model: PreTrainedModel, longest: int, name: str) -> None:
     both = pad([short, long])
     model.eval()
     alone, beside = _hidden(model, short[None])[0], _hidden(model, *both.values())[0, : len(short)]
-    if (alone - beside).abs().max() > SELF_TEST_TOLERANCE * alone.std():
+    if (alone - beside).abs().max() > TOLERANCE * alone.std():
         raise DataError(
             f"model.path={name}: {type(model).__name__} gives a text other values beside a longer text than alone, so "
             "rewards would depend on the batch. Choose another model."

@@ -1,5 +1,7 @@
 """The packed tree against the textbook: same rewards, same gradients as two right-padded sequences per pair."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from conftest import SMALL
@@ -148,6 +150,22 @@ def test_dropout_and_soft_caps_are_refused_not_ignored():
     for name, value in (("dropout", 0.1), ("softcap", 30.0), ("s_aux", torch.ones(2))):
         with pytest.raises(ValueError, match=f"does not compute {name}"):
             segment_attention(None, query, query, query, None, segments=segments, **{name: value})
+
+
+@pytest.mark.parametrize(("error", "leaks"), [(0.0, False), (2.4e-3, False), (0.3, True)])
+def test_the_self_test_allows_the_rounding_of_trained_weights_and_no_leak(error, leaks):
+    """2.4e-3 of the spread is what rounding makes of SmolLM2-135M after it was trained as a reward model."""
+    model = make_model()
+    layer = model.model.layers[-1]
+    original, longest_alone = layer.forward, 10  # of self_test's sequences
+
+    def rounding(hidden, *args, **kwargs):
+        out = original(hidden, *args, **kwargs)
+        return out if out.shape[1] <= longest_alone else out * (1 + error * torch.linspace(-1, 1, out.shape[-1]) / 3)
+
+    layer.forward = rounding
+    with pytest.raises(ValueError, match="differ by up to") if leaks else nullcontext():
+        self_test(model)
 
 
 def test_the_self_test_catches_an_architecture_that_leaks_between_pairs():

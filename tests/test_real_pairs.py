@@ -12,7 +12,9 @@ from rewards import plain_rewards
 from runs import metrics_of, run
 
 from bradley_terry.dataset import encode_pairs, load_pairs
+from bradley_terry.reward_model import encode, load_reward_model, score
 from common.demo.world import preference_pairs
+from common.packing import is_packed
 from common.parquet import write_rows
 from common.tokenizer import load_tokenizer
 
@@ -68,3 +70,7 @@ def test_a_real_model_learns_real_pairs_by_lora_and_scores_alike_elsewhere(tmp_p
     for side in ("chosen", "rejected"):
         plain = plain_rewards(output / "checkpoint", [row[side] for row in rows])
         assert plain.tolist() == pytest.approx([row[side] for row in rewards], abs=1e-4)
+    model, reading = load_reward_model(str(output / "checkpoint"), packed=True)
+    assert is_packed(model), "rounding of real weights is taken for a leak between texts"
+    found = score(model, [encode(row[side], reading, side) for row in rows for side in ("chosen", "rejected")])
+    assert found.tolist() == pytest.approx([row[side] for row in rewards for side in ("chosen", "rejected")], abs=1e-4)
