@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from common.attention import SEGMENT_ATTENTION, self_test
+from common.attention import OF_RANDOM_WEIGHTS, SEGMENT_ATTENTION, self_test
 from common.base_model import readable_tokens, rope_sets
 from common.conversation import DataError
 
@@ -39,7 +39,6 @@ NARROW = {  # sizes that do not change which tokens see which
     "vocab_size": 512,
 }
 LAYERS = 8  # of a model that does not say of what kind each is: attention may be in every eighth
-TOLERANCE = 1e-3  # of the spread of a copy's values, whose rounding is far below
 FIRST, MOST = 64, 128  # positions of the copy: what a model reads before long rotary factors set in, and in all
 
 
@@ -87,7 +86,7 @@ def choose_packing(config: PreTrainedConfig, auto_class: type, wanted: str, name
     long = readable_tokens(model.config) or MOST
     if wanted != PADDED:
         try:
-            self_test(model, long)
+            self_test(model, long, OF_RANDOM_WEIGHTS)
             return PACKED
         except ValueError as error:
             if wanted == PACKED:
@@ -183,7 +182,7 @@ def check_repeatable(model: PreTrainedModel, name: str) -> None:
     first, second = _hidden(model, ids), _hidden(model, ids)
     model.eval()
     asked = _hidden(model, ids)
-    if not torch.equal(first, second) or (first - asked).abs().max() > TOLERANCE * asked.std():
+    if not torch.equal(first, second) or (first - asked).abs().max() > OF_RANDOM_WEIGHTS * asked.std():
         raise DataError(
             f"model.path={name}: {type(model).__name__} is random in training, although every setting that is called "
             "dropout or jitter is 0: one batch gives two results. Choose another model."
@@ -199,7 +198,7 @@ def check_company(model: PreTrainedModel, longest: int, name: str) -> None:
     both = pad([short, long])
     model.eval()
     alone, beside = _hidden(model, short[None])[0], _hidden(model, *both.values())[0, : len(short)]
-    if (alone - beside).abs().max() > TOLERANCE * alone.std():
+    if (alone - beside).abs().max() > OF_RANDOM_WEIGHTS * alone.std():
         raise DataError(
             f"model.path={name}: {type(model).__name__} gives a text other values beside a longer text than alone, so "
             "rewards would depend on the batch. Choose another model."

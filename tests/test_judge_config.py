@@ -211,10 +211,13 @@ def test_a_correction_that_verl_would_not_make_is_refused(composed, settings, me
     [
         ("rollout.top_k=null", "rollout.top_k=None: expected a number"),
         ("rollout.val_kwargs.top_p=all", "rollout.val_kwargs.top_p=all: expected a number"),
-        ("rollout.temperature=0", "rollout.temperature=0: expected more than 0"),
+        ("rollout.temperature=.nan", "rollout.temperature=nan: expected a number"),
+        ("rollout.temperature=0", "rollout.temperature=0: all answers to a prompt would be the same"),
+        ("rollout.top_k=1", "rollout.top_k=1: all answers to a prompt would be the same"),
+        ("rollout.n=1", "rollout.n=1: GRPO compares answers to the same prompt"),
     ],
 )
-def test_a_number_of_sampling_that_is_none_is_refused(composed, setting, message):
+def test_sampling_that_is_not_numbers_or_teaches_nothing_is_refused(composed, setting, message):
     config = OmegaConf.merge(composed, OmegaConf.from_dotlist([f"actor_rollout_ref.{setting}"]))
     with pytest.raises(DataError, match=re.escape(f"actor_rollout_ref.{message}")):
         check_settings(config, 1000)

@@ -125,18 +125,29 @@ def check_settings(config: DictConfig, prompts: int, longest: int | None = None)
 
 
 def check_sampling(config: DictConfig) -> None:
-    """Raise `DataError` for numbers of sampling that are none, or with which all answers to a prompt are the same."""
-    rollout = config.actor_rollout_ref.rollout
+    """Raise `DataError` for settings of sampling that are not numbers, or with which there is nothing to learn from."""
+    rollout, faults = config.actor_rollout_ref.rollout, []
     for place, settings in {"rollout": rollout, "rollout.val_kwargs": rollout.val_kwargs}.items():
         for name in ("n", "temperature", "top_p", "top_k"):
-            if not isinstance(settings[name], int | float):
-                found = f"actor_rollout_ref.{place}.{name}={settings[name]}"
-                raise DataError(f"{found}: expected a number. Leave it out for the usual one.")
-    if rollout.temperature <= 0:
-        raise DataError(
-            f"actor_rollout_ref.rollout.temperature={rollout.temperature}: expected more than 0, or all answers to a "
-            "prompt are the same and nothing can be learned from them"
+            value = settings[name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                faults.append(
+                    f"actor_rollout_ref.{place}.{name}={value}: expected a number; leave it out for the usual one"
+                )
+    if faults:
+        raise DataError("\n".join(faults))
+    alike = {"temperature": rollout.temperature <= 0, "top_p": rollout.top_p <= 0, "top_k": rollout.top_k == 1}
+    for name in (name for name, is_alike in alike.items() if is_alike):
+        faults.append(
+            f"actor_rollout_ref.rollout.{name}={rollout[name]}: all answers to a prompt would be the same, and nothing "
+            "could be learned from them"
         )
+    if rollout.n < 2 and config.algorithm.adv_estimator == "grpo":
+        faults.append(
+            f"actor_rollout_ref.rollout.n={rollout.n}: GRPO compares answers to the same prompt; set 2 or more"
+        )
+    if faults:
+        raise DataError("\n".join(faults))
 
 
 def check_correction(config: DictConfig) -> None:

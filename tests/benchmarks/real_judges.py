@@ -1,24 +1,28 @@
-"""Judges from a real model: what SFT and GRPO make of it on two cores, on people's labels, before and after.
+"""Judges from a real model: what SFT and GRPO make of it, before and after.
 
     python tests/benchmarks/real_judges.py --data FOLDER --model MODEL --output runs
 
-FOLDER holds three files. pairwise_train.parquet and pointwise_train.parquet: responses that people compared or scored
-(in Prometheus' rows the label is the median of three of GPT-4's scores). sft_judge_train.parquet: judgements of GPT-3.5
-and GPT-4 on some of them, with reasons. Rows whose prompt has more than --max-prompt-length tokens are left out. All
-rows are divided by what they ask.
+FOLDER holds three files. pairwise_train.parquet and pointwise_train.parquet: responses that were compared or scored, by
+people, or (Prometheus' rows) by GPT-4, three times, of which the label is the median. sft_judge_train.parquet:
+judgements of GPT-3.5 and GPT-4 on some of them, with reasons. Prometheus' scores follow a rubric of each row, which is
+not shown here: prompts would be too long. Rows whose prompt is longer than --max-prompt-length are left out. The rows
+of each task are divided by what they ask.
 
 1. SFT: one judge for both tasks, on the models' judgements of training rows, in the prompts of the two folders.
 2. GRPO, one run for each judge: training rows, the labels.
 
-Each run is that of a user, with run_sft.sh, run_pairwise.sh and run_pointwise.sh. Only the numbers in SFT and GRPO
-below are others, for a model, rows and a machine as small as these. The model as it came is asked the first --untrained
-rows of test, the other judges all of them; answers are greedy. The table is of evaluate's figures, and of Cohen's kappa
-with the labels over answers that hold a verdict (scores: quadratic weights). A run that is there is not made again.
+Each run is that of a user, with run_sft.sh, run_pairwise.sh and run_pointwise.sh. Other numbers than theirs are in SFT
+and GRPO below and in the options here: for a model, rows and a machine that are small. The policy answers by itself.
+The model as it came is asked the first --untrained rows of test, the other judges all of them; answers are greedy. The
+table is of evaluate's figures, and of Cohen's kappa with the labels over answers that hold a verdict (scores: quadratic
+weights). GRPO's row is of the policy that was best on validation rows, at the start or at the end. Runs that are there
+are not made again; for other settings choose another --output.
 """
 
 import argparse
 import json
 import re
+import shutil
 import signal
 import sys
 from collections import defaultdict
@@ -37,7 +41,6 @@ SFT = {
     "optim.lr": 2e-4,
     "optim.lr_warmup_steps_ratio": 0.1,
     "trainer.total_epochs": 1,
-    "engine.use_torch_compile": False,  # which would take longer than a run this short
     "model.enable_gradient_checkpointing": False,
 }
 GRPO = {
@@ -45,9 +48,8 @@ GRPO = {
     "actor_rollout_ref.actor.ppo_mini_batch_size": 16,
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 8192,
     "actor_rollout_ref.actor.optim.lr": 2e-5,
-    "actor_rollout_ref.actor.fsdp_config.use_torch_compile": False,
     "actor_rollout_ref.model.enable_gradient_checkpointing": False,
-    "trainer.test_freq": 1000,  # at the start and the end
+    "trainer.test_freq": 1000,  # at the start and the end alone
     "trainer.save_freq": 0,
 }
 SHOWN = {
@@ -66,42 +68,42 @@ def main() -> None:
     parser.add_argument("--max-prompt-length", type=int, default=512)
     parser.add_argument("--max-response-length", type=int, default=192)
     parser.add_argument("--untrained", type=int, default=40, help="rows of test for the model as it came")
-    parser.add_argument("--set", nargs="+", default=[], help="key=value for the GRPO runs")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     sys.path.insert(0, str(REPO))
-    output = options.output = options.output.absolute()
-    options.model = options.model.absolute()
-    if not (output / "data" / "transcripts.parquet").exists():
-        write_data(options)
-    run_once(
-        output / "sft",
-        "sft/run_sft.sh",
-        {"MODEL_PATH": options.model, "TRAIN_FILES": output / "data" / "transcripts.parquet"},
-        SFT,
-    )
+    output, options.model = options.output.absolute(), options.model.absolute()
+    wanted = {name: str(value) for name, value in vars(options).items() if name not in ("output", "judges")}
+    note, transcripts = output / "options.json", output / "data" / "transcripts.parquet"
+    if not note.exists():
+        write_data(output, options)
+        note.write_text(json.dumps(wanted))
+    elif json.loads(note.read_text()) != wanted:
+        raise SystemExit(f"{output} holds runs of {json.loads(note.read_text())}. Choose another --output.")
+    taught = output / "sft" / "checkpoint"
+    make(taught, "sft/run_sft.sh", {"MODEL_PATH": options.model, "TRAIN_FILES": transcripts}, SFT)
     for judge in options.judges:
         files = {name: output / "data" / judge / f"{name}.parquet" for name in (*SHARES, "untrained")}
-        given = {f"{name.upper()}_FILES": files[name] for name in SHARES}
-        given |= {"MODEL_PATH": output / "sft" / "checkpoint", "ROLLOUT": "hf"}
+        given = {f"{name.upper()}_FILES": files[name] for name in SHARES} | {"MODEL_PATH": taught, "ROLLOUT": "hf"}
         settings = GRPO | {"trainer.total_training_steps": options.steps}
         settings |= {f"data.{name}": getattr(options, name) for name in ("max_prompt_length", "max_response_length")}
-        settings |= dict(setting.split("=", 1) for setting in options.set)
         script = f"{judge}/run_{judge.removeprefix('generative_')}.sh"
-        run_once(output / judge, script, given, settings)
+        make(output / judge / "evaluation_test.json", script, given, settings)
         untrained = output / f"{judge}_untrained"
         if not (untrained / "evaluation_untrained.json").exists():
-            asked = ["--model", options.model, "--data", files["untrained"], "--output", untrained]
-            asked += ["--settings", output / judge / "settings.yaml"]
-            start([sys.executable, "-m", f"{judge}.evaluate", *map(str, asked)], untrained, {}, 1)
+            asked = {"model": options.model, "data": files["untrained"], "output": untrained}
+            asked["settings"] = output / judge / "settings.yaml"
+            command = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+            start([sys.executable, "-m", f"{judge}.evaluate", *command], untrained, {}, 1)
         print(f"\n{table(judge, output)}", flush=True)
 
 
-def run_once(output: Path, script: str, given: dict[str, object], settings: dict[str, object]) -> None:
-    """Make a run, unless its checkpoint is there already."""
-    if (output / "checkpoint").exists():
+def make(wanted: Path, script: str, given: dict[str, object], settings: dict[str, object]) -> None:
+    """Make the run whose last file is `wanted`, unless it is there; one that was broken off begins anew."""
+    if wanted.exists():
         return
+    output = wanted.parent
+    shutil.rmtree(output, ignore_errors=True)
     print(f"{script}, log in {output}.log", flush=True)
     environment = {name: str(value) for name, value in given.items()} | {"OUTPUT": str(output)}
     start(
@@ -112,8 +114,8 @@ def run_once(output: Path, script: str, given: dict[str, object], settings: dict
 # ---- the data
 
 
-def write_data(options: argparse.Namespace) -> None:
-    """Write what people labelled, divided, and the models' judgements of its training part as conversations."""
+def write_data(output: Path, options: argparse.Namespace) -> None:
+    """Write the labelled rows, divided, and the models' judgements of their training part as conversations."""
     import pyarrow.parquet as pq
     from tqdm import tqdm
     from transformers import AutoTokenizer
@@ -123,6 +125,7 @@ def write_data(options: argparse.Namespace) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     judgements = read_judgements(options.data / "sft_judge_train.parquet")
+    print(f"{sum(map(len, judgements.values()))} judgements")
     conversations = []
     for judge in (PAIRWISE, POINTWISE):
         prompt = import_module(f"{judge}.prompt")
@@ -138,22 +141,29 @@ def write_data(options: argparse.Namespace) -> None:
             if len(asked) <= options.max_prompt_length:
                 usable.append(row)
         splits = split_by_prompt(usable, SHARES, 0, lambda row: json.dumps(row["input"]))
+        shown, too_long = [], 0
         for row in splits["train"]:
             for verdict, reasoning in judgements[judged_texts(row)][:JUDGEMENTS]:
                 labelled = row | verdict | {"reasoning": reasoning}
-                conversations += [{"messages": messages} for messages in prompt.transcripts(prompt.read_row(labelled))]
+                (messages,) = prompt.transcripts(prompt.read_row(labelled))
+                fits = len(tokenizer(messages[-1]["content"])["input_ids"]) < options.max_response_length
+                if fits:
+                    shown.append({"messages": messages})
+                else:
+                    too_long += 1
         splits["untrained"] = splits["test"][: options.untrained]
         for name, rows in splits.items():
-            write_rows(options.output / "data" / judge / f"{name}.parquet", rows)
-        print(f"{judge}: {', '.join(f'{name} {len(rows)}' for name, rows in splits.items())}")
-        print(f"  {len(conversations)} conversations up to here")
-    write_rows(options.output / "data" / "transcripts.parquet", conversations)
+            write_rows(output / "data" / judge / f"{name}.parquet", rows)
+        sizes = ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())
+        print(f"{judge}: {sizes}; {len(shown)} judgements to learn from, {too_long} more are too long to be answered")
+        conversations += shown
+    write_rows(output / "data" / "transcripts.parquet", conversations)
 
 
 def judged_texts(row: dict) -> tuple[str, ...]:
-    """Return the text or texts that were judged, and for two also the query, without blanks around them."""
-    answers = [answer["answer"]["content"].strip() for answer in row["output"]]
-    return (row["input"][-1]["content"].strip(), *answers) if len(answers) == 2 else tuple(answers)
+    """Return what a judgement of a row is known by: the last question and its answers, without blanks at the ends."""
+    texts = [row["input"][-1]["content"], *(answer["answer"]["content"] for answer in row["output"])]
+    return tuple(text.strip() for text in texts)
 
 
 def read_judgements(file: Path) -> dict[tuple[str, ...], list[tuple[dict, str]]]:
@@ -164,19 +174,22 @@ def read_judgements(file: Path) -> dict[tuple[str, ...], list[tuple[dict, str]]]
     for row in pq.read_table(file).to_pylist():
         asked, answered = (message["content"] for message in row["messages"])
         if row["source"] == "pandalm_gpt35":
-            texts = re.search(
+            query, *answers = re.search(
                 r"# Query\n(.*)\n# Response A\n(.*)\n# Response B\n(.*)\n# Output Requirement", asked, re.S
-            )
+            ).groups()
             reasoning, preferred = re.fullmatch(
                 r"<think>(.*)</think>\s*<preference>(.*)</preference>", answered, re.S
             ).groups()
             reasoning = re.sub(r"Response ([12])", lambda named: f"Response {' AB'[int(named[1])]}", reasoning)
             verdict = {"metadata": {"preferred": preferred}}
         else:
-            texts = re.search(r"###Response to evaluate:(.*)###Reference Answer \(Score 5\):", asked, re.S)
+            query, *answers = re.search(
+                r"###The instruction to evaluate:(.*)###Response to evaluate:(.*)###Reference Answer", asked, re.S
+            ).groups()
+            query = re.sub(r"\s*Assistant:\s*$", "", query.rpartition("\nUser: ")[2])  # a dialogue's last question
             reasoning, score = re.fullmatch(r"Feedback: (.*) \[RESULT\] ([1-5])", answered, re.S).groups()
             verdict = {"label": int(score) - 1}
-        found[tuple(text.strip() for text in texts.groups())].append((verdict, reasoning))
+        found[tuple(text.strip() for text in (query, *answers))].append((verdict, reasoning))
     return found
 
 
@@ -193,10 +206,11 @@ def table(judge: str, output: Path) -> str:
     history, values = read_history(output / judge), import_module(f"{judge}.prompt").VERDICTS
     rewards = [value for _, value in history["train/reward"]]
     seconds = mean(value for _, value in history["train/seconds"])
+    best = json.loads((output / judge / "best.json").read_text())["step"]
     places = {
         "as it came": output / f"{judge}_untrained" / "evaluation_untrained",
         "after SFT": output / judge / "before" / "evaluation_test",
-        f"after {len(rewards)} steps of GRPO": output / judge / "evaluation_test",
+        f"after {best} of {len(rewards)} steps of GRPO": output / judge / "evaluation_test",
     }
     lines = [["", "answers", *SHOWN[judge], "kappa"]]
     lines.append(["---"] * len(lines[0]))
