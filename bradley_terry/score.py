@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -192,7 +193,7 @@ def score_by_actors(
     plans: list[FilePlan], size: int, shape: tuple[str, ...], options: argparse.Namespace
 ) -> Iterator[int]:
     """Have a pool of actors score what is left, and yield how many rows of it are done."""
-    device, workers = start_ray(options.workers)
+    device, workers = start_ray(options)
     check_shared_folder(options.output, nodes=1)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -210,21 +211,37 @@ def score_by_actors(
         yield part["rows"]
 
 
-def start_ray(workers: int | None) -> tuple[str, int]:
-    """Return the device, and how many models there will be: by default one per GPU, or per core if there is no GPU."""
+def start_ray(options: argparse.Namespace) -> tuple[str, int]:
+    """Return the device, and how many workers there will be: by default as many as there is room for."""
+    workers = options.workers
     if os.environ.get("RAY_ADDRESS"):
         device, *_ = connect(__package__, 1, 1, cores_beside=1)
         room = workers_of_cluster(device)
     else:
-        room = torch.cuda.device_count() or os.cpu_count()
+        room = room_here(models_of(options))
     if workers and workers > room:
         where = "the cluster" if os.environ.get("RAY_ADDRESS") else "this machine"
         raise ClusterError(f"--workers {workers}: {where} has room for {room}")
     if os.environ.get("RAY_ADDRESS"):
         return device, workers or room
-    cores = None if torch.cuda.is_available() else torch.get_num_threads()
+    cores = None if torch.cuda.is_available() else min(room, torch.get_num_threads())
     machines = connect(__package__, 1, workers or cores, cores_beside=1)
     return machines.device, machines.workers_per_node
+
+
+def room_here(models: list[str]) -> int:
+    """Return for how many workers, each with all models, this machine has room: one per GPU, or one per core.
+
+    Without a GPU no more than its free memory holds. Weights are loaded in fp32, which takes twice the size of a file
+    in half precision; else as much again is left for what is computed.
+    """
+    if gpus := torch.cuda.device_count():
+        return gpus
+    files = [file for model in models if os.path.isdir(model) for file in Path(model).iterdir()]
+    weights = sum(file.stat().st_size for file in files if file.suffix in (".safetensors", ".bin"))
+    cores = os.cpu_count() or 1
+    held = psutil.virtual_memory().available // (2 * weights) if weights else cores
+    return max(1, min(cores, held))
 
 
 def workers_of_cluster(device: str) -> int:
@@ -253,7 +270,9 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="outputs/checkpoint", help="checkpoint folder or hub id; default: %(default)s"
     )
-    parser.add_argument("--workers", type=int, help="models at once; default: one per GPU, or one per core")
+    parser.add_argument(
+        "--workers", type=int, help="models at once; default: one per GPU, or per core as far as memory holds them"
+    )
     parser.add_argument("--max-length", type=int, help="tokens; longer rows get no reward; default: the model's most")
     parser.add_argument("--max-tokens", type=int, help="tokens per batch; default: by the device")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16 rounds rewards")

@@ -6,6 +6,7 @@ from collections import Counter
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -80,7 +81,7 @@ def test_every_row_comes_back_in_its_place_with_its_rewards_or_the_reason(
 ):
     tables = [native_file(tmp_path / "a.parquet"), text_file(tmp_path / "b.parquet")]
     output = tmp_path / "scored"
-    monkeypatch.setattr(bt_score, "start_ray", lambda workers: pytest.fail("Ray was started"))
+    monkeypatch.setattr(bt_score, "start_ray", lambda options: pytest.fail("Ray was started"))
     score(monkeypatch, reward_checkpoint, tmp_path / "*.parquet", output, "--max-length", "250")
     log = capsys.readouterr().out
     assert "320 rows in 2 files, 0 of them scored already" in log
@@ -142,3 +143,17 @@ def test_few_rows_are_scored_here_unless_something_else_was_asked_for(
     monkeypatch.setattr(bt_score, "list_bad_rows", lambda *_: Counter())
     score(monkeypatch, reward_checkpoint, file, tmp_path / "scored", *more)
     assert called == [asked]
+
+
+@pytest.mark.parametrize(
+    ("free", "models", "room"), [(10.0, 1, 5), (3.9, 1, 1), (0.5, 1, 1), (100.0, 1, 8), (10.0, 2, 2)]
+)
+def test_no_more_models_than_free_memory_holds(tmp_path, monkeypatch, free, models, room):
+    """A model takes twice the size of its file; a worker has all models."""
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "tokenizer.json").write_bytes(bytes(1000))
+    monkeypatch.setattr(bt_score.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(bt_score.torch.cuda, "device_count", lambda: 0)
+    memory = SimpleNamespace(available=int(1000 * free))
+    monkeypatch.setattr(bt_score.psutil, "virtual_memory", lambda: memory)
+    assert bt_score.room_here([str(tmp_path)] * models) == room

@@ -204,7 +204,7 @@ def refuse(monkeypatch, tmp_path):
     def run(message: str, model, rows, *more: str, error: type = DataError) -> None:
         arguments = ["--model", str(model), "--input", str(rows), "--output", str(tmp_path / "out"), *more]
         monkeypatch.setattr(sys, "argv", ["score.py", *arguments])
-        monkeypatch.setattr(bt_score, "start_ray", lambda workers: pytest.fail("Ray was started"))
+        monkeypatch.setattr(bt_score, "start_ray", lambda options: pytest.fail("Ray was started"))
         with pytest.raises(error, match=message):
             bt_score.main()
         assert not list(tmp_path.glob("out/part-*"))
