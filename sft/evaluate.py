@@ -29,6 +29,7 @@ from common.card import extend_model_card
 from common.conversation import DataError
 from common.files import said_of_earlier, write_text
 from common.generation import answer_prompts, batches_of, begun_answer
+from common.logits import CHUNK
 from common.page.page import Page, explained, write_page
 from common.parquet import write_rows
 from common.report import Table, draw, format_value
@@ -162,10 +163,12 @@ def measure_tokens(model, examples: list[Example], pad_token_id: int, max_tokens
             mask = torch.arange(ids.shape[1]) < torch.tensor([examples[index].tokens for index in batch])[:, None]
             logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
             for line, index in enumerate(batch):
-                targets = torch.from_numpy(np.flatnonzero(examples[index].mask))
-                predicted, wanted = logits[line, targets - 1], ids[line, targets].to(model.device)
-                correct = predicted.argmax(dim=1) == wanted
-                measured[index] = torch.stack([token_losses(predicted, wanted), correct.float()]).cpu().numpy()
+                found = []
+                for targets in torch.from_numpy(np.flatnonzero(examples[index].mask)).split(CHUNK):  # copied, in fp32
+                    predicted, wanted = logits[line, targets - 1], ids[line, targets].to(model.device)
+                    correct = predicted.argmax(dim=1) == wanted
+                    found.append(torch.stack([token_losses(predicted, wanted), correct.float()]).cpu())
+                measured[index] = torch.cat(found, dim=1).numpy()
             progress.update(len(batch))
     return measured
 

@@ -357,8 +357,9 @@ def measured_alone(model, example) -> np.ndarray:
     return np.array([losses, correct])
 
 
-def test_tokens_are_measured_as_in_each_conversation_alone_whatever_the_batch(model, tiny_tokenizer):
+def test_tokens_are_measured_as_in_each_conversation_alone_whatever_the_batch(model, tiny_tokenizer, monkeypatch):
     """Trap 12."""
+    monkeypatch.setattr(evaluate, "CHUNK", 16)  # tokens whose losses are computed at a time
     chats = [scoring(row) for row in pointwise_rows("test", 4, seed=0)]
     chats += [comparing(row) for row in pairwise_rows("test", 2, seed=0)]
     chats.append([{"role": role, "content": "Hi " * 30} for role in ("user", "assistant", "user", "assistant")])
