@@ -168,14 +168,15 @@ def test_the_self_test_allows_the_rounding_of_trained_weights_and_no_leak(error,
         self_test(model)
 
 
-def test_the_self_test_catches_an_architecture_that_leaks_between_pairs():
+@pytest.mark.parametrize(("place", "share"), [(0, 1.0), (-1, 0.1)], ids=["first layer", "a tenth, in the last"])
+def test_the_self_test_catches_an_architecture_that_leaks_between_pairs(place, share):
     model = make_model()
     self_test(model)
-    layer = model.model.layers[0]
+    layer = model.model.layers[place]
     original = layer.forward
 
     def leaking(hidden, *args, **kwargs):
-        return original(hidden + hidden.cumsum(dim=1), *args, **kwargs)
+        return original(hidden + share * hidden.cumsum(dim=1), *args, **kwargs)
 
     layer.forward = leaking
     with pytest.raises(ValueError, match="does not keep packed sequences apart"):

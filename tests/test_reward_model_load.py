@@ -19,11 +19,12 @@ from transformers import (
     StableLmConfig,
 )
 
-from bradley_terry import dataset
+from bradley_terry import dataset, reward_model
 from bradley_terry.reward_model import Reading, encode, load_reading, load_reward_model, score
 from common.attention import SEGMENT_ATTENTION
 from common.conversation import BadRow, DataError
 from common.demo.world import preference_pairs
+from common.packing import is_packed
 
 TALK = [user("Name two things."), assistant("A kettle, and a rake.")]
 
@@ -143,6 +144,17 @@ def test_a_reward_model_is_loaded_as_it_was_saved(reward_checkpoint):
 def test_without_packing_attention_is_transformers_own(reward_checkpoint):
     model, _ = load_reward_model(str(reward_checkpoint), packed=False)
     assert model.config._attn_implementation != SEGMENT_ATTENTION
+
+
+def test_a_model_that_cannot_be_packed_is_padded_and_says_so(reward_checkpoint, monkeypatch, capsys):
+    def leaks(model):
+        raise ValueError("its layers mix texts up.")
+
+    monkeypatch.setattr(reward_model, "self_test", leaks)
+    model, _ = load_reward_model(str(reward_checkpoint), packed=True)
+    assert model.config._attn_implementation == "sdpa" and not is_packed(model)
+    said = capsys.readouterr().out
+    assert "its layers mix texts up.\nIts texts are not packed: one padded text per row, exact and slower." in said
 
 
 def test_in_bfloat16_the_head_keeps_its_type_and_its_values(reward_checkpoint):
