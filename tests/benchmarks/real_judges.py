@@ -106,6 +106,8 @@ def make(wanted: Path, script: str, given: dict[str, object], settings: dict[str
     shutil.rmtree(output, ignore_errors=True)
     print(f"{script}, log in {output}.log", flush=True)
     environment = {name: str(value) for name, value in given.items()} | {"OUTPUT": str(output)}
+    # verl's queue and trainer want a core each, beside the worker
+    environment["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 4, "object_store_memory": 2**28})
     start(
         ["bash", str(REPO / script), *(f"{name}={value}" for name, value in settings.items())], output, environment, 1
     )

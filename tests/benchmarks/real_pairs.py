@@ -259,7 +259,7 @@ def start(command: list[str], output: Path, environment: dict[str, str], paralle
     """
     cores = max(1, (os.cpu_count() or 1) // parallel)
     with tempfile.TemporaryDirectory(prefix="rr", dir="/tmp", ignore_cleanup_errors=True) as place:
-        environment |= {
+        own = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH")))),
             "RAY_TMPDIR": place,
@@ -273,7 +273,7 @@ def start(command: list[str], output: Path, environment: dict[str, str], paralle
         output.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{output}.log", "wb") as log:
             words = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-            process = subprocess.Popen(command, env=inherited | environment, start_new_session=True, **words)
+            process = subprocess.Popen(command, env=inherited | own | environment, start_new_session=True, **words)
         RUNNING.append(process)
         try:
             status = process.wait(SECONDS)
