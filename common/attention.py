@@ -30,8 +30,9 @@ from transformers.masking_utils import sdpa_mask
 SEGMENT_ATTENTION = "segment_attention"
 ANSWERING_ATTENTION = "answering_attention"
 AMPERE = (8, 0)  # compute capability of the first GPUs with bf16 and with the flash kernel
-# How far hidden states may differ, of their spread. A leak between sequences is 0.8 or more. Rounding in fp32 is 1e-5
-# with random weights, and 2e-3 with a trained reward model's, whose few large activations leave the others fewer digits
+# How far hidden states may differ, of their spread. A leak between sequences is 0.8 or more in a small copy of a model
+# (`common/packing.py`), whose random weights are large. Rounding in fp32 is 1e-5 there. With a trained reward model's
+# weights it was 2e-3: a few of its values are large
 OF_RANDOM_WEIGHTS, OF_REAL_WEIGHTS = 1e-3, 0.03
 
 

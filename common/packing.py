@@ -133,12 +133,13 @@ def small_copy(config: PreTrainedConfig, auto_class: type) -> PreTrainedModel | 
         setattr(small, name, 0)
     if "SequenceClassification" in auto_class.__name__:
         small.num_labels = 1
-    torch.manual_seed(0)
     try:
-        options = {"attn_implementation": own_attention(config, auto_class), "dtype": torch.float32}
-        model = auto_class.from_config(_narrow_width(small), **options).eval()
-        _spread_weights(model)
-        _hidden(model, torch.tensor([[1, 2, 3]]))
+        with torch.random.fork_rng(devices=[]):  # others go on with the numbers that they had
+            torch.default_generator.manual_seed(0)
+            options = {"attn_implementation": own_attention(config, auto_class), "dtype": torch.float32}
+            model = auto_class.from_config(_narrow_width(small), **options).eval()
+            _spread_weights(model)
+            _hidden(model, torch.tensor([[1, 2, 3]]))
     except (ValueError, TypeError, AttributeError, RuntimeError, LookupError, ArithmeticError, AssertionError):
         return None  # sizes that must fit together differ from family to family
     return model

@@ -147,7 +147,7 @@ def test_without_packing_attention_is_transformers_own(reward_checkpoint):
 
 
 def test_a_model_that_cannot_be_packed_is_padded_and_says_so(reward_checkpoint, monkeypatch, capsys):
-    def leaks(model):
+    def leaks(model, tolerance):
         raise ValueError("its layers mix texts up.")
 
     monkeypatch.setattr(reward_model, "self_test", leaks)
