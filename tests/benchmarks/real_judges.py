@@ -22,7 +22,6 @@ are not made again; for other settings choose another --output.
 import argparse
 import json
 import re
-import shutil
 import signal
 import sys
 from collections import defaultdict
@@ -50,7 +49,7 @@ GRPO = {
     "actor_rollout_ref.actor.optim.lr": 2e-5,
     "actor_rollout_ref.model.enable_gradient_checkpointing": False,
     "trainer.test_freq": 1000,  # at the start and the end alone
-    "trainer.save_freq": 0,
+    "trainer.save_freq": 2,
 }
 SHOWN = {
     PAIRWISE: ("parse_rate", "accuracy", "majority_accuracy", "both_right", "majority_both_right", "first_rate"),
@@ -99,11 +98,10 @@ def main() -> None:
 
 
 def make(wanted: Path, script: str, given: dict[str, object], settings: dict[str, object]) -> None:
-    """Make the run whose last file is `wanted`, unless it is there; one that was broken off begins anew."""
+    """Make the run whose last file is `wanted`, unless it is there; one that was broken off goes on."""
     if wanted.exists():
         return
     output = wanted.parent
-    shutil.rmtree(output, ignore_errors=True)
     print(f"{script}, log in {output}.log", flush=True)
     environment = {name: str(value) for name, value in given.items()} | {"OUTPUT": str(output)}
     # verl's queue and trainer want a core each, beside the worker
