@@ -45,6 +45,7 @@ DEFAULTS = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TORCH_LOGS": "-torch.fx",  # it warns that a function of its own will be renamed
     "TOKENIZERS_PARALLELISM": "false",
+    "TQ_LOGGING_LEVEL": "WARNING",  # verl's queue says every five minutes how many calls it had
     "VLLM_LOGGING_LEVEL": "WARN",
     "NCCL_DEBUG": "WARN",
     "VLLM_DISABLE_COMPILE_CACHE": "1",  # as verl sets it when it starts Ray itself: the cache was found corrupt
