@@ -268,7 +268,7 @@ def self_test(model: PreTrainedModel, longest: int = 0, tolerance: float = OF_RE
     finally:
         model.train(was_training)
     worst, spread = (packed - torch.cat(alone)).abs().max(), torch.cat(alone).std()
-    if not worst <= tolerance * spread:  # nor if they are not numbers
+    if not worst <= tolerance * spread:  # written so that values that are no numbers fail too
         raise ValueError(
             f"{type(model).__name__}: hidden states of packed sequences differ by up to {worst:.2g} from those of the "
             f"same sequences alone, whose spread is {spread:.2g}. This architecture does not keep packed sequences "

@@ -6,7 +6,8 @@ per row instead: exact, and slower. What is refused: a model that stays random i
 on the other texts of a batch in either way.
 
 All this follows from the architecture, not from the weights. So a copy of a few narrow layers with random weights tells
-it in seconds, before Ray starts. Real weights are tested once more where they are loaded (`self_test`).
+it in seconds, before Ray starts, and when a reward model is loaded to score. The trainer's workers test the real
+weights once more (`self_test`).
 """
 
 import copy

@@ -163,8 +163,8 @@ def measure_tokens(model, examples: list[Example], pad_token_id: int, max_tokens
             mask = torch.arange(ids.shape[1]) < torch.tensor([examples[index].tokens for index in batch])[:, None]
             logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
             for line, index in enumerate(batch):
-                found = []
-                for targets in torch.from_numpy(np.flatnonzero(examples[index].mask)).split(CHUNK):  # copied, in fp32
+                found = []  # of some tokens at a time, as each time their logits are copied, in fp32
+                for targets in torch.from_numpy(np.flatnonzero(examples[index].mask)).split(CHUNK):
                     predicted, wanted = logits[line, targets - 1], ids[line, targets].to(model.device)
                     correct = predicted.argmax(dim=1) == wanted
                     found.append(torch.stack([token_losses(predicted, wanted), correct.float()]).cpu())

@@ -106,9 +106,8 @@ def make(wanted: Path, script: str, given: dict[str, object], settings: dict[str
     environment = {name: str(value) for name, value in given.items()} | {"OUTPUT": str(output)}
     # verl's queue and trainer want a core each, beside the worker
     environment["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 4, "object_store_memory": 2**28})
-    start(
-        ["bash", str(REPO / script), *(f"{name}={value}" for name, value in settings.items())], output, environment, 1
-    )
+    given_settings = [f"{name}={value}" for name, value in settings.items()]
+    start(["bash", str(REPO / script), *given_settings], output, environment, 1)
 
 
 # ---- the data
@@ -146,8 +145,7 @@ def write_data(output: Path, options: argparse.Namespace) -> None:
             for verdict, reasoning in judgements[judged_texts(row)][:JUDGEMENTS]:
                 labelled = row | verdict | {"reasoning": reasoning}
                 (messages,) = prompt.transcripts(prompt.read_row(labelled))
-                fits = len(tokenizer(messages[-1]["content"])["input_ids"]) < options.max_response_length
-                if fits:
+                if len(tokenizer(messages[-1]["content"])["input_ids"]) < options.max_response_length:
                     shown.append({"messages": messages})
                 else:
                     too_long += 1
