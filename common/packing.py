@@ -89,7 +89,7 @@ def choose_packing(config: PreTrainedConfig, auto_class: type, wanted: str, name
         try:
             self_test(model, long, OF_RANDOM_WEIGHTS)
             return PACKED
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             if wanted == PACKED:
                 raise DataError(f"model.path={name}: data.packing=packed: {error}") from error
             print(f"{error}\nIts sequences are not packed: one padded sequence per row, exact and slower.")

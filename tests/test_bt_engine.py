@@ -168,6 +168,13 @@ def test_the_self_test_allows_the_rounding_of_trained_weights_and_no_leak(error,
         self_test(model)
 
 
+def test_the_self_test_says_that_weights_are_not_numbers_and_speaks_of_no_leak():
+    model = make_model()
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with pytest.raises(ArithmeticError, match="nan or infinite, so its weights are"):
+        self_test(model)
+
+
 @pytest.mark.parametrize(("place", "share"), [(0, 1.0), (-1, 0.1)], ids=["first layer", "a tenth, in the last"])
 def test_the_self_test_catches_an_architecture_that_leaks_between_pairs(place, share):
     model = make_model()
