@@ -27,6 +27,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from common.prompt_cache import attend_behind_prompts
+
 SEGMENT_ATTENTION = "segment_attention"
 ANSWERING_ATTENTION = "answering_attention"
 AMPERE = (8, 0)  # compute capability of the first GPUs with bf16 and with the flash kernel
@@ -200,6 +202,7 @@ def answering_attention(
 
     Where several query heads share a key head, transformers copies all keys and values for each of them, at every new
     token. With one query in a row, the query heads of a group can stand where positions stand, and need no copies.
+    Where several rows continue one prompt: `common/prompt_cache.py`.
 
     Args:
         query: (rows, heads, length, head_dim); key and value: (rows, kv_heads, keys, head_dim).
@@ -209,6 +212,8 @@ def answering_attention(
         (rows, length, heads, head_dim) and no attention weights.
     """
     rows, heads, length, size = query.shape
+    if hasattr(key, "prompts"):
+        return attend_behind_prompts(query, key, value, attention_mask, scaling), None
     shared = heads // key.shape[1]
     if length > 1 or shared == 1 or (attention_mask is not None and attention_mask.shape[1] > 1):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

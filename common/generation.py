@@ -2,8 +2,9 @@
 
 - Prompts go in as they were rendered; nothing is tokenised again with special tokens on top.
 - Prompts of similar length share a batch, padded on the left, so that a batch costs little more than its longest row.
-- Equal prompts in a batch, as GRPO asks them, are read once for all their answers. An answer that has ended leaves the
-  batch, and does not wait for the longest one. (Recurrent models do neither.)
+- Equal prompts in a batch, as GRPO asks them, are read once for all their answers, and kept once
+  (`common/prompt_cache.py`). An answer that has ended leaves the batch, and does not wait for the longest one.
+  (Recurrent models do nothing of it.)
 - Log-probabilities are those of the distribution that was sampled from, after temperature and cuts.
 - A sampled answer depends on its prompt and its seed alone, not on the rows beside it.
 - Greedy is greedy: a model's own settings (repetition penalty, beams, …) do not change the choice.
@@ -12,6 +13,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from weakref import WeakKeyDictionary
 
 import torch
@@ -35,6 +37,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from common.attention import AMPERE, ANSWERING_ATTENTION
 from common.base_model import cannot_load
 from common.conversation import DataError
+from common.prompt_cache import PromptCache
 
 # The tags between which model families think: <think>, <seed:think>, [THINK], ◁think▷; also <|channel>thought of
 # Gemma 4, <|channel|>analysis of gpt-oss, <|open|>think of Kimi K3
@@ -42,11 +45,19 @@ _NAME = r"[^\s<>\[\]◁▷/]{0,20}(?:think|thought|reason)[^\s<>\[\]◁▷/]{0,2
 _CHANNEL = r"<\|?(?:channel|open)\|?>(?:analysis|thought|think)\b"
 THINKING = rf"(?i:(?:[<\[◁]{_NAME}|{_CHANNEL})(?:<\|(?:message|sep)\|>)?)"
 CLOSING = rf"(?i:[<\[◁]/{_NAME}|<channel\|>|<\|END_THINKING\|>)"
-TRIED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()  # a grader asks at every batch of calls
+TRIED: WeakKeyDictionary[PreTrainedModel, "Way"] = WeakKeyDictionary()  # a grader asks at every batch of calls
 ROUNDING = 0.05  # of the logits' spread: half precision rounds by less, what is not there makes more
 BY_TOKEN = (DynamicLayer, DynamicSlidingWindowLayer)
 STAGE = 16  # tokens after which answers that have ended leave the batch
 BEGUN = re.compile(rf"(?:{THINKING}\s*(?:{CLOSING}\s*)?|(?<![^\s<>\[\]]){CLOSING}\s*)?\Z")
+
+
+class Way(Enum):
+    """How a model goes on from what it has read of a batch's prompts."""
+
+    WHOLE = "all rows to the end, each with its own prompt"
+    BY_ROW = "a row may leave, and prompts are read once"
+    BY_PROMPT = "a row may leave, and prompts are read and kept once"
 
 
 class Answer(str):
@@ -84,6 +95,32 @@ def batches_of(lengths: list[int], max_tokens: int, equal: bool = False) -> Iter
             size = min(size, sum(lengths[index] == longest for index in order))
         yield order[:size]
         order = order[size:]
+
+
+def batches_to_answer(
+    prompts: list[list[int]], max_new_tokens: int, max_tokens: int, way: Way, equal: bool = False
+) -> Iterator[list[int]]:
+    """Yield the indices of tokenised prompts in batches. Equal prompts stand in one batch as far as they fit.
+
+    Args:
+        max_tokens: whose keys and values are kept at the same time, padded: of prompts and answers.
+        equal: see `batches_of`.
+    """
+    if way != Way.BY_PROMPT:
+        yield from batches_of([len(ids) + max_new_tokens for ids in prompts], max_tokens, equal)
+        return
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), prompts[index]))
+    batch, distinct, longest = [], 0, 0
+    for index in order:
+        new = not batch or prompts[index] != prompts[batch[-1]]
+        if batch and (distinct + new) * longest + (len(batch) + 1) * max_new_tokens > max_tokens:
+            yield batch
+            batch, distinct, new = [], 0, True
+        longest = longest if batch else len(prompts[index])
+        batch.append(index)
+        distinct += new
+    if batch:
+        yield batch
 
 
 def begun_answer(prompt: str, frame: str = "") -> str:
@@ -154,18 +191,20 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
     return ends if isinstance(ends, list) else [ends]
 
 
-def keeps_by_token(model: PreTrainedModel) -> bool:
-    """Return whether a model can go on with some rows of a batch: it keeps keys and values of each token, nothing else.
+def way_of(model: PreTrainedModel) -> Way:
+    """Return the best way to go on that gives a model's own answers. Ask within `answering`.
 
-    Tried once, on three short prompts. A config does not tell: some families keep more than their cache shows.
+    Tried once, on short prompts. A config does not tell: some families keep more than their cache shows, and some
+    attend by code of their own.
     """
     if model not in TRIED:
-        TRIED[model] = _goes_on_without_a_row(model)
+        ways = (way for way in (Way.BY_PROMPT, Way.BY_ROW) if _goes_on(model, way))
+        TRIED[model] = next(ways, Way.WHOLE)
     return TRIED[model]
 
 
 @torch.no_grad()
-def _goes_on_without_a_row(model: PreTrainedModel) -> bool:
+def _goes_on(model: PreTrainedModel, way: Way) -> bool:
     def answer(ids: torch.Tensor, **known):
         mask, room = torch.ones_like(ids), {"max_new_tokens": 1, "pad_token_id": 0}
         return model.generate(
@@ -174,14 +213,26 @@ def _goes_on_without_a_row(model: PreTrainedModel) -> bool:
 
     try:
         first = answer(torch.tensor([[1, 2, 3], [3, 1, 2], [2, 3, 1]], device=model.device))
-        read, rest = first.past_key_values, first.sequences[1:]
-        if type(read) is not DynamicCache or any(type(layer) not in BY_TOKEN for layer in read.layers):
-            return False
-        read.batch_select_indices(torch.tensor([1, 2], device=model.device))
+        rows = torch.tensor([1, 2, 1], device=model.device)
+        read, rest = spread(first.past_key_values, rows, way), first.sequences[rows]
         (found,), (expected,) = answer(rest, past_key_values=read).logits, answer(rest).logits
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        return False  # whatever a model's own way to keep things makes of one row less
+        return False  # whatever a model's own way to keep things makes of other rows
     return bool((found - expected).abs().max() < ROUNDING * expected.std())
+
+
+def spread(read: DynamicCache, row_of: torch.Tensor, way: Way) -> DynamicCache:
+    """Return what was read of some rows for others, `row_of` those.
+
+    Raises:
+        ValueError: a layer keeps something else than keys and values of each token.
+    """
+    if type(read) is not DynamicCache or any(type(layer) not in BY_TOKEN for layer in read.layers):
+        raise ValueError(f"{type(read).__name__} keeps more than keys and values of each token")
+    if way == Way.BY_PROMPT:
+        return PromptCache(read, row_of)
+    read.batch_select_indices(row_of)
+    return read
 
 
 @contextmanager
@@ -254,7 +305,7 @@ def generate_batch(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
-    by_token: bool = False,
+    way: Way = Way.WHOLE,
 ) -> list[tuple[list[int], list[float]]]:
     """Continue tokenised prompts, all in one batch.
 
@@ -263,7 +314,7 @@ def generate_batch(
         seeds: one per prompt; equal seeds give equal answers to equal prompts.
         temperature: 0 is greedy.
         top_p, top_k: 1 and 0 (or -1) cut nothing.
-        by_token: see `keeps_by_token`. Equal prompts are then read once, and answers that have ended leave the batch.
+        way: see `way_of`.
 
     Returns:
         For each prompt its new tokens, up to and with the end token if it came to one, and their log-probabilities.
@@ -272,14 +323,14 @@ def generate_batch(
     ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     ids, mask = ids.to(model.device), mask.to(model.device)
-    read = read_distinct(model, ids, mask, pad_token_id) if by_token else None
+    read = read_distinct(model, ids, mask, pad_token_id, way) if way != Way.WHOLE else None
     sampling = SeededSampling(seeds if temperature > 0 else None, max_new_tokens, model.device)
     processors = LogitsProcessorList()
     if temperature > 0:
         processors.append(TemperatureLogitsWarper(temperature))
         processors += [TopKLogitsWarper(top_k)] if top_k > 0 else []
         processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
-    ends, stage = end_tokens(model), STAGE if by_token else max_new_tokens
+    ends, stage = end_tokens(model), max_new_tokens if way == Way.WHOLE else STAGE
     answers: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
     left = list(range(len(prompts)))  # whose answer each row is
     for done in range(0, max_new_tokens, stage):
@@ -310,7 +361,7 @@ def generate_batch(
 
 
 def read_distinct(
-    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, pad_token_id: int
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, pad_token_id: int, way: Way
 ) -> DynamicCache | None:
     """Read the distinct ones of padded prompts up to their last token; return what was read, for each row of `ids`.
 
@@ -327,8 +378,7 @@ def read_distinct(
         pad_token_id=pad_token_id,
         return_dict_in_generate=True,
     ).past_key_values
-    read.batch_select_indices(row_of)
-    return read
+    return spread(read, row_of, way)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: list[int]) -> str:
@@ -352,7 +402,7 @@ def answer_prompts(
     """Answer rendered prompts, each `votes` times.
 
     Args:
-        max_tokens: padded tokens in a batch, prompts and answers together.
+        max_tokens: of which a batch keeps keys and values, padded, prompts and answers together.
         progress: show a bar.
         known: answers that are not asked for again, by number: that of the prompt times `votes`, plus the vote.
         keep: takes each new answer and its number as they come.
@@ -361,17 +411,17 @@ def answer_prompts(
         For each prompt its answers.
     """
     make_plain(model, tokenizer)
-    by_token = keeps_by_token(model)
     encoded = [ids for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"] for _ in range(votes)]
     texts, ends = dict(known or {}), end_tokens(model)
     left = [index for index in range(len(encoded)) if index not in texts]
     bar = tqdm(total=len(encoded), initial=len(texts), desc="judge", unit="answer", delay=1, disable=not progress)
     with bar, answering(model):
-        for places in batches_of([len(encoded[index]) + max_new_tokens for index in left], max_tokens):
+        way = way_of(model)
+        for places in batches_to_answer([encoded[index] for index in left], max_new_tokens, max_tokens, way):
             batch = [left[place] for place in places]
             inputs = [encoded[index] for index in batch]
             seeds = [seed * votes + index % votes for index in batch]
-            draws = {"temperature": temperature, "by_token": by_token}
+            draws = {"temperature": temperature, "way": way}
             answers = generate_batch(model, inputs, tokenizer.pad_token_id, max_new_tokens, seeds, **draws)
             for index, (tokens, _) in zip(batch, answers):
                 texts[index] = Answer(decode(tokenizer, tokens, ends), clipped=tokens[-1] not in ends)

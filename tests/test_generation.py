@@ -23,14 +23,16 @@ from common.attention import ANSWERING_ATTENTION
 from common.conversation import DataError
 from common.generation import (
     SeededSampling,
+    Way,
     answer_prompts,
     answering,
     batches_of,
+    batches_to_answer,
     begun_answer,
     check_begun,
     generate_batch,
-    keeps_by_token,
     load_answering,
+    way_of,
 )
 
 
@@ -105,6 +107,25 @@ def test_batches_hold_each_index_once_and_pad_to_no_more_than_the_budget(max_tok
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= max_tokens
     assert len(batches) == {1: 50, 10**6: 1}.get(max_tokens, len(batches))
     assert list(batches_of([], max_tokens)) == []
+
+
+@pytest.mark.parametrize("max_tokens", [1, 40, 100, 10**6])
+def test_batches_of_answers_count_a_prompt_once_where_it_is_kept_once(max_tokens):
+    draw = random.Random(0)
+    texts = [draw.choices(range(9), k=draw.randrange(1, 20)) for _ in range(10)]
+    prompts = [texts[draw.randrange(10)] for _ in range(50)]
+    count = {}
+    for way in (Way.BY_PROMPT, Way.BY_ROW):
+        batches = list(batches_to_answer(prompts, 5, max_tokens, way))
+        assert sorted(index for batch in batches for index in batch) == list(range(50))
+        for batch in batches:
+            chosen = [prompts[index] for index in batch]
+            kept = len(set(map(tuple, chosen))) if way == Way.BY_PROMPT else len(chosen)
+            assert len(batch) == 1 or kept * max(map(len, chosen)) + len(chosen) * 5 <= max_tokens
+        count[way] = len(batches)
+        assert list(batches_to_answer([], 5, max_tokens, way)) == []
+    if max_tokens in (40, 100):
+        assert count[Way.BY_PROMPT] < count[Way.BY_ROW]
 
 
 @torch.inference_mode()
@@ -186,21 +207,21 @@ def test_answers_that_have_ended_leave_the_batch_and_change_no_other(
     free = [tokens for tokens, _ in ask()]
     # an untrained model does not end by itself: its end tokens shall be three that it writes
     model.generation_config = GenerationConfig(eos_token_id=[free[0][2], free[1][6], free[3][9]])
-    expected, rows, by_token = ask(), [], keeps_by_token(model)  # rows: in each call of the model
+    expected, rows = ask(), []  # rows: in each call of the model
     monkeypatch.setattr(generation, "STAGE", stage)
     model.register_forward_pre_hook(lambda _, inputs, named: rows.append(len(named["input_ids"])), with_kwargs=True)
     with answering(model):
         assert model.config._attn_implementation == ANSWERING_ATTENTION
-        answers = ask(by_token=by_token)
+        assert way_of(model) == (Way.BY_ROW if window else Way.BY_PROMPT)
+        tried = len(rows)
+        answers = ask(way=way_of(model))  # not tried again
     assert model.config._attn_implementation == "sdpa"
     assert [tokens for tokens, _ in answers] == [tokens for tokens, _ in expected]
     assert len({len(tokens) for tokens, _ in answers}) >= 3
     for (tokens, log_probs), (_, others) in zip(answers, expected):
         assert len(log_probs) == len(tokens) and log_probs == pytest.approx(others, abs=1e-5)
-    calls = len(rows)
-    assert keeps_by_token(model) and len(rows) == calls  # tried once
-    rows.remove(4)  # the distinct prompts
-    assert by_token and rows[0] == 5 and (min(rows) < 5) == (stage < 12)
+    distinct, first, *later = rows[tried:]
+    assert distinct == 4 and first == 5 and (min(later) < 5) == (stage < 12)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +238,8 @@ def test_where_more_than_tokens_is_kept_no_answer_leaves_the_batch(config):
     """One answer ends early, one not at all."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    assert not keeps_by_token(model)
+    with answering(model):
+        assert way_of(model) == Way.WHOLE
     model.generation_config = GenerationConfig(eos_token_id=-1)
     free = [tokens for tokens, _ in generate_batch(model, [[5, 6, 7], [8, 9, 10]], 0, 5, [3, 4], 1.0)]
     end = next(token for token in free[0] if token not in free[1])
@@ -226,7 +248,8 @@ def test_where_more_than_tokens_is_kept_no_answer_leaves_the_batch(config):
     assert answers == [free[0][: free[0].index(end) + 1], free[1]] and len(answers[0]) < 5
 
 
-def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(model, tiny_tokenizer):
+@pytest.mark.parametrize("way", [Way.BY_PROMPT, Way.BY_ROW])
+def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(model, tiny_tokenizer, way):
     """Log-probabilities to the rounding; the tokens are the same."""
     texts = ["Name two tools for our garden.", "Name one.", "Name two tools for our garden.", "Name one.", "Why?"]
     prompts = tiny_tokenizer([f"<|im_start|>user\n{text}<|im_end|>\n" for text in texts])["input_ids"]
@@ -235,11 +258,13 @@ def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(model, ti
         lambda _, inputs, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
     )
     ask = partial(generate_batch, model, prompts, tiny_tokenizer.pad_token_id, 12, list(range(5)), 1.0)
-    answers, expected = ask(by_token=True), ask()
+    expected = ask()
+    with answering(model):
+        answers = ask(way=way)
     noting.remove()
     longest = max(map(len, prompts))
-    assert sizes[:2] == [3 * (longest - 1), 5]  # the distinct prompts, then the last token of each
-    assert sizes.count(5 * longest) == 1  # only without
+    assert sizes[0] == 5 * longest and sizes.count(5 * longest) == 1  # all of them, only where each is read
+    assert sizes[12:14] == [3 * (longest - 1), 5]  # the distinct prompts, then the last token of each
     assert [tokens for tokens, _ in answers] == [tokens for tokens, _ in expected]
     for (_, log_probs), (_, others) in zip(answers, expected):
         assert log_probs == pytest.approx(others, abs=1e-5)

@@ -25,7 +25,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from common.attention import SEGMENT_ATTENTION, Segments
 from common.checkpoint import export_language_model, unwrap
 from common.fsdp import LanguageEngine
-from common.generation import answering, batches_of, generate_batch, keeps_by_token, make_plain
+from common.generation import Way, answering, batches_to_answer, generate_batch, make_plain, way_of
 from common.memory import Step
 from common.network import use_interface_of
 from common.packing import find_in_rows, pad
@@ -169,11 +169,10 @@ class PolicyEngine(LanguageEngine):
         autocast = torch.autocast(model.device.type, self._autocast_dtype, enabled=half)
         eager = torch.compiler.set_stance("force_eager")  # compiled layers are for training
         with autocast, eager, answering(model):
-            by_token = self.packed and keeps_by_token(self.module)
-            lengths = [len(ids) + max_new_tokens for ids in prompts]
-            for batch in batches_of(lengths, max_tokens, equal=not self.packed):
+            way = way_of(self.module) if self.packed else Way.WHOLE
+            for batch in batches_to_answer(prompts, max_new_tokens, max_tokens, way, equal=not self.packed):
                 chosen, seeds_of_chosen = ([values[index] for index in batch] for values in (prompts, seeds))
-                options = sampling | {"by_token": by_token}
+                options = sampling | {"way": way}
                 generated = generate_batch(self.module, chosen, pad, max_new_tokens, seeds_of_chosen, **options)
                 for index, answer in zip(batch, generated):
                     answers[index] = answer
