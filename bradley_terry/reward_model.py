@@ -116,11 +116,9 @@ def load_reward_model(
             # of real weights, rounding alone can look like a small leak
             self_test(small_copy(config, AutoModelForSequenceClassification) or model, tolerance=OF_RANDOM_WEIGHTS)
             model.set_attn_implementation(SEGMENT_ATTENTION)
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             print(f"{path}: {error}\nIts texts are not packed: one padded text per row, exact and slower.")
             model.set_attn_implementation(attention)
-        except ArithmeticError as error:
-            raise DataError(f"{path}: {error}") from error
     for weight in model.base_model.parameters():  # not the buffers: rounded rotary frequencies lose long texts' places
         weight.data = weight.data.to(dtype)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), reading

@@ -87,6 +87,8 @@ class PackedEngine(FSDPEngineWithLMHead):
                 self_test(module)
             except ValueError as error:
                 raise ValueError(f"{error} Set data.packing=padded: slower, and exact.") from error
+            except ArithmeticError as error:
+                raise ValueError(f"{error} Its weights may be: take another checkpoint.") from error
         return module
 
     def _check_complete(self, missing: set[str]) -> None:

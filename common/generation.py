@@ -3,8 +3,8 @@
 - Prompts go in as they were rendered; nothing is tokenised again with special tokens on top.
 - Prompts of similar length share a batch, padded on the left, so that a batch costs little more than its longest row.
 - Equal prompts in a batch, as GRPO asks them, are read once for all their answers, and kept once
-  (`common/prompt_cache.py`). An answer that has ended leaves the batch, and does not wait for the longest one.
-  (Recurrent models do nothing of it.)
+  (`common/prompt_cache.py`). An answer that has ended leaves the batch, and does not wait for the longest one. Models
+  with a sliding window keep a copy of the prompt for each answer. Recurrent models do none of this.
 - Log-probabilities are those of the distribution that was sampled from, after temperature and cuts.
 - A sampled answer depends on its prompt and its seed alone, not on the rows beside it.
 - Greedy is greedy: a model's own settings (repetition penalty, beams, …) do not change the choice.
@@ -26,6 +26,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
@@ -45,10 +46,12 @@ _NAME = r"[^\s<>\[\]◁▷/]{0,20}(?:think|thought|reason)[^\s<>\[\]◁▷/]{0,2
 _CHANNEL = r"<\|?(?:channel|open)\|?>(?:analysis|thought|think)\b"
 THINKING = rf"(?i:(?:[<\[◁]{_NAME}|{_CHANNEL})(?:<\|(?:message|sep)\|>)?)"
 CLOSING = rf"(?i:[<\[◁]/{_NAME}|<channel\|>|<\|END_THINKING\|>)"
-TRIED: WeakKeyDictionary[PreTrainedModel, "Way"] = WeakKeyDictionary()  # a grader asks at every batch of calls
+# by model and its own attention: how it attends while it answers, and how it goes on. A grader asks at every batch
+TRIED: WeakKeyDictionary[PreTrainedModel, dict[str, tuple[str, "Way"]]] = WeakKeyDictionary()
 ROUNDING = 0.05  # of the logits' spread: half precision rounds by less, what is not there makes more
 BY_TOKEN = (DynamicLayer, DynamicSlidingWindowLayer)
 STAGE = 16  # tokens after which answers that have ended leave the batch
+PLACES = 8  # for each row of a batch, at most: attention computes as many for every prompt as the fullest one has rows
 BEGUN = re.compile(rf"(?:{THINKING}\s*(?:{CLOSING}\s*)?|(?<![^\s<>\[\]]){CLOSING}\s*)?\Z")
 
 
@@ -100,25 +103,28 @@ def batches_of(lengths: list[int], max_tokens: int, equal: bool = False) -> Iter
 def batches_to_answer(
     prompts: list[list[int]], max_new_tokens: int, max_tokens: int, way: Way, equal: bool = False
 ) -> Iterator[list[int]]:
-    """Yield the indices of tokenised prompts in batches. Equal prompts stand in one batch as far as they fit.
+    """Yield the indices of tokenised prompts in batches. Equal prompts stand side by side.
 
     Args:
-        max_tokens: whose keys and values are kept at the same time, padded: of prompts and answers.
-        equal: see `batches_of`.
+        max_tokens: so many tokens, padding included, may have keys and values in memory at a time. For
+            `Way.BY_PROMPT` equal prompts count once.
+        equal: see `batches_of`; for the other ways alone.
     """
-    if way != Way.BY_PROMPT:
+    if way != Way.BY_PROMPT or min(map(len, prompts), default=0) < 2:  # of one token nothing is read before the answers
         yield from batches_of([len(ids) + max_new_tokens for ids in prompts], max_tokens, equal)
         return
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), prompts[index]))
-    batch, distinct, longest = [], 0, 0
-    for index in order:
+    batch, distinct, same, most, longest = [], 0, 0, 0, 0  # same: rows of the latest prompt; most: of any
+    for index in sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), prompts[index])):
         new = not batch or prompts[index] != prompts[batch[-1]]
-        if batch and (distinct + new) * longest + (len(batch) + 1) * max_new_tokens > max_tokens:
+        same = 1 if new else same + 1
+        kept = (distinct + new) * longest + (len(batch) + 1) * max_new_tokens
+        places = (distinct + new) * max(most, same)
+        if batch and (kept > max_tokens or places > PLACES * (len(batch) + 1)):
             yield batch
-            batch, distinct, new = [], 0, True
+            batch, distinct, same, most, new = [], 0, 1, 0, True
         longest = longest if batch else len(prompts[index])
         batch.append(index)
-        distinct += new
+        distinct, most = distinct + new, max(most, same)
     if batch:
         yield batch
 
@@ -191,36 +197,6 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
     return ends if isinstance(ends, list) else [ends]
 
 
-def way_of(model: PreTrainedModel) -> Way:
-    """Return the best way to go on that gives a model's own answers. Ask within `answering`.
-
-    Tried once, on short prompts. A config does not tell: some families keep more than their cache shows, and some
-    attend by code of their own.
-    """
-    if model not in TRIED:
-        ways = (way for way in (Way.BY_PROMPT, Way.BY_ROW) if _goes_on(model, way))
-        TRIED[model] = next(ways, Way.WHOLE)
-    return TRIED[model]
-
-
-@torch.no_grad()
-def _goes_on(model: PreTrainedModel, way: Way) -> bool:
-    def answer(ids: torch.Tensor, **known):
-        mask, room = torch.ones_like(ids), {"max_new_tokens": 1, "pad_token_id": 0}
-        return model.generate(
-            input_ids=ids, attention_mask=mask, **room, **known, return_dict_in_generate=True, output_logits=True
-        )
-
-    try:
-        first = answer(torch.tensor([[1, 2, 3], [3, 1, 2], [2, 3, 1]], device=model.device))
-        rows = torch.tensor([1, 2, 1], device=model.device)
-        read, rest = spread(first.past_key_values, rows, way), first.sequences[rows]
-        (found,), (expected,) = answer(rest, past_key_values=read).logits, answer(rest).logits
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        return False  # whatever a model's own way to keep things makes of other rows
-    return bool((found - expected).abs().max() < ROUNDING * expected.std())
-
-
 def spread(read: DynamicCache, row_of: torch.Tensor, way: Way) -> DynamicCache:
     """Return what was read of some rows for others, `row_of` those.
 
@@ -236,16 +212,59 @@ def spread(read: DynamicCache, row_of: torch.Tensor, way: Way) -> DynamicCache:
 
 
 @contextmanager
-def answering(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model's text part attend in a way that is faster for one new token at a time, if it attends by sdpa."""
+def answering(model: PreTrainedModel) -> Iterator[Way]:
+    """Let a model attend in the fastest way that leaves its answers as they are; yield how it goes on.
+
+    Both are tried once, on short prompts. A config does not tell: some families keep more than their cache shows, and
+    some attend by code of their own.
+    """
     config = model.config.get_text_config(decoder=True)
-    own = config._attn_implementation
-    if own == "sdpa":
-        config._attn_implementation = ANSWERING_ATTENTION
+    own, tried = config._attn_implementation, TRIED.setdefault(model, {})
     try:
-        yield
+        if own not in tried:
+            tried[own] = _try_ways(model, config)
+        config._attn_implementation, way = tried[own]
+        yield way
     finally:
         config._attn_implementation = own
+
+
+def _try_ways(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[str, Way]:
+    """Return the first attention and way that give the logits of the model as it is. Changes the config's attention."""
+    own, expected = config._attn_implementation, _logits(model, Way.WHOLE)
+    faster = [(ANSWERING_ATTENTION, way) for way in (Way.BY_PROMPT, Way.BY_ROW)] if own == "sdpa" else []
+    at_last = [(ANSWERING_ATTENTION, Way.WHOLE)] if own == "sdpa" else []
+    for attention, way in (*faster, (own, Way.BY_ROW), *at_last):
+        config._attn_implementation = attention
+        try:
+            found = _logits(model, way)
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            continue  # whatever a model's own code makes of another attention, or of other rows
+        if (found - expected).abs().max() < ROUNDING * expected.std():
+            return attention, way
+    return own, Way.WHOLE
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, way: Way) -> torch.Tensor:
+    """Return the logits behind four short rows, (4, vocabulary), read in a way.
+
+    They go on from three prompts: one is padded, one does not go on, and one goes on three times.
+    """
+    prompts = torch.tensor([[1, 2, 3, 2], [0, 3, 1, 2], [2, 3, 1, 1]], device=model.device)
+    seen = torch.ones_like(prompts)
+    seen[1, 0] = 0
+    rows = torch.tensor([1, 2, 1, 1], device=model.device)
+
+    def answer(ids: torch.Tensor, mask: torch.Tensor, **known):
+        room = {"max_new_tokens": 1, "pad_token_id": 0, "return_dict_in_generate": True, "output_logits": True}
+        return model.generate(input_ids=ids, attention_mask=mask, **room, **known)
+
+    known = {}
+    if way != Way.WHOLE:
+        read = answer(prompts[:, :-1], seen[:, :-1]).past_key_values
+        known = {"past_key_values": spread(read, rows, way)}
+    return answer(prompts[rows], seen[rows], **known).logits[0]
 
 
 class SeededSampling(LogitsProcessor):
@@ -314,11 +333,13 @@ def generate_batch(
         seeds: one per prompt; equal seeds give equal answers to equal prompts.
         temperature: 0 is greedy.
         top_p, top_k: 1 and 0 (or -1) cut nothing.
-        way: see `way_of`.
+        way: see `answering`.
 
     Returns:
         For each prompt its new tokens, up to and with the end token if it came to one, and their log-probabilities.
     """
+    if way == Way.BY_PROMPT and model.config.get_text_config(decoder=True)._attn_implementation != ANSWERING_ATTENTION:
+        raise ValueError("another attention would not see the prompts: generate within `answering`")
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -402,7 +423,7 @@ def answer_prompts(
     """Answer rendered prompts, each `votes` times.
 
     Args:
-        max_tokens: of which a batch keeps keys and values, padded, prompts and answers together.
+        max_tokens: see `batches_to_answer`.
         progress: show a bar.
         known: answers that are not asked for again, by number: that of the prompt times `votes`, plus the vote.
         keep: takes each new answer and its number as they come.
@@ -415,8 +436,7 @@ def answer_prompts(
     texts, ends = dict(known or {}), end_tokens(model)
     left = [index for index in range(len(encoded)) if index not in texts]
     bar = tqdm(total=len(encoded), initial=len(texts), desc="judge", unit="answer", delay=1, disable=not progress)
-    with bar, answering(model):
-        way = way_of(model)
+    with bar, answering(model) as way:
         for places in batches_to_answer([encoded[index] for index in left], max_new_tokens, max_tokens, way):
             batch = [left[place] for place in places]
             inputs = [encoded[index] for index in batch]

@@ -1,9 +1,11 @@
 """Keys and values while several answers to one prompt are written: the prompt's are kept once, and read once a token.
 
 transformers' cache has a row for each answer, the prompt's part in each. At every new token all of it is copied, to be
-one token longer, and read row by row: with 8 answers of 50 tokens to prompts of 400, that was half of the time. Here a
-row grows that holds the answer's tokens alone. The queries of all answers to a prompt meet its keys in one product, and
-one softmax goes over both parts, so the result is the same up to rounding.
+one token longer, and read row by row. Here a row holds the answer's tokens alone. The queries of all answers to a
+prompt meet its keys in one product, and one softmax goes over both parts, so the result is the same up to rounding.
+
+With SmolLM2-135M, 16 prompts of 245 to 416 tokens and 8 answers of 46 tokens to each take 45 s on two CPU cores; with
+a copy of its prompt in each row they took 93 s.
 """
 
 from typing import NamedTuple
@@ -30,6 +32,8 @@ class Rows:
 
     def times(self, rows: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
         """Multiply each row with the matrices of its prompt.
+
+        It takes the work of prompts x (rows of the fullest prompt).
 
         Args:
             rows: (rows, kv_heads, queries, n).
@@ -79,7 +83,7 @@ class PromptLayer(DynamicLayer):
 
 
 class PromptCache(DynamicCache):
-    """What several rows continue: prompts that were read.
+    """The cache of rows that continue prompts, of which several may continue the same one.
 
     Args:
         read: the cache of the distinct prompts, without their last token.
@@ -121,9 +125,10 @@ def attend_behind_prompts(
     """
     count, heads, _, size = query.shape
     prompts: Prompts = key.prompts
-    grouped = query.view(count, key.shape[1], heads // key.shape[1], size)
+    scaled = query * (size**-0.5 if scaling is None else scaling)  # before half precision rounds the products
+    grouped = scaled.view(count, key.shape[1], heads // key.shape[1], size)
     parts = prompts.rows.times(grouped, prompts.keys.transpose(2, 3)), grouped @ key.transpose(2, 3)
-    scores = torch.cat(parts, dim=3).float() * (size**-0.5 if scaling is None else scaling)
+    scores = torch.cat(parts, dim=3).float()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     weights = scores.softmax(dim=3).to(value.dtype).split([part.shape[3] for part in parts], dim=3)

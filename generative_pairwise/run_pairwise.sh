@@ -124,7 +124,8 @@ ROLLOUTS=(
     actor_rollout_ref.rollout.name="$ROLLOUT"
     actor_rollout_ref.rollout.n=8                   # answers per prompt; their mean reward is each other's baseline
     actor_rollout_ref.rollout.temperature=1.0       # the policy as it is: trained log-probabilities are those sampled from
-    # hf: padded tokens in a batch, all of which it keeps; vllm: tokens in an iteration, for which it sets memory aside
+    # hf: tokens with keys and values in a batch, a prompt once for all its answers;
+    # vllm: tokens in an iteration, for which it sets memory aside
     actor_rollout_ref.rollout.max_num_batched_tokens=$BATCHED
     actor_rollout_ref.rollout.max_num_seqs=256      # vllm only: answers at a time, as far as its share holds them
     actor_rollout_ref.rollout.gpu_memory_utilization=0.6 # vllm only: its share while it answers; it sleeps while we train

@@ -203,7 +203,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--on-bad-row", choices=("error", "drop"), help="default: error")
     parser.add_argument("--turns", choices=("all", "last"), help="assistant turns that are measured; default: all")
     parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: twice the longest in the data")
-    parser.add_argument("--max-tokens", type=int, default=16384, help="padded tokens per batch")
+    parser.add_argument("--max-tokens", type=int, default=16384, help="tokens in memory at a time, padding included")
     parser.add_argument("--card", action="store_true", help="add the figures to the checkpoint's model card")
     parser.add_argument("--trust-remote-code", action="store_true", default=None)
     parser.add_argument("--settings", type=Path, help="a run's settings.yaml: measure as it did, leave out what it did")

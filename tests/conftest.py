@@ -139,6 +139,16 @@ def note_gradients(built, gradients: dict) -> None:
 
 
 @pytest.fixture
+def shared_prompts(monkeypatch) -> list:
+    """Grows by one with each call of the attention that sees prompts which several answers share."""
+    from common import attention
+
+    calls, attend = [], attention.attend_behind_prompts
+    monkeypatch.setattr(attention, "attend_behind_prompts", lambda *args: calls.append(1) or attend(*args))
+    return calls
+
+
+@pytest.fixture
 def shared_data() -> Path:
     """The folder of real labelled data beside the repository; without it the test is skipped."""
     if not REAL_DATA.is_dir():

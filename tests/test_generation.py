@@ -9,11 +9,14 @@ import torch
 from conftest import HYBRID
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     GenerationConfig,
     MambaConfig,
     MistralConfig,
     MistralForCausalLM,
+    NemotronConfig,
     OpenAIGPTConfig,
+    Qwen3Config,
     Qwen3NextConfig,
     RecurrentGemmaConfig,
 )
@@ -22,6 +25,7 @@ from common import generation
 from common.attention import ANSWERING_ATTENTION
 from common.conversation import DataError
 from common.generation import (
+    PLACES,
     SeededSampling,
     Way,
     answer_prompts,
@@ -32,7 +36,6 @@ from common.generation import (
     check_begun,
     generate_batch,
     load_answering,
-    way_of,
 )
 
 
@@ -128,6 +131,23 @@ def test_batches_of_answers_count_a_prompt_once_where_it_is_kept_once(max_tokens
         assert count[Way.BY_PROMPT] < count[Way.BY_ROW]
 
 
+def test_a_prompt_with_many_answers_does_not_stand_beside_many_prompts_with_one():
+    """Attention computes as many places for every prompt as the fullest one has rows."""
+    prompts = [[1, 2, 3]] * 100 + [[4, 5, number] for number in range(100)]
+    batches = list(batches_to_answer(prompts, 5, 10**6, Way.BY_PROMPT))
+    assert sorted(index for batch in batches for index in batch) == list(range(200))
+    for batch in batches:
+        rows = [tuple(prompts[index]) for index in batch]
+        assert len(set(rows)) * max(map(rows.count, rows)) <= PLACES * len(rows)
+    groups = [[1, 2, number] for number in range(100) for _ in range(8)]
+    assert len(list(batches_to_answer(groups, 5, 10**6, Way.BY_PROMPT))) == 1
+
+
+def test_where_a_prompt_of_one_token_keeps_all_from_being_shared_each_counts():
+    prompts = [[1]] + [[1, 2, 3]] * 9
+    assert max(map(len, batches_to_answer(prompts, 7, 30, Way.BY_PROMPT))) == 3
+
+
 @torch.inference_mode()
 def answered_alone(model, tokenizer, prompt: str, room: int, ends: set[int]) -> str:
     """Greedy, one token at a time, without cache or padding."""
@@ -154,11 +174,14 @@ def test_greedy_answers_are_those_of_each_prompt_alone_and_stop_at_an_end_token(
         assert answer_prompts(model, tiny_tokenizer, prompts, 12, max_tokens) == [[text] for text in expected]
 
 
-def test_answers_that_are_known_are_not_asked_for_again(model, tiny_tokenizer):
+def test_answers_that_are_known_are_not_asked_for_again(model, tiny_tokenizer, shared_prompts):
     """Five of six are left over from a killed command: also sampled answers are those of a command that ran whole."""
     prompts = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in ("Hi", "Name one.", "Why?")]
     draws = {"temperature": 1.0, "votes": 2, "seed": 3}
+    with answering(model):  # tried
+        shared_prompts.clear()
     whole, kept = answer_prompts(model, tiny_tokenizer, prompts, 8, 10**6, **draws), {}
+    assert shared_prompts
     known = {number: whole[number // 2][number % 2] for number in (0, 1, 2, 4, 5)}
     again = answer_prompts(model, tiny_tokenizer, prompts, 8, 10**6, **draws, known=known, keep=kept.__setitem__)
     assert again == whole and kept == {3: whole[1][1]} and whole[1][0] != whole[1][1]
@@ -211,10 +234,11 @@ def test_answers_that_have_ended_leave_the_batch_and_change_no_other(
     monkeypatch.setattr(generation, "STAGE", stage)
     model.register_forward_pre_hook(lambda _, inputs, named: rows.append(len(named["input_ids"])), with_kwargs=True)
     with answering(model):
-        assert model.config._attn_implementation == ANSWERING_ATTENTION
-        assert way_of(model) == (Way.BY_ROW if window else Way.BY_PROMPT)
         tried = len(rows)
-        answers = ask(way=way_of(model))  # not tried again
+    with answering(model) as way:
+        assert model.config._attn_implementation == ANSWERING_ATTENTION
+        assert way == (Way.BY_ROW if window else Way.BY_PROMPT) and len(rows) == tried > 0  # not tried again
+        answers = ask(way=way)
     assert model.config._attn_implementation == "sdpa"
     assert [tokens for tokens, _ in answers] == [tokens for tokens, _ in expected]
     assert len({len(tokens) for tokens, _ in answers}) >= 3
@@ -238,8 +262,8 @@ def test_where_more_than_tokens_is_kept_no_answer_leaves_the_batch(config):
     """One answer ends early, one not at all."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with answering(model):
-        assert way_of(model) == Way.WHOLE
+    with answering(model) as way:
+        assert way == Way.WHOLE
     model.generation_config = GenerationConfig(eos_token_id=-1)
     free = [tokens for tokens, _ in generate_batch(model, [[5, 6, 7], [8, 9, 10]], 0, 5, [3, 4], 1.0)]
     end = next(token for token in free[0] if token not in free[1])
@@ -249,8 +273,11 @@ def test_where_more_than_tokens_is_kept_no_answer_leaves_the_batch(config):
 
 
 @pytest.mark.parametrize("way", [Way.BY_PROMPT, Way.BY_ROW])
-def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(model, tiny_tokenizer, way):
+def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(model, tiny_tokenizer, shared_prompts, way):
     """Log-probabilities to the rounding; the tokens are the same."""
+    with answering(model) as best:
+        assert best == Way.BY_PROMPT
+    shared_prompts.clear()
     texts = ["Name two tools for our garden.", "Name one.", "Name two tools for our garden.", "Name one.", "Why?"]
     prompts = tiny_tokenizer([f"<|im_start|>user\n{text}<|im_end|>\n" for text in texts])["input_ids"]
     sizes = []  # tokens in each call of the model
@@ -264,10 +291,48 @@ def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(model, ti
     noting.remove()
     longest = max(map(len, prompts))
     assert sizes[0] == 5 * longest and sizes.count(5 * longest) == 1  # all of them, only where each is read
+    assert bool(shared_prompts) == (way == Way.BY_PROMPT)
     assert sizes[12:14] == [3 * (longest - 1), 5]  # the distinct prompts, then the last token of each
     assert [tokens for tokens, _ in answers] == [tokens for tokens, _ in expected]
     for (_, log_probs), (_, others) in zip(answers, expected):
         assert log_probs == pytest.approx(others, abs=1e-5)
+
+
+def test_a_prompt_is_not_left_out_where_the_attention_would_not_see_it(model):
+    with pytest.raises(ValueError, match="generate within `answering`"):
+        generate_batch(model, [[5, 6, 7], [5, 6, 7]], 0, 4, [0, 1], way=Way.BY_PROMPT)
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "way"),
+    [
+        (FalconConfig(**SMALL, alibi=False), Way.BY_ROW),  # attends by code of its own, and asks for the name "sdpa"
+        (
+            NemotronConfig(**SMALL, intermediate_size=64, num_key_value_heads=2),
+            Way.BY_ROW,
+        ),  # likewise
+        (Qwen3Config(**SMALL, intermediate_size=64, num_key_value_heads=2, head_dim=8), Way.BY_PROMPT),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_a_faster_way_to_answer_is_taken_only_if_it_leaves_the_answers_as_they_are(config, way):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1 if weight.ndim == 1 else 5)  # so that attention matters
+    model.generation_config = GenerationConfig(eos_token_id=-1)
+    prompts = [[5, 6, 7, 8], [9, 5], [9, 5], [5, 6, 7, 8], [7] * 9]
+    ask = partial(generate_batch, model, prompts, 0, 20, list(range(5)), 1.0)
+    expected = ask()
+    with answering(model) as found:
+        answers = ask(way=found)
+    assert found == way and [tokens for tokens, _ in answers] == [tokens for tokens, _ in expected]
+    for (_, log_probs), (_, others) in zip(answers, expected):
+        assert log_probs == pytest.approx(others, abs=1e-4)
 
 
 def test_no_number_is_noted_and_not_chosen_away():

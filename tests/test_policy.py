@@ -183,10 +183,12 @@ def test_each_prompt_stands_once_in_the_row():
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
 
 
-def test_an_answer_depends_on_its_prompt_and_seed_alone(engine, sequences):
+def test_an_answer_depends_on_its_prompt_and_seed_alone(engine, sequences, shared_prompts):
     prompts, seeds = [prompt for prompt, _ in sequences], list(range(100, 100 + len(sequences)))
     together = engine.generate(prompts, seeds, 12, 10**6, **SAMPLING)
+    shared_prompts.clear()
     assert together == engine.generate(prompts, seeds, 12, 10**6, **SAMPLING)
+    assert bool(shared_prompts) == engine.packed
     few = engine.generate(prompts[::4], seeds[::4], 12, 200, **SAMPLING)
     assert [tokens for tokens, _ in few] == [tokens for tokens, _ in together[::4]]
     others = engine.generate(prompts, [seed + 1000 for seed in seeds], 12, 10**6, **SAMPLING)

@@ -75,7 +75,7 @@ def _waiting(counted, policy: DictConfig) -> tuple[dict[str, float], dict[str, f
 def _answering_itself(counted, config: DictConfig, model: PreTrainedConfig) -> Phase:
     policy, data = config.actor_rollout_ref, config.data
     tokens, size = policy.rollout.max_num_batched_tokens, _bytes_of_number(policy)
-    rows = max(1, tokens // (data.max_prompt_length + data.max_response_length))
+    rows = max(1, tokens // data.max_response_length)  # the most: their prompts are kept once, and may be short
     kept, _ = _waiting(counted, policy)
     parts = kept | {
         "all weights, gathered": size * counted.parameters,

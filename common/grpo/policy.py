@@ -25,7 +25,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from common.attention import SEGMENT_ATTENTION, Segments
 from common.checkpoint import export_language_model, unwrap
 from common.fsdp import LanguageEngine
-from common.generation import Way, answering, batches_to_answer, generate_batch, make_plain, way_of
+from common.generation import Way, answering, batches_to_answer, generate_batch, make_plain
 from common.memory import Step
 from common.network import use_interface_of
 from common.packing import find_in_rows, pad
@@ -168,8 +168,8 @@ class PolicyEngine(LanguageEngine):
         half = self._autocast_dtype != torch.float32  # as in training, or the log-probabilities would be others
         autocast = torch.autocast(model.device.type, self._autocast_dtype, enabled=half)
         eager = torch.compiler.set_stance("force_eager")  # compiled layers are for training
-        with autocast, eager, answering(model):
-            way = way_of(self.module) if self.packed else Way.WHOLE
+        with autocast, eager, answering(self.module) as way:
+            way = way if self.packed else Way.WHOLE
             for batch in batches_to_answer(prompts, max_new_tokens, max_tokens, way, equal=not self.packed):
                 chosen, seeds_of_chosen = ([values[index] for index in batch] for values in (prompts, seeds))
                 options = sampling | {"way": way}

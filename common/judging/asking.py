@@ -82,7 +82,12 @@ def make_parser(description: str, columns: str | None, teacher: bool = False) ->
     parser.add_argument("--votes", type=int, default=1, help="how often every row is judged")
     parser.add_argument("--temperature", type=float, help="0 is greedy; default: 0, or 1 for several votes")
     parser.add_argument("--seed", type=int, default=0, help="of what is sampled")
-    parser.add_argument("--max-tokens", type=int, default=16384, help="padded tokens per batch")
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=16384,
+        help="tokens in memory at a time, padding included; a prompt counts once",
+    )
     parser.add_argument("--settings", type=Path, help="a run's settings.yaml: measure as it did, leave out what it did")
     parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: 1024")
     parser.add_argument("--max-prompt-length", type=int, help="tokens; default: what the model can take")

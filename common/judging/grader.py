@@ -83,7 +83,7 @@ class JudgeGrader(Grader):
             votes: how often each prompt is judged; `decide` gives the verdict of all.
             temperature: 0 is greedy; by default 0, or 1 for several votes.
             max_new_tokens: of an answer, its reasoning included.
-            max_tokens: of a batch, prompts and answers together, for a model in this process.
+            max_tokens: in memory at a time, prompts and answers together, for a model in this process.
             concurrency, timeout, retries: requests at once, seconds for one, and how often it is repeated.
 
         Raises:

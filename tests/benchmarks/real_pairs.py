@@ -13,8 +13,10 @@ a time, on one GPU or on the CPU's cores: each starts its own Ray, in a folder o
 runs/results.jsonl; started again, the command makes the runs that are missing there. Weights are deleted (--keep).
 
 TRL trains from the same weights, head included, on the same tokens in the same order, at the same rate in each step.
-Not equal: batching, and AdamW's implementation (TRL: fused, no decay of norms). The two log the same loss if they do
-the same.
+Not equal: AdamW's implementation (TRL: fused, no decay of norms), and batching. TRL pads. It takes as many pairs at a
+time as fit --max-tokens if all had the greatest length, at most half a step's. With --trl-defaults it trains once more,
+as a user would start it: 8 pairs at a time, and layers computed twice to save memory. The two log the same loss if they
+do the same.
 
 The table: "majority" is a guess, since a pair has no order. Accuracy is the mean over seeds; ± is its standard error,
 with prompts drawn at random, because the pairs of one prompt are alike. Spread is the standard deviation over seeds.
@@ -36,7 +38,8 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 FILES = {"train": "bt_train.parquet", "test": "bt_val_json.parquet"}
-BASELINE, TRL = "baseline", "TRL"
+BASELINE, TRL, TRL_ALONE = "baseline", "TRL", "TRL, its defaults"
+TRL_PAIRS = 8  # at a time by default
 BATCH, LR = 16, 2e-5  # for a model and a set as small as these; all other numbers are run_bt.sh's
 VARIANTS = {
     BASELINE: (),
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument(
         "--trl-python", help="the interpreter of an environment with trl: trains the baseline there too"
     )
+    parser.add_argument("--trl-defaults", action="store_true", help="TRL once more, with its own batches")
     parser.add_argument("--keep", action="store_true", help="keep all that a run leaves")
     parser.add_argument("--role", choices=["trl"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -88,7 +92,8 @@ def main() -> None:
     jobs = [(train, variant, seed) for variant in options.variants for seed in options.seeds]
     failed = work_off(jobs, splits, rows, options)
     if options.trl_python:
-        failed += work_off([(train_beside, TRL, seed) for seed in options.seeds], splits, rows, options)
+        jobs = [(train_beside, name, seed) for name in sides_of_trl(options) for seed in options.seeds]
+        failed += work_off(jobs, splits, rows, options)
     print(f"\n{describe(splits)}\n\n{table(rows, splits, options)}")
     if failed:
         raise SystemExit("\n".join(["", "failed:", *failed]))
@@ -181,7 +186,7 @@ def work_off(jobs: list[tuple], splits: dict, rows: list[dict], options: argpars
 
     def is_made(job: tuple) -> bool:
         _, name, seed = job
-        wanted = settings_of(BASELINE if name == TRL else name, options)
+        wanted = settings_of(BASELINE if name in (TRL, TRL_ALONE) else name, options)
         return any((row["variant"], row["seed"], row["settings"]) == (name, seed, wanted) for row in rows)
 
     waiting = [job for job in jobs if not is_made(job)]
@@ -202,6 +207,10 @@ def work_off(jobs: list[tuple], splits: dict, rows: list[dict], options: argpars
             right = sum(margin > 0 for margin in rows[-1]["margins"]) / len(rows[-1]["margins"])
             progress.write(f"{name}, seed {seed}: accuracy {right:.3f}, {rows[-1]['seconds']:.0f} s")
     return failed
+
+
+def sides_of_trl(options: argparse.Namespace) -> list[str]:
+    return [TRL] * bool(options.trl_python) + [TRL_ALONE] * bool(options.trl_python and options.trl_defaults)
 
 
 def passes(variant: str) -> int:
@@ -312,7 +321,12 @@ def train_beside(name: str, seed: int, splits: dict, rows: list[dict], options: 
     order = list(EpochShuffle(len(pairs), batch, 1, seed))[: batch * len(ours["lr"])]
     write_rows(output / "rows.parquet", [ids_of(pair) for pair in pairs])
     (output / "order.json").write_text(json.dumps(order))
-    (output / "settings.json").write_text(json.dumps(noted | {"rates": ours["lr"]}))
+    sizes = [size for size in range(1, batch // 2 + 1) if batch % size == 0]
+    fitting = [size for size in sizes if 2 * size * options.max_length <= options.max_tokens]
+    shape = {"pairs_at_once": max(fitting, default=1), "computed_twice": False}
+    if name == TRL_ALONE:
+        shape = {"pairs_at_once": TRL_PAIRS, "computed_twice": True}
+    (output / "settings.json").write_text(json.dumps(noted | shape | {"rates": ours["lr"]}))
     save_start(output / "start", seed, options)
     started = time.perf_counter()
     start([options.trl_python, __file__, "--role", "trl", "--output", str(output)], output, {}, options.parallel)
@@ -375,11 +389,11 @@ def train_with_trl(folder: Path) -> None:
         max_grad_norm=optim["clip_grad"],
         center_rewards_coefficient=noted["loss"]["centering"],
         num_train_epochs=1,
-        per_device_train_batch_size=batch // 2,
-        gradient_accumulation_steps=2,
+        per_device_train_batch_size=noted["pairs_at_once"],
+        gradient_accumulation_steps=batch // noted["pairs_at_once"],
         train_sampling_strategy="sequential",
         max_length=None,
-        gradient_checkpointing=False,
+        gradient_checkpointing=noted["computed_twice"],
         bf16=on_gpu,
         use_cpu=not on_gpu,
         logging_steps=1,
@@ -421,8 +435,8 @@ def table(rows: list[dict], splits: dict[str, list], options: argparse.Namespace
     lines.append(line("the longer answer", longer + 0.5 * (gaps == 0), nothing))
     lines.append(line("bag of words", bag_of_words(splits), nothing))
     right_of = {}
-    for name in [*options.variants, *([TRL] if options.trl_python else [])]:
-        wanted = settings_of(BASELINE if name == TRL else name, options)
+    for name in [*options.variants, *sides_of_trl(options)]:
+        wanted = settings_of(BASELINE if name in (TRL, TRL_ALONE) else name, options)
         found = {row["seed"]: row for row in rows if (row["variant"], row["settings"]) == (name, wanted)}
         found = {seed: found[seed] for seed in options.seeds if seed in found}
         if not found:
