@@ -88,7 +88,7 @@ class PackedEngine(FSDPEngineWithLMHead):
             except ValueError as error:
                 raise ValueError(f"{error} Set data.packing=padded: slower, and exact.") from error
             except ArithmeticError as error:
-                raise ValueError(f"{error} Its weights may be: take another checkpoint.") from error
+                raise ValueError(f"{error} Perhaps some weights are not numbers: take another checkpoint.") from error
         return module
 
     def _check_complete(self, missing: set[str]) -> None:

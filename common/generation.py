@@ -51,7 +51,9 @@ TRIED: WeakKeyDictionary[PreTrainedModel, dict[str, tuple[str, "Way"]]] = WeakKe
 ROUNDING = 0.05  # of the logits' spread: half precision rounds by less, what is not there makes more
 BY_TOKEN = (DynamicLayer, DynamicSlidingWindowLayer)
 STAGE = 16  # tokens after which answers that have ended leave the batch
-PLACES = 8  # for each row of a batch, at most: attention computes as many for every prompt as the fullest one has rows
+# The attention to shared prompts computes as many rows for each prompt as the prompt with the most rows has. Of all
+# these, at most so many may be computed for one row of the batch
+PLACES = 8
 BEGUN = re.compile(rf"(?:{THINKING}\s*(?:{CLOSING}\s*)?|(?<![^\s<>\[\]]){CLOSING}\s*)?\Z")
 
 
@@ -103,11 +105,11 @@ def batches_of(lengths: list[int], max_tokens: int, equal: bool = False) -> Iter
 def batches_to_answer(
     prompts: list[list[int]], max_new_tokens: int, max_tokens: int, way: Way, equal: bool = False
 ) -> Iterator[list[int]]:
-    """Yield the indices of tokenised prompts in batches. Equal prompts stand side by side.
+    """Yield the indices of tokenised prompts in batches.
 
     Args:
         max_tokens: so many tokens, padding included, may have keys and values in memory at a time. For
-            `Way.BY_PROMPT` equal prompts count once.
+            `Way.BY_PROMPT` equal prompts stand side by side and count once.
         equal: see `batches_of`; for the other ways alone.
     """
     if way != Way.BY_PROMPT or min(map(len, prompts), default=0) < 2:  # of one token nothing is read before the answers
@@ -215,8 +217,8 @@ def spread(read: DynamicCache, row_of: torch.Tensor, way: Way) -> DynamicCache:
 def answering(model: PreTrainedModel) -> Iterator[Way]:
     """Let a model attend in the fastest way that leaves its answers as they are; yield how it goes on.
 
-    Both are tried once, on short prompts. A config does not tell: some families keep more than their cache shows, and
-    some attend by code of their own.
+    Attention and way are tried once, on short prompts. A config does not tell: some families keep more than their cache
+    shows, and some attend by code of their own.
     """
     config = model.config.get_text_config(decoder=True)
     own, tried = config._attn_implementation, TRIED.setdefault(model, {})
@@ -231,25 +233,30 @@ def answering(model: PreTrainedModel) -> Iterator[Way]:
 
 def _try_ways(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[str, Way]:
     """Return the first attention and way that give the logits of the model as it is. Changes the config's attention."""
-    own, expected = config._attn_implementation, _logits(model, Way.WHOLE)
-    faster = [(ANSWERING_ATTENTION, way) for way in (Way.BY_PROMPT, Way.BY_ROW)] if own == "sdpa" else []
-    at_last = [(ANSWERING_ATTENTION, Way.WHOLE)] if own == "sdpa" else []
-    for attention, way in (*faster, (own, Way.BY_ROW), *at_last):
+    own, expected = config._attn_implementation, _logits(model)
+
+    def is_right(attention: str, way: Way) -> bool:
         config._attn_implementation = attention
         try:
             found = _logits(model, way)
-        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            continue  # whatever a model's own code makes of another attention, or of other rows
-        if (found - expected).abs().max() < ROUNDING * expected.std():
-            return attention, way
-    return own, Way.WHOLE
+        except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            return False  # whatever a model's own code makes of another attention, or of other rows
+        return bool((found - expected).abs().max() < ROUNDING * expected.std())
+
+    faster = own == "sdpa" and is_right(ANSWERING_ATTENTION, Way.BY_ROW)
+    if faster and is_right(ANSWERING_ATTENTION, Way.BY_PROMPT):
+        return ANSWERING_ATTENTION, Way.BY_PROMPT
+    if faster or is_right(own, Way.BY_ROW):
+        return ANSWERING_ATTENTION if faster else own, Way.BY_ROW
+    faster = own == "sdpa" and is_right(ANSWERING_ATTENTION, Way.WHOLE)
+    return ANSWERING_ATTENTION if faster else own, Way.WHOLE
 
 
 @torch.no_grad()
-def _logits(model: PreTrainedModel, way: Way) -> torch.Tensor:
-    """Return the logits behind four short rows, (4, vocabulary), read in a way.
+def _logits(model: PreTrainedModel, way: Way | None = None) -> torch.Tensor:
+    """Return the logits behind four short rows, (4, vocabulary): read at once, or the last token in a way.
 
-    They go on from three prompts: one is padded, one does not go on, and one goes on three times.
+    The rows go on from three prompts. One is padded and goes on three times, and one does not go on.
     """
     prompts = torch.tensor([[1, 2, 3, 2], [0, 3, 1, 2], [2, 3, 1, 1]], device=model.device)
     seen = torch.ones_like(prompts)
@@ -261,7 +268,9 @@ def _logits(model: PreTrainedModel, way: Way) -> torch.Tensor:
         return model.generate(input_ids=ids, attention_mask=mask, **room, **known)
 
     known = {}
-    if way != Way.WHOLE:
+    if way == Way.WHOLE:
+        known = {"past_key_values": answer(prompts[rows, :-1], seen[rows, :-1]).past_key_values}
+    elif way:
         read = answer(prompts[:, :-1], seen[:, :-1]).past_key_values
         known = {"past_key_values": spread(read, rows, way)}
     return answer(prompts[rows], seen[rows], **known).logits[0]

@@ -124,7 +124,7 @@ ROLLOUTS=(
     actor_rollout_ref.rollout.name="$ROLLOUT"
     actor_rollout_ref.rollout.n=8                   # answers per prompt; their mean reward is each other's baseline
     actor_rollout_ref.rollout.temperature=1.0       # the policy as it is: trained log-probabilities are those sampled from
-    # hf: tokens with keys and values in a batch, a prompt once for all its answers;
+    # hf: tokens with keys and values in a batch, a shared prompt once where the model can share it;
     # vllm: tokens in an iteration, for which it sets memory aside
     actor_rollout_ref.rollout.max_num_batched_tokens=$BATCHED
     actor_rollout_ref.rollout.max_num_seqs=256      # vllm only: answers at a time, as far as its share holds them

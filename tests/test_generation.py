@@ -131,6 +131,12 @@ def test_batches_of_answers_count_a_prompt_once_where_it_is_kept_once(max_tokens
         assert count[Way.BY_PROMPT] < count[Way.BY_ROW]
 
 
+def test_a_batch_is_filled_to_the_last_token():
+    """Three of a prompt, and five new ones for each answer to it."""
+    sizes = {most: [*map(len, batches_to_answer([[1, 2, 3]] * 4, 5, most, Way.BY_PROMPT))] for most in (22, 23)}
+    assert sizes == {22: [3, 1], 23: [4]}
+
+
 def test_a_prompt_with_many_answers_does_not_stand_beside_many_prompts_with_one():
     """Attention computes as many places for every prompt as the fullest one has rows."""
     prompts = [[1, 2, 3]] * 100 + [[4, 5, number] for number in range(100)]
@@ -262,13 +268,14 @@ def test_where_more_than_tokens_is_kept_no_answer_leaves_the_batch(config):
     """One answer ends early, one not at all."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with answering(model) as way:
-        assert way == Way.WHOLE
     model.generation_config = GenerationConfig(eos_token_id=-1)
     free = [tokens for tokens, _ in generate_batch(model, [[5, 6, 7], [8, 9, 10]], 0, 5, [3, 4], 1.0)]
     end = next(token for token in free[0] if token not in free[1])
     model.generation_config = GenerationConfig(eos_token_id=end)
-    answers = [tokens for tokens, _ in generate_batch(model, [[5, 6, 7], [8, 9, 10]], 0, 5, [3, 4], 1.0)]
+    with answering(model) as way:
+        assert way == Way.WHOLE
+        assert config.model_type != "qwen3_next" or model.config._attn_implementation == ANSWERING_ATTENTION
+        answers = [tokens for tokens, _ in generate_batch(model, [[5, 6, 7], [8, 9, 10]], 0, 5, [3, 4], 1.0, way=way)]
     assert answers == [free[0][: free[0].index(end) + 1], free[1]] and len(answers[0]) < 5
 
 
@@ -309,11 +316,9 @@ SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 @pytest.mark.parametrize(
     ("config", "way"),
     [
-        (FalconConfig(**SMALL, alibi=False), Way.BY_ROW),  # attends by code of its own, and asks for the name "sdpa"
-        (
-            NemotronConfig(**SMALL, intermediate_size=64, num_key_value_heads=2),
-            Way.BY_ROW,
-        ),  # likewise
+        # both attend by code of their own
+        (FalconConfig(**SMALL, alibi=False), Way.BY_ROW),
+        (NemotronConfig(**SMALL, intermediate_size=64, num_key_value_heads=2), Way.BY_ROW),
         (Qwen3Config(**SMALL, intermediate_size=64, num_key_value_heads=2, head_dim=8), Way.BY_PROMPT),
     ],
     ids=lambda value: getattr(value, "model_type", ""),

@@ -235,14 +235,17 @@ def test_cuts_are_kept_to(tiny_model, tokenizer):
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_generation_leaves_the_weights_sharded_with_and_without_adapters(
-    tiny_model, sequences, process_group, lora_rank
+    tiny_model, sequences, process_group, shared_prompts, lora_rank
 ):
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
     built = make_engine(tiny_model, lora_rank=lora_rank)
     prompts, seeds = [prompt for prompt, _ in sequences], list(range(len(sequences)))
+    built.generate(prompts[:1], seeds[:1], 1, 10**6, **SAMPLING)  # what the model can do is tried
+    shared_prompts.clear()
     answers = built.generate(prompts, seeds, 8, 10**6, **SAMPLING)
+    assert shared_prompts
     answered = [(prompt, tokens) for prompt, (tokens, _) in zip(prompts, answers)]
     assert sum(isinstance(part, FSDPModule) for part in built.module.modules()) == 3
     assert all(isinstance(weight, DTensor) for weight in built.module.parameters())

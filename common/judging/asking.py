@@ -86,7 +86,7 @@ def make_parser(description: str, columns: str | None, teacher: bool = False) ->
         "--max-tokens",
         type=int,
         default=16384,
-        help="tokens in memory at a time, padding included; a prompt counts once",
+        help="tokens in memory at a time, padding included",
     )
     parser.add_argument("--settings", type=Path, help="a run's settings.yaml: measure as it did, leave out what it did")
     parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: 1024")

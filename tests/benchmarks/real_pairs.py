@@ -14,9 +14,9 @@ runs/results.jsonl; started again, the command makes the runs that are missing t
 
 TRL trains from the same weights, head included, on the same tokens in the same order, at the same rate in each step.
 Not equal: AdamW's implementation (TRL: fused, no decay of norms), and batching. TRL pads. It takes as many pairs at a
-time as fit --max-tokens if all had the greatest length, at most half a step's. With --trl-defaults it trains once more,
-as a user would start it: 8 pairs at a time, and layers computed twice to save memory. The two log the same loss if they
-do the same.
+time as fit --max-tokens if all had the greatest length, at most half a step's. With --trl-defaults it trains once more
+with its own batches: 8 pairs at a time, and layers computed twice to save memory. All log the same loss if they do the
+same.
 
 The table: "majority" is a guess, since a pair has no order. Accuracy is the mean over seeds; ± is its standard error,
 with prompts drawn at random, because the pairs of one prompt are alike. Spread is the standard deviation over seeds.
@@ -34,6 +34,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import product
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -463,10 +464,12 @@ def compare_losses(rows: list[dict], options: argparse.Namespace) -> list[str]:
     """Say by how much the losses of the same step differ from ours to TRL's."""
     wanted, said = settings_of(BASELINE, options), []
     runs = {(row["variant"], row["seed"]): row for row in rows if row["settings"] == wanted}
-    for seed in options.seeds:
-        if (BASELINE, seed) in runs and (TRL, seed) in runs:
-            gaps = [abs(a - b) for a, b in zip(runs[BASELINE, seed]["loss"], runs[TRL, seed]["loss"])]
-            said.append(f"seed {seed}: TRL's loss differs by {gaps[0]:.1e} in the first step, {max(gaps):.1e} at most")
+    for name, seed in product(sides_of_trl(options), options.seeds):
+        if (BASELINE, seed) in runs and (name, seed) in runs:
+            gaps = [abs(a - b) for a, b in zip(runs[BASELINE, seed]["loss"], runs[name, seed]["loss"])]
+            said.append(
+                f"seed {seed}, {name}: loss differs by {gaps[0]:.1e} in the first step, {max(gaps):.1e} at most"
+            )
     return said
 
 
