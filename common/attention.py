@@ -264,7 +264,8 @@ def self_test(model: PreTrainedModel, longest: int = 0, tolerance: float = OF_RE
         spans += [(start, start + p + a, start, start), (start + p + a, start + p + a + b, start, start + p)]
         positions += [torch.arange(p + a), torch.arange(p, p + b)]
         start += p + a + b
-    if not torch.cat(alone).isfinite().all():
+    expected = torch.cat(alone)
+    if not expected.isfinite().all():
         raise ArithmeticError(f"{type(model).__name__}: the hidden states of a short text are nan or infinite.")
     row = {"position_ids": torch.cat(positions)[None], "attention_mask": None}
     row["segments"] = Segments(spans, torch.device("cpu"))
@@ -275,7 +276,7 @@ def self_test(model: PreTrainedModel, longest: int = 0, tolerance: float = OF_RE
         raise ValueError(f"{type(model).__name__} takes no attention but its own ({error}).") from error
     finally:
         model.train(was_training)
-    worst, spread = (packed - torch.cat(alone)).abs().max(), torch.cat(alone).std()
+    worst, spread = (packed - expected).abs().max(), expected.std()
     if not worst <= tolerance * spread:  # written so that values that are no numbers fail too
         raise ValueError(
             f"{type(model).__name__}: hidden states of packed sequences differ by up to {worst:.2g} from those of the "
