@@ -8,7 +8,8 @@ judgements of GPT-3.5 and GPT-4 on some of them, with reasons. Prometheus' score
 not shown here: prompts would be too long. Rows whose prompt is longer than --max-prompt-length are left out. The rows
 of each task are divided by what they ask.
 
-1. SFT: one judge for both tasks, on the models' judgements of training rows, in the prompts of the two folders.
+1. SFT: one judge for both tasks, on the models' judgements of training rows, in the prompts of the two folders. With
+   --labels also on the rows that have none: their answer is the label, with no reasons. No model judged Topical-Chat.
 2. GRPO, one run for each judge: training rows, the labels.
 
 Each run is that of a user, with run_sft.sh, run_pairwise.sh and run_pointwise.sh. Other numbers than theirs are in SFT
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="of GRPO, each of 16 prompts with 8 answers")
     parser.add_argument("--max-prompt-length", type=int, default=512)
     parser.add_argument("--max-response-length", type=int, default=192)
+    parser.add_argument("--labels", action="store_true", help="SFT learns the labels of rows without a judgement")
     parser.add_argument("--untrained", type=int, default=40, help="rows of test for the model as it came")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -114,7 +116,7 @@ def make(wanted: Path, script: str, given: dict[str, object], settings: dict[str
 
 
 def write_data(output: Path, options: argparse.Namespace) -> None:
-    """Write the labelled rows, divided, and the models' judgements of their training part as conversations."""
+    """Write the labelled rows, divided, and as conversations what SFT learns from their training part."""
     import pyarrow.parquet as pq
     from tqdm import tqdm
     from transformers import AutoTokenizer
@@ -140,9 +142,12 @@ def write_data(output: Path, options: argparse.Namespace) -> None:
             if len(asked) <= options.max_prompt_length:
                 usable.append(row)
         splits = split_by_prompt(usable, SHARES, 0, lambda row: json.dumps(row["input"]))
-        shown, too_long = [], 0
+        shown, too_long, alone = [], 0, []
         for row in splits["train"]:
-            for verdict, reasoning in judgements[judged_texts(row)][:JUDGEMENTS]:
+            judged = judgements[judged_texts(row)][:JUDGEMENTS]
+            if options.labels and not judged:
+                alone += [{"messages": messages} for messages in prompt.transcripts(prompt.read_row(row))]
+            for verdict, reasoning in judged:
                 labelled = row | verdict | {"reasoning": reasoning}
                 (messages,) = prompt.transcripts(prompt.read_row(labelled))
                 if len(tokenizer(messages[-1]["content"])["input_ids"]) < options.max_response_length:
@@ -154,7 +159,9 @@ def write_data(output: Path, options: argparse.Namespace) -> None:
             write_rows(output / "data" / judge / f"{name}.parquet", rows)
         sizes = ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())
         print(f"{judge}: {sizes}; {len(shown)} judgements to learn from, {too_long} more are too long to be answered")
-        conversations += shown
+        if options.labels:
+            print(f"{judge}: {len(alone)} labels alone to learn from")
+        conversations += shown + alone
     write_rows(output / "data" / "transcripts.parquet", conversations)
 
 
