@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train a Bradley-Terry reward model. With nothing set, it makes a tiny model and data with a known right answer and
-# trains on them on the CPU in a few minutes. The same script trains an 8B model on a cluster.
+# trains on them on the CPU in a few minutes. The same script is made for an 8B model on a cluster.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 RUN=(python "$HERE") # runs a Python file of this folder, wherever it lies and whatever it is called (__main__.py)
@@ -52,7 +52,7 @@ DATA=(
 MODEL=(
     model.path="'$MODEL_PATH'"
     # True trades a third more compute for memory: without it a 4B model's activations alone take some 70 GiB. auto: only
-    # if needed
+    # if the card needs it; without a GPU always
     model.enable_gradient_checkpointing=$CHECKPOINTING
     # True: on GPUs torch makes a few kernels of each layer's many. Steps take a third less time, the first one more
     engine.use_torch_compile=$COMPILE

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train a judge that reasons, then scores 0 to 4. With nothing set, it makes scored responses with a known right score,
 # warm-starts a tiny judge from a lenient annotator's transcripts, and corrects its leniency by GRPO, on the CPU in a few
-# minutes. The same script trains an 8B judge on a cluster.
+# minutes. The same script is made for an 8B judge on a cluster.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 RUN=(python "$HERE") # runs a Python file of this folder, wherever it lies and whatever it is called (__main__.py)
@@ -96,7 +96,7 @@ DATA=(
 )
 MODEL=(
     actor_rollout_ref.model.path="'$MODEL_PATH'"
-    # True trades a third more compute for memory. auto: only if needed
+    # True trades a third more compute for memory. auto: only if the card needs it; without a GPU always
     actor_rollout_ref.model.enable_gradient_checkpointing=$CHECKPOINTING
     # True: on GPUs torch makes a few kernels of each layer's many. Steps take a third less time, the first one more
     actor_rollout_ref.actor.fsdp_config.use_torch_compile=$COMPILE

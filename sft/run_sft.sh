@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Teach a language model to judge, or anything else that conversations can show. With nothing set, it makes a tiny model
-# and a judge's conversations with known right verdicts, and trains on the CPU in a few minutes. The same script trains
-# an 8B model on a cluster.
+# and a judge's conversations with known right verdicts, and trains on the CPU in a few minutes. The same script is
+# made for an 8B model on a cluster.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 RUN=(python "$HERE") # runs a Python file of this folder, wherever it lies and whatever it is called (__main__.py)
@@ -57,7 +57,7 @@ DATA=(
 )
 MODEL=(
     model.path="'$MODEL_PATH'"
-    # True trades a third more compute for memory. auto: only if needed
+    # True trades a third more compute for memory. auto: only if the card needs it; without a GPU always
     model.enable_gradient_checkpointing=$CHECKPOINTING
     # True: on GPUs torch makes a few kernels of each layer's many. Steps take a third less time, the first one more
     engine.use_torch_compile=$COMPILE

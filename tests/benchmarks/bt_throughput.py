@@ -4,10 +4,11 @@
 
 Both sides run as a user would start them, in turns: ours through Ray and verl, TRL in an environment of its own. Equal:
 rows and their order, initial weights with the reward head, batch, fp32 on one CPU thread, AdamW's numbers, a constant
-rate, no dropout, no pair cut, no gradient checkpointing (TRL's default) unless asked for. How it is timed: measure.py.
+rate, no dropout, no pair cut, no gradient checkpointing (which TRL does by default) unless asked for, fused AdamW. How
+it is timed: measure.py.
 
-Not equal: batching, which is what is measured (TRL pads to the longest of the batch), and AdamW's implementation (TRL:
-fused, no decay of norms; here: torch's default, all decay).
+Not equal: batching, which is what is measured (TRL pads to the longest of the batch), and weight decay (TRL: not of
+norms; here: of all weights).
 """
 
 import argparse

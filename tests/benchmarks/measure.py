@@ -34,7 +34,8 @@ OURS = "ours"
 
 def make_parser(description: str, profiles: Iterable[str], data: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--trl-python", help="the interpreter of an environment with trl")
+    is_trl = "--role" in sys.argv  # started by this program, in that environment
+    parser.add_argument("--trl-python", required=not is_trl, help="the interpreter of an environment with trl")
     parser.add_argument("--data", help=data)
     parser.add_argument("--profiles", nargs="+", choices=profiles, default=list(profiles))
     parser.add_argument("--steps", type=int, default=40)

@@ -2,14 +2,21 @@
 
     python tests/benchmarks/real_judges.py --data FOLDER --model MODEL --output runs
 
-FOLDER holds three files. pairwise_train.parquet and pointwise_train.parquet: responses that were compared or scored, by
-people, or (Prometheus' rows) by GPT-4, three times, of which the label is the median. sft_judge_train.parquet:
-judgements of GPT-3.5 and GPT-4 on some of them, with reasons. Prometheus' scores follow a rubric of each row, which is
-not shown here: prompts would be too long. Rows whose prompt is longer than --max-prompt-length are left out. The rows
-of each task are divided by what they ask.
+FOLDER holds three files, which are not in this repository; MODEL is the folder that tests/real_model.py prints.
 
-1. SFT: one judge for both tasks, on the models' judgements of training rows, in the prompts of the two folders. With
-   --labels also on the rows that have none: their answer is the label, with no reasons. No model judged Topical-Chat.
+- pairwise_train.parquet, with the columns of run_pairwise.sh: responses that people compared, of PandaLM and of
+  FineGrainedRLHF's qa_feedback.
+- pointwise_train.parquet, with those of run_pointwise.sh: responses that people scored, of UniEval's Topical-Chat, and
+  Prometheus' rows. GPT-4 scored these three times; the label is the median. It followed a rubric of each row, which is
+  not shown here: prompts would be too long.
+- sft_judge_train.parquet, with `messages` and `source`: judgements, with reasons, of GPT-3.5 on some of PandaLM's rows
+  and of GPT-4 on some of Prometheus', in the prompts of these two.
+
+Rows whose prompt is longer than --max-prompt-length are left out. The rows of each task are divided by what they ask.
+
+1. SFT: one judge for both tasks, on the models' judgements of training rows, at most two of a row and shorter than
+   --max-response-length, in the prompts of the two folders. With --labels also on rows without a judgement, such as
+   Topical-Chat's: their answer is the label, with no reasons.
 2. GRPO, one run for each judge: training rows, the labels.
 
 Each run is that of a user, with run_sft.sh, run_pairwise.sh and run_pointwise.sh. Other numbers than theirs are in SFT
@@ -74,13 +81,16 @@ def main() -> None:
         signal.signal(number, stop)
     sys.path.insert(0, str(REPO))
     output, options.model = options.output.absolute(), options.model.absolute()
-    wanted = {name: str(value) for name, value in vars(options).items() if name not in ("output", "judges")}
+    wanted = {name: str(value) for name, value in vars(options).items() if name not in ("output", "judges", "steps")}
+    steps = dict.fromkeys(options.judges, options.steps)  # a judge that comes later may take others
     note, transcripts = output / "options.json", output / "data" / "transcripts.parquet"
     if not note.exists():
         write_data(output, options)
-        note.write_text(json.dumps(wanted))
-    elif json.loads(note.read_text()) != wanted:
-        raise SystemExit(f"{output} holds runs of {json.loads(note.read_text())}. Choose another --output.")
+        note.write_text(json.dumps({"settings": wanted, "steps": steps}))
+    known = json.loads(note.read_text())
+    if known["settings"] != wanted or known["steps"] | steps != steps | known["steps"]:
+        raise SystemExit(f"{output} holds runs of {known}. Choose another --output.")
+    note.write_text(json.dumps({"settings": wanted, "steps": known["steps"] | steps}))
     taught = output / "sft" / "checkpoint"
     make(taught, "sft/run_sft.sh", {"MODEL_PATH": options.model, "TRAIN_FILES": transcripts}, SFT)
     for judge in options.judges:

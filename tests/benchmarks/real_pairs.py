@@ -4,16 +4,19 @@
     python tests/benchmarks/real_pairs.py … --variants baseline two_epochs --seeds 0 1 2 --parallel 6
     python tests/benchmarks/real_pairs.py … --variants baseline --trl-python /path/to/venv/bin/python
 
-FOLDER holds bt_train.parquet and bt_val_json.parquet, human preferences with no prompt in common. Pairs whose longer
-conversation has more than --max-length tokens are left out. A tenth of the training pairs, by prompt, is val. All of
-the second file is held out, and is measured once, at the end of a run.
+FOLDER holds bt_train.parquet and bt_val_json.parquet, with the columns of run_bt.sh's data and no prompt in common. The
+README's figures are of human preferences of PandaLM and of FineGrainedRLHF's qa_feedback; these rows are not in this
+repository. MODEL is the folder that tests/real_model.py prints. Rows that cannot be used, and pairs whose longer
+conversation has more than --max-length tokens, are left out. A tenth of the training pairs, by prompt, is val. The
+second file (with --pairs a part of it) is held out, and is measured once, at the end of a run.
 
-Each variant and seed is a run of run_bt.sh, as a user would start it, with the settings in VARIANTS. Several can run at
-a time, on one GPU or on the CPU's cores: each starts its own Ray, in a folder of its own. A run's figures are a line in
-runs/results.jsonl; started again, the command makes the runs that are missing there. Weights are deleted (--keep).
+Each variant and seed is a run of run_bt.sh, as a user would start it, with the settings in `settings_of` and VARIANTS.
+Several can run at a time, on one GPU or on the CPU's cores: each starts its own Ray, in a folder of its own. A run's
+figures are a line in runs/results.jsonl; started again, the command makes the runs that are missing there. Weights are
+deleted (--keep).
 
 TRL trains from the same weights, head included, on the same tokens in the same order, at the same rate in each step.
-Not equal: AdamW's implementation (TRL: fused, no decay of norms), and batching. TRL pads. It takes as many pairs at a
+Not equal: weight decay (TRL: not of norms), and batching. TRL pads. It takes as many pairs at a
 time as fit --max-tokens if all had the greatest length, at most half a step's. With --trl-defaults it trains once more
 with its own batches: 8 pairs at a time, and layers computed twice to save memory. All log the same loss if they do the
 same.
@@ -41,7 +44,7 @@ REPO = Path(__file__).resolve().parents[2]
 FILES = {"train": "bt_train.parquet", "test": "bt_val_json.parquet"}
 BASELINE, TRL, TRL_ALONE = "baseline", "TRL", "TRL, its defaults"
 TRL_PAIRS = 8  # at a time by default
-BATCH, LR = 16, 2e-5  # for a model and a set as small as these; all other numbers are run_bt.sh's
+BATCH, LR = 16, 2e-5  # for a model and a set as small as these
 VARIANTS = {
     BASELINE: (),
     "two_epochs": ("trainer.total_epochs=2",),

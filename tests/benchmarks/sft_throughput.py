@@ -5,12 +5,12 @@
 A token counts if it is a conversation's own, trained on or not; padding does not. Both sides run as a user would start
 them, in turns: ours through Ray and verl, TRL in an environment of its own. Equal: rows and their order, initial
 weights, the tokens trained on (the assistant's), the loss as a mean over the batch's trained tokens, batch, fp32 on one
-CPU thread, AdamW's numbers, a constant rate, no conversation cut, no gradient checkpointing (TRL's default) unless
-asked for. How it is timed: measure.py.
+CPU thread, fused AdamW and its numbers, a constant rate, no conversation cut, no gradient checkpointing (which TRL does
+by default) unless asked for. How it is timed: measure.py.
 
 Not equal: batching, which is what is measured, TRL's in every way that runs on a CPU and keeps the rows of a step
 together, and packing; where logits are computed (here: only before trained tokens; TRL on a CPU: everywhere); and
-AdamW's implementation (TRL: fused, no decay of norms; here: torch's default, all decay).
+weight decay (TRL: not of norms; here: of all weights).
 """
 
 import argparse
