@@ -60,7 +60,10 @@ GRPO = {
     "trainer.save_freq": 2,
 }
 SHOWN = {
-    PAIRWISE: ("parse_rate", "accuracy", "majority_accuracy", "both_right", "majority_both_right", "first_rate"),
+    PAIRWISE: (
+        *("parse_rate", "accuracy", "majority_accuracy"),
+        *("both_right", "majority_both_right", "longer_both_right", "first_rate"),
+    ),
     POINTWISE: ("parse_rate", "accuracy", "majority_accuracy", "within_one", "constant_within_one", "mae", "mean_mae"),
 }
 
