@@ -22,6 +22,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import grpc
@@ -48,11 +49,21 @@ DEFAULTS = {
     "TQ_LOGGING_LEVEL": "WARNING",  # verl's queue says every five minutes how many calls it had
     "VLLM_LOGGING_LEVEL": "WARN",
     "NCCL_DEBUG": "WARN",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # verl's queue waits so in verl's workers
     "VLLM_DISABLE_COMPILE_CACHE": "1",  # as verl sets it when it starts Ray itself: the cache was found corrupt
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # on a CPU: servers and workers take turns on the same cores
     "TQ_NUM_THREADS": str(min(8, os.cpu_count())),  # verl's queue would start 8, and say so at every call
 }
+# how the notes begin that verl prints for its developers
+VERL_NOTES = (
+    *("Total steps: ", "Before FSDP, ", "After FSDP, ", "colocated worker base class ", "Checkpoint tracker file "),
+    *("Creating file logger at ", "Saving tensorboard log to ", "Using dataset class: ", "dataset len: "),
+    *("Initial validation metrics: ", "Final validation metrics: ", "Dumped generations to "),
+    *("Found checkpoint: ", "Found latest checkpoint: "),  # that a run resumes is said here, in a line of ours
+    "Warning: Failed to set NUMA affinity: ",
+    *("Saving checkpoint to: ", "Saved dataloader state to: ", "Updated checkpoint tracker: "),
+)
 ENVIRONMENT = {name: os.environ.get(name, value) for name, value in DEFAULTS.items()} | {"TRANSFER_QUEUE_ENABLE": "1"}
 
 TRAVELLING = (".py", ".txt", ".md", ".jinja", ".json", ".yaml")  # files of a method folder that workers get
@@ -131,6 +142,17 @@ def connect(
         return Machines(device, workers_per_node, "fp32")
     capability, card, host, compiles = _check_gpus(workers_per_node)
     return Machines(device, workers_per_node, _precision(capability), card, host // workers_per_node, compiles)
+
+
+def mute(*modules: ModuleType) -> None:
+    """Keep VERL_NOTES off the console if these modules of verl print them. All else that they print is shown."""
+
+    def show(note: object = "", *rest: object, **settings) -> None:
+        if not str(note).startswith(VERL_NOTES):
+            print(note, *rest, **settings)
+
+    for module in modules:
+        module.print = module.pprint = show
 
 
 def check_counts(nodes: int, workers_per_node: int | None) -> None:

@@ -16,18 +16,27 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import distributed, tracking
+from verl.utils.checkpoint import checkpoint_handler, checkpoint_manager
 from verl.utils.device import get_device_name
 from verl.utils.fsdp_utils import apply_fsdp2, fsdp2_load_full_state_dict
+from verl.utils.profiler import performance
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import TrainingWorkerConfig
+from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine_workers import TrainingWorker
 
 from common.attention import SEGMENT_ATTENTION, segment_attention, self_test
 from common.checkpoint import unwrap
+from common.cluster import mute
 from common.logits import can_be_split, let_forward_read
 from common.network import use_interface_of
 from common.packing import for_training, own_attention
+
+mute(checkpoint_handler, checkpoint_manager, performance, tracking, transformer_impl)
+if get_device_name() == "cpu":  # there is no GPU to stay close to
+    mute(distributed)
 
 
 def compile_layers(model: PreTrainedModel) -> int:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from test_page import held_by
 from transformers import AutoTokenizer
 
+from common.cluster import VERL_NOTES
 from common.demo.world import SCORE_RUBRIC, pointwise_rows
 from generative_pointwise import evaluate, grader, prompt
 
@@ -98,6 +99,7 @@ def test_what_a_run_leaves(reference):
     assert best["val/reward"] == max(rewards.values()) == rewards[best["step"]]
     text = log_of(reference)
     assert f"val at step 0  reward {rewards[0]:.4g}" in text and f"step {STEPS}/{STEPS}  reward" in text
+    assert not [note for note in VERL_NOTES if note in text] and "blocking ray.get" not in text
 
 
 def test_its_page_shows_the_best_policys_answers_to_the_validation_rows(reference):
@@ -117,7 +119,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, small_judge_run, refe
     kill_group(process)
     saved = int((output / "latest_checkpointed_iteration.txt").read_text())
     assert 2 <= saved < STEPS
-    run(output, *SETTINGS, script=POINTWISE_SCRIPT, **small_judge_run)
+    assert f"resuming after step {saved} of {STEPS}" in run(
+        output, *SETTINGS, script=POINTWISE_SCRIPT, **small_judge_run
+    )
     for name in ("train/reward", "train/acc", "train/grad_norm", "val/reward"):
         values, expected = (metrics_of(folder, name) for folder in (output, reference))
         values = {step: value for step, value in values.items() if step in expected}  # what was resumed is measured too

@@ -23,16 +23,17 @@ import ray
 import torch
 import transfer_queue
 from tqdm import tqdm
-from verl.single_controller.ray import ResourcePoolManager
+from verl.single_controller.ray import ResourcePoolManager, base
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.dataset import rl_dataset
 from verl.utils.device import get_device_name
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 from verl.workers.rollout.llm_server import LLMServerManager
 
 from common.checkpoint import export_checkpoint, save_checkpoint
-from common.cluster import TrainingError
+from common.cluster import TrainingError, mute
 from common.files import write_text
 from common.grpo.answering import IN_PROCESS
 from common.grpo.policy import PolicyWorker
@@ -40,6 +41,8 @@ from common.grpo.rollout import BatchRollout, end_tokens
 from common.grpo.servers import SeededAgentLoops, ServerWatch
 from common.pool import OneNodeEach, WorkerGroup
 from common.report import set_log_file
+
+mute(base, rl_dataset, trainer_base)
 
 CHECKPOINT, LAST = "checkpoint", "checkpoint_last"
 BEST = "best.json"  # which step the checkpoint is of
@@ -104,11 +107,12 @@ class JudgeTrainer(PPOTrainerSync):
             self.init()
             if self.global_steps == 0:
                 (self.output / BEST).unlink(missing_ok=True)
-            set_log_file(self.output, self.global_steps)
+            step, last = self.global_steps, self.total_training_steps
+            print(f"\nresuming after step {step} of {last}" if step else "\nstarting", flush=True)
+            set_log_file(self.output, step)
             # a resumed run validates at the same steps as an uninterrupted one, or it might choose another best policy
-            finished = self.global_steps >= self.total_training_steps
             trainer = self.config.trainer
-            trainer.val_before_train = finished or self.global_steps % trainer.test_freq == 0
+            trainer.val_before_train = step >= last or step % trainer.test_freq == 0
             self.fit(self._start_rollout())
             export_checkpoint(self.actor_rollout_wg, self.output, LAST)
         finally:
