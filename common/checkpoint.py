@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from ray.exceptions import RayTaskError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import Sampler
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.failures import what_is_gone
@@ -122,6 +123,7 @@ def save_checkpoint(save: Callable[[], None], folder: Path, step: int, keep: int
     except (RayTaskError, OSError, RuntimeError) as error:
         raise CheckpointError(_report_failed_write(f"the checkpoint of step {step}", folder, error)) from error
     newest = int((folder / TRACKER).read_text())
+    tqdm.write(f"checkpoint of step {newest} saved")
     steps = {
         int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"global_step_(\d+)", path.name))
     }

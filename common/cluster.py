@@ -19,7 +19,9 @@ import sysconfig
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
@@ -60,8 +62,9 @@ VERL_NOTES = (
     *("Total steps: ", "Before FSDP, ", "After FSDP, ", "colocated worker base class ", "Checkpoint tracker file "),
     *("Creating file logger at ", "Saving tensorboard log to ", "Using dataset class: ", "dataset len: "),
     *("Initial validation metrics: ", "Final validation metrics: ", "Dumped generations to "),
-    *("Found checkpoint: ", "Found latest checkpoint: "),  # that a run resumes is said here, in a line of ours
-    "Warning: Failed to set NUMA affinity: ",
+    *("Warning: Failed to set NUMA affinity: ", "LLMServerManager: "),
+    # what was saved, and where a run resumes, is said in lines of ours
+    *("Found checkpoint: ", "Found latest checkpoint: "),
     *("Saving checkpoint to: ", "Saved dataloader state to: ", "Updated checkpoint tracker: "),
 )
 ENVIRONMENT = {name: os.environ.get(name, value) for name, value in DEFAULTS.items()} | {"TRANSFER_QUEUE_ENABLE": "1"}
@@ -147,12 +150,14 @@ def connect(
 def mute(*modules: ModuleType) -> None:
     """Keep VERL_NOTES off the console if these modules of verl print them. All else that they print is shown."""
 
-    def show(note: object = "", *rest: object, **settings) -> None:
+    def show(own: Callable, note: object = "", *rest: object, **settings) -> None:
         if not str(note).startswith(VERL_NOTES):
-            print(note, *rest, **settings)
+            own(note, *rest, **settings)
 
     for module in modules:
-        module.print = module.pprint = show
+        module.print = partial(show, print)
+        if hasattr(module, "pprint"):
+            module.pprint = partial(show, module.pprint)
 
 
 def check_counts(nodes: int, workers_per_node: int | None) -> None:

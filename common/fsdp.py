@@ -34,9 +34,9 @@ from common.logits import can_be_split, let_forward_read
 from common.network import use_interface_of
 from common.packing import for_training, own_attention
 
-mute(checkpoint_handler, checkpoint_manager, performance, tracking, transformer_impl)
-if get_device_name() == "cpu":  # there is no GPU to stay close to
-    mute(distributed)
+mute(checkpoint_handler, checkpoint_manager, tracking, transformer_impl)  # in every process of a run
+if get_device_name() == "cpu":  # there is no GPU to stay close to, and no memory of one to be short of
+    mute(distributed, performance)
 
 
 def compile_layers(model: PreTrainedModel) -> int:

@@ -205,3 +205,13 @@ def test_a_local_run_leaves_no_token_for_a_later_ray_start(tmp_path):
     assert shown.returncode == 0, shown.stderr
     said = "Machines(device='cpu', workers_per_node=1, precision='fp32', card=None, host=None, compiles=True)\nTrue\n"
     assert said in shown.stdout and not (tmp_path / ".ray").exists()
+
+
+def test_verls_notes_are_muted_and_all_else_that_it_prints_is_shown(capsys):
+    printing = SimpleNamespace(pprint=print)
+    cluster.mute(printing)
+    for show in (printing.print, printing.pprint):
+        show("Total steps: 6, num_warmup_steps: 5")
+        show("WARN: grad_norm is not finite:", 3, sep="|")
+        show()
+    assert capsys.readouterr().out == "WARN: grad_norm is not finite:|3\n\n" * 2

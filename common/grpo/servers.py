@@ -25,13 +25,16 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 from verl.utils import tensordict_utils as tu
-from verl.workers.rollout import base
+from verl.utils.dataset import rl_dataset
+from verl.workers.rollout import base, llm_server
 
 import common.grpo.policy  # noqa: F401  (registers the policy: a process of verl's imports one module of ours, this one)
-from common.cluster import TrainingError
+from common.cluster import TrainingError, mute
 from common.failures import GO_ON, TRIES, what_is_dead
 from common.generation import decode
 from common.grpo.rollout import end_tokens, first_seed, seed_of
+
+mute(llm_server, rl_dataset)
 
 SEEDED = "seeded"  # name of the agent loop below, in the methods' config.yaml
 SECONDS_OF_SILENCE = 30  # without a word from vLLM while it takes weights; a bucket takes less than one

@@ -5,7 +5,7 @@ each step and write losses and times to metrics/; nothing else is asked of them.
 so loading, logging and Ray's messages count, and the first steps do not. CPU seconds are taken at the same moments: on
 a machine with other work they vary less than the wall's. Memory is read from /proc, so Linux only.
 
-`trl_side.py` is what runs in TRL's environment, where only TRL's own packages are.
+`trl_side.py` is what runs in TRL's environment. It asks for no more than TRL's own packages.
 """
 
 import argparse
@@ -34,8 +34,7 @@ OURS = "ours"
 
 def make_parser(description: str, profiles: Iterable[str], data: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    is_trl = "--role" in sys.argv  # started by this program, in that environment
-    parser.add_argument("--trl-python", required=not is_trl, help="the interpreter of an environment with trl")
+    parser.add_argument("--trl-python", help="the interpreter of an environment with trl")
     parser.add_argument("--data", help=data)
     parser.add_argument("--profiles", nargs="+", choices=profiles, default=list(profiles))
     parser.add_argument("--steps", type=int, default=40)
@@ -209,6 +208,8 @@ def compare(
         sides: name -> the function that makes its command, and the name of the process that holds its model.
         figure: what is shown of both sides' steps: the loss, or the reward where each side draws its own answers.
     """
+    if not options.trl_python:
+        raise SystemExit("--trl-python is needed: the interpreter of an environment with `pip install trl==1.16.0`")
     results = {}
     for profile in options.profiles:
         with tempfile.TemporaryDirectory() as temporary:

@@ -10,13 +10,13 @@ FOLDER holds three files, which are not in this repository; MODEL is the folder 
   Prometheus' rows. GPT-4 scored these three times; the label is the median. It followed a rubric of each row, which is
   not shown here: prompts would be too long.
 - sft_judge_train.parquet, with `messages` and `source`: judgements, with reasons, of GPT-3.5 on some of PandaLM's rows
-  and of GPT-4 on some of Prometheus', in the prompts of these two.
+  (source pandalm_gpt35) and of GPT-4 on some of Prometheus' (any other), in the prompts of these two.
 
 Rows whose prompt is longer than --max-prompt-length are left out. The rows of each task are divided by what they ask.
 
 1. SFT: one judge for both tasks, on the models' judgements of training rows, at most two of a row and shorter than
-   --max-response-length, in the prompts of the two folders. With --labels also on rows without a judgement, such as
-   Topical-Chat's: their answer is the label, with no reasons.
+   --max-response-length, in the prompts of the two folders. With --labels also on rows without such a judgement, as
+   all of Topical-Chat's: their answer is the label, with no reasons.
 2. GRPO, one run for each judge: training rows, the labels.
 
 Each run is that of a user, with run_sft.sh, run_pairwise.sh and run_pointwise.sh. Other numbers than theirs are in SFT
@@ -24,7 +24,7 @@ and GRPO below and in the options here: for a model, rows and a machine that are
 The model as it came is asked the first --untrained rows of test, the other judges all of them; answers are greedy. The
 table is of evaluate's figures, and of Cohen's kappa with the labels over answers that hold a verdict (scores: quadratic
 weights). GRPO's row is of the policy that was best on validation rows, at the start or at the end. Runs that are there
-are not made again; for other settings choose another --output.
+are not made again; for other settings choose another --output. Another judge may take other --steps.
 """
 
 import argparse
@@ -64,7 +64,10 @@ SHOWN = {
         *("parse_rate", "accuracy", "majority_accuracy"),
         *("both_right", "majority_both_right", "longer_both_right", "first_rate"),
     ),
-    POINTWISE: ("parse_rate", "accuracy", "majority_accuracy", "within_one", "constant_within_one", "mae", "mean_mae"),
+    POINTWISE: (
+        *("parse_rate", "accuracy", "majority_accuracy", "within_one", "constant_within_one"),
+        *("mae", "majority_mae", "mean_mae"),
+    ),
 }
 
 
@@ -85,15 +88,14 @@ def main() -> None:
     sys.path.insert(0, str(REPO))
     output, options.model = options.output.absolute(), options.model.absolute()
     wanted = {name: str(value) for name, value in vars(options).items() if name not in ("output", "judges", "steps")}
-    steps = dict.fromkeys(options.judges, options.steps)  # a judge that comes later may take others
     note, transcripts = output / "options.json", output / "data" / "transcripts.parquet"
+    known = json.loads(note.read_text()) if note.exists() else wanted
+    others = [judge for judge in options.judges if known.get(judge, options.steps) != options.steps]
+    if others or {name: known.get(name) for name in wanted} != wanted:
+        raise SystemExit(f"{output} holds runs of {known}. Choose another --output.")
     if not note.exists():
         write_data(output, options)
-        note.write_text(json.dumps({"settings": wanted, "steps": steps}))
-    known = json.loads(note.read_text())
-    if known["settings"] != wanted or known["steps"] | steps != steps | known["steps"]:
-        raise SystemExit(f"{output} holds runs of {known}. Choose another --output.")
-    note.write_text(json.dumps({"settings": wanted, "steps": known["steps"] | steps}))
+        note.write_text(json.dumps(wanted))
     taught = output / "sft" / "checkpoint"
     make(taught, "sft/run_sft.sh", {"MODEL_PATH": options.model, "TRAIN_FILES": transcripts}, SFT)
     for judge in options.judges:
@@ -102,6 +104,8 @@ def main() -> None:
         settings = GRPO | {"trainer.total_training_steps": options.steps}
         settings |= {f"data.{name}": getattr(options, name) for name in ("max_prompt_length", "max_response_length")}
         script = f"{judge}/run_{judge.removeprefix('generative_')}.sh"
+        known[judge] = options.steps
+        note.write_text(json.dumps(known))
         make(output / judge / "evaluation_test.json", script, given, settings)
         untrained = output / f"{judge}_untrained"
         if not (untrained / "evaluation_untrained.json").exists():
@@ -155,25 +159,27 @@ def write_data(output: Path, options: argparse.Namespace) -> None:
             if len(asked) <= options.max_prompt_length:
                 usable.append(row)
         splits = split_by_prompt(usable, SHARES, 0, lambda row: json.dumps(row["input"]))
-        shown, too_long, alone = [], 0, []
+        shown, too_long, alone, rows_alone = [], 0, [], 0
         for row in splits["train"]:
-            judged = judgements[judged_texts(row)][:JUDGEMENTS]
-            if options.labels and not judged:
-                alone += [{"messages": messages} for messages in prompt.transcripts(prompt.read_row(row))]
-            for verdict, reasoning in judged:
+            fitting = []
+            for verdict, reasoning in judgements[judged_texts(row)]:
                 labelled = row | verdict | {"reasoning": reasoning}
                 (messages,) = prompt.transcripts(prompt.read_row(labelled))
                 if len(tokenizer(messages[-1]["content"])["input_ids"]) < options.max_response_length:
-                    shown.append({"messages": messages})
+                    fitting.append({"messages": messages})
                 else:
                     too_long += 1
+            shown += fitting[:JUDGEMENTS]
+            if options.labels and not fitting:
+                alone += [{"messages": messages} for messages in prompt.transcripts(prompt.read_row(row))]
+                rows_alone += 1
         splits["untrained"] = splits["test"][: options.untrained]
         for name, rows in splits.items():
             write_rows(output / "data" / judge / f"{name}.parquet", rows)
         sizes = ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())
         print(f"{judge}: {sizes}; {len(shown)} judgements to learn from, {too_long} more are too long to be answered")
         if options.labels:
-            print(f"{judge}: {len(alone)} labels alone to learn from")
+            print(f"{judge}: {len(alone)} conversations of {rows_alone} rows' labels alone")
         conversations += shown + alone
     write_rows(output / "data" / "transcripts.parquet", conversations)
 
@@ -241,7 +247,10 @@ def table(judge: str, output: Path) -> str:
         lines.append([name, str(len(answers)), *cells])
     text = [f"| {' | '.join(cells)} |" for cells in lines]
     curve = ", ".join(f"{reward:.3f}" for reward in rewards)
-    return "\n".join([judge, *text, f"reward of each step: {curve}; {seconds:.0f} s a step"])
+    ends = {name: [f"{history[f'val/{name}'][place][1]:.3f}" for place in (0, -1)] for name in ("parsed", "acc")}
+    said = [f"reward of each step: {curve}; {seconds:.0f} s a step"]
+    said += [f"val/{name} before and after the last step: {' -> '.join(values)}" for name, values in ends.items()]
+    return "\n".join([judge, *text, *said])
 
 
 if __name__ == "__main__":

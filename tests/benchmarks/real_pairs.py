@@ -16,10 +16,9 @@ figures are a line in runs/results.jsonl; started again, the command makes the r
 deleted (--keep).
 
 TRL trains from the same weights, head included, on the same tokens in the same order, at the same rate in each step.
-Not equal: weight decay (TRL: not of norms), and batching. TRL pads. It takes as many pairs at a
-time as fit --max-tokens if all had the greatest length, at most half a step's. With --trl-defaults it trains once more
-with its own batches: 8 pairs at a time, and layers computed twice to save memory. All log the same loss if they do the
-same.
+Not equal: weight decay (TRL: not of norms), and batching. TRL pads. It takes as many pairs at a time as fit
+--max-tokens if all had the greatest length, at most half a step's. With --trl-defaults it trains once more with its own
+batches: 8 pairs at a time, and layers computed twice to save memory. All log the same loss if they do the same.
 
 The table: "majority" is a guess, since a pair has no order. Accuracy is the mean over seeds; ± is its standard error,
 with prompts drawn at random, because the pairs of one prompt are alike. Spread is the standard deviation over seeds.
