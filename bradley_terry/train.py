@@ -261,7 +261,10 @@ def keep_to_one_form(read_of: dict[str, list[dict]], base: BaseModel) -> None:
 def check_pair_sizes(config: DictConfig, rows_of: dict[str, list[Pair]], packed: bool) -> None:
     data, count = config.data, len(rows_of["train"])
     if count < data.train_batch_size:
-        raise DataError(f"data.train_batch_size={data.train_batch_size} is larger than the {count} pairs; lower it")
+        raise DataError(
+            f"data.train_batch_size={data.train_batch_size} is larger than the {count} pairs; "
+            f"lower it, for example to {max(1, count // 4)}"
+        )
     if left_over := count % data.train_batch_size:
         print(f"  {left_over} training pairs, others each epoch, do not fill a batch and are left out")
     largest = max(row.tokens if packed else row.padded_tokens for rows in rows_of.values() for row in rows)

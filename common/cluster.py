@@ -62,7 +62,7 @@ VERL_NOTES = (
     *("Total steps: ", "Before FSDP, ", "After FSDP, ", "colocated worker base class ", "Checkpoint tracker file "),
     *("Creating file logger at ", "Saving tensorboard log to ", "Using dataset class: ", "dataset len: "),
     *("Initial validation metrics: ", "Final validation metrics: ", "Dumped generations to "),
-    *("Warning: Failed to set NUMA affinity: ", "LLMServerManager: "),
+    *("Warning: Failed to set NUMA affinity: ", "LLMServerManager: ", "[validate_config] All "),
     # what was saved, and where a run resumes, is said in lines of ours
     *("Found checkpoint: ", "Found latest checkpoint: "),
     *("Saving checkpoint to: ", "Saved dataloader state to: ", "Updated checkpoint tracker: "),

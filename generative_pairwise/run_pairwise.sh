@@ -166,6 +166,10 @@ if [[ -n "$TEST_FILES" && -z "${RAY_ADDRESS:-}" ]]; then
     "${BEFORE[@]}"
     printf '\n=== before training -> the best policy:\n'
     "${AFTER[@]}"
+    if [[ $(<"$OUTPUT/best.json") == '{"step": 0,'* ]]; then
+        echo "No step was better on the validation rows than the start, so both are the same judge. The last policy:"
+        echo "$OUTPUT/checkpoint_last"
+    fi
 elif [[ -n "$TEST_FILES" ]]; then
     # this machine may be a head node without a GPU
     echo "To see how well it judges, run on a machine that can hold the model: ${BEFORE[*]} && ${AFTER[*]}"

@@ -228,7 +228,8 @@ def check_conversation_sizes(config: DictConfig, rows_of: dict[str, list[Example
     data, count = config.data, len(rows_of["train"])
     if count < data.train_batch_size:
         raise DataError(
-            f"data.train_batch_size={data.train_batch_size} is larger than the {count} conversations; lower it"
+            f"data.train_batch_size={data.train_batch_size} is larger than the {count} conversations; "
+            f"lower it, for example to {max(1, count // 4)}"
         )
     if left_over := count % data.train_batch_size:
         print(f"  {left_over} training conversations, others each epoch, do not fill a batch and are left out")

@@ -76,7 +76,7 @@ def convert(file: Path, folder: Path) -> Path:
     try:
         import gguf  # noqa: F401  what transformers reads such files with
     except ImportError as error:
-        raise NotThere("`pip install gguf`: it reads the file that holds the model") from error
+        raise NotThere('`pip install -e ".[test]"`, or `pip install gguf`: it reads the model\'s file') from error
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}

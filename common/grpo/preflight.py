@@ -92,7 +92,7 @@ def check_settings(config: DictConfig, prompts: int, longest: int | None = None)
     if data.train_batch_size % actor.ppo_mini_batch_size:
         raise DataError(
             f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} does not divide "
-            f"data.train_batch_size={data.train_batch_size}"
+            f"data.train_batch_size={data.train_batch_size}. Set it to {data.train_batch_size} for one update a step"
         )
     if config.trainer.test_freq < 1:
         raise DataError(

@@ -27,6 +27,7 @@ from verl.single_controller.ray import ResourcePoolManager, base
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import config as config_checks
 from verl.utils.device import get_device_name
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 from verl.workers.rollout.llm_server import LLMServerManager
@@ -41,7 +42,7 @@ from common.grpo.servers import SeededAgentLoops, ServerWatch
 from common.pool import OneNodeEach, WorkerGroup
 from common.report import set_log_file
 
-mute(base, trainer_base)
+mute(base, config_checks, trainer_base)
 
 CHECKPOINT, LAST = "checkpoint", "checkpoint_last"
 BEST = "best.json"  # which step the checkpoint is of
