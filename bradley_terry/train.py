@@ -14,6 +14,7 @@ from pathlib import Path
 
 import hydra
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
@@ -85,6 +86,7 @@ reward = model(**tokenizer("…", return_tensors="pt")).logits.item()
 @hydra.main(config_path=".", config_name="config", version_base=None)
 def main(config: DictConfig) -> None:
     try:
+        training.refuse_added(HydraConfig.get().overrides.task, Path(__file__).with_name("config.yaml"))
         train(config)
     except (DataError, cluster.ClusterError, CheckpointError, cluster.TrainingError) as error:
         raise SystemExit(f"\ntrain.py: {error}") from None

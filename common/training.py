@@ -2,14 +2,35 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import ray
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from ray.exceptions import RayTaskError
 
 from common.cluster import ClusterError, Machines, TrainingError, check_platform
+from common.conversation import DataError
 from common.failures import what_is_gone
+
+
+def refuse_added(overrides: list[str], file: Path) -> None:
+    """Raise `DataError` for settings that no section of the config has: nothing would read them.
+
+    Hydra takes them if a plus stands before them, and says so. A section's own dictionaries, such as
+    model.override_config, may get keys.
+
+    Args:
+        overrides: what was given behind the script, as Hydra has it.
+        file: the method's config.yaml.
+    """
+    known = OmegaConf.load(file)
+    sections = {name: section for name, section in known.items() if isinstance(section, DictConfig)}
+    settings = {f"{name}.{key}" for name, section in sections.items() for key in section}
+    names = [word.lstrip("+").partition("=")[0] for word in overrides if word.startswith("+")]
+    added = [name for name in names if name.count(".") < 2 and name not in settings | known.keys()]
+    if added:
+        raise DataError(f"{', '.join(added)}: there is no such setting. The folder's config.yaml lists all of them")
 
 
 def start_workers(model_type: str, engine_module: str, loss_fn, config: DictConfig, machines: Machines):

@@ -15,6 +15,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
@@ -74,6 +75,7 @@ answer = generate(chat, max_new_tokens=512, do_sample=False)[0]["generated_text"
 @hydra.main(config_path=".", config_name="config", version_base=None)
 def main(config: DictConfig) -> None:
     try:
+        training.refuse_added(HydraConfig.get().overrides.task, Path(__file__).with_name("config.yaml"))
         train(config)
     except (DataError, cluster.ClusterError, CheckpointError, cluster.TrainingError) as error:
         raise SystemExit(f"\ntrain.py: {error}") from None

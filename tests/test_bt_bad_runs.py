@@ -27,6 +27,7 @@ from common.cluster import Machines
 from common.conversation import DataError
 from common.demo.world import preference_pairs
 from common.parquet import write_rows
+from common.training import refuse_added
 
 NUMBERS = """
 data.max_length=2048 data.max_tokens_per_gpu=16384 data.train_batch_size=8
@@ -250,3 +251,10 @@ def test_a_model_of_plain_text_carries_no_chat_template(tiny_tokenizer):
         train.keep_to_one_form({"train": text, "val": talk, "test": []}, base)
     train.keep_to_one_form({"train": text, "val": [], "test": text}, base)
     assert tiny_tokenizer.chat_template is None
+
+
+def test_an_added_setting_that_nothing_reads_is_refused():
+    file = REPO / "bradley_terry" / "config.yaml"
+    refuse_added(["optim.lr=1", "++loss.centering=1", "++plan=true", "+model.override_config.rope_theta=1"], file)
+    with pytest.raises(DataError, match="^trainer.total_stps, centring: there is no such setting"):
+        refuse_added(["trainer.seed=1", "+trainer.total_stps=2", "++centring=1"], file)

@@ -84,6 +84,9 @@ def main() -> None:
         return train_with_trl(options.output)
     if not options.data or not options.model:
         parser.error("--data and --model are needed")
+    needed = [options.data / name for name in FILES.values()] + [options.model / "config.json"]
+    if missing := [str(file) for file in needed if not file.exists()]:
+        parser.error(f"there is no {', no '.join(missing)}")
     if options.trl_python and (BASELINE not in options.variants or options.set):
         parser.error(f"--trl-python repeats the variant {BASELINE}, without --set")
     for number in (signal.SIGINT, signal.SIGTERM):
