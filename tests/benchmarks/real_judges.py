@@ -37,7 +37,7 @@ from importlib import import_module
 from pathlib import Path
 from statistics import mean
 
-from real_pairs import REPO, start, stop
+from real_pairs import REPO, look_for_files, start, stop
 
 PAIRWISE, POINTWISE = "generative_pairwise", "generative_pointwise"
 FILES = ("pairwise_train.parquet", "pointwise_train.parquet", "sft_judge_train.parquet")
@@ -84,9 +84,7 @@ def main() -> None:
     parser.add_argument("--labels", action="store_true", help="SFT learns the labels of rows without a judgement")
     parser.add_argument("--untrained", type=int, default=40, help="rows of test for the model as it came")
     options = parser.parse_args()
-    needed = [options.data / name for name in FILES] + [options.model / "config.json"]
-    if missing := [str(file) for file in needed if not file.exists()]:
-        parser.error(f"there is no {', no '.join(missing)}")
+    look_for_files(options, FILES, parser)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     sys.path.insert(0, str(REPO))
