@@ -69,6 +69,10 @@ VERL_NOTES = (
 )
 ENVIRONMENT = {name: os.environ.get(name, value) for name, value in DEFAULTS.items()} | {"TRANSFER_QUEUE_ENABLE": "1"}
 
+# glibc gives the memory of a large tensor back to the kernel, which fills it with zeros, page by page, for the next.
+# If it is kept, steps of a model of 135 M parameters take up to a tenth less time. Other C libraries ignore this
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # bytes
+
 TRAVELLING = (".py", ".txt", ".md", ".jinja", ".json", ".yaml")  # files of a method folder that workers get
 LOOPBACK = "127.0.0.1"
 LARGEST_TRAVELLING = 2**20  # bytes
@@ -127,7 +131,7 @@ def connect(
     else:
         _start_ray(
             package,
-            _share_of_cores(workers_per_node or 1) | {"VLLM_HOST_IP": LOOPBACK},
+            _settings_on_cpu(workers_per_node or 1) | {"VLLM_HOST_IP": LOOPBACK},
             **_local_ray(workers_per_node, cores_per_worker, cores_beside, servers_on_cpu),
         )
     os.environ.update(ENVIRONMENT)
@@ -273,13 +277,16 @@ def _local_ray(
     return settings
 
 
-def _share_of_cores(workers: int) -> dict[str, str]:
-    """Return the threads of each worker on CPU; torch would give every worker all cores."""
-    if torch.cuda.is_available() or "OMP_NUM_THREADS" in os.environ:
+def _settings_on_cpu(workers: int) -> dict[str, str]:
+    """Return the threads of workers that compute on the CPU, and what lets them keep memory. The user's settings stay."""
+    if torch.cuda.is_available():
         return {}
-    threads = max(1, torch.get_num_threads() // workers)
-    # A waiting thread sleeps. The usual spinning keeps the core from other processes, which become six times slower.
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    settings = KEEP_MEMORY
+    if "OMP_NUM_THREADS" not in os.environ:  # torch would give every worker all cores
+        threads = max(1, torch.get_num_threads() // workers)
+        # a waiting thread sleeps. The usual spinning keeps the core from other processes, which become six times slower
+        settings = settings | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    return {name: value for name, value in settings.items() if name not in os.environ}
 
 
 def _start_ray(package: str, environment: dict[str, str], **settings) -> None:

@@ -1,6 +1,7 @@
 """Joining a cluster: its token, its room, its GPUs. The real thing: test_bt_distributed.py, test_two_machines.py."""
 
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -215,3 +216,46 @@ def test_verls_notes_are_muted_and_all_else_that_it_prints_is_shown(capsys):
         show("WARN: grad_norm is not finite:", 3, sep="|")
         show()
     assert capsys.readouterr().out == "WARN: grad_norm is not finite:|3\n\n" * 2
+
+
+FILL_AND_FREE = """
+import ctypes, resource
+libc, pages = ctypes.CDLL(None), []
+libc.malloc.restype = ctypes.c_void_p
+for _ in range(4):
+    memory = ctypes.c_void_p(libc.malloc(2**27))
+    libc.memset(memory, 1, 2**27)
+    libc.free(memory)
+    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(pages[-1] - pages[0])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_workers_on_a_cpu_keep_the_memory_of_large_tensors(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in cluster.KEEP_MEMORY:
+        monkeypatch.delenv(name, raising=False)
+
+    def new_pages(settings: dict) -> int:
+        command = [sys.executable, "-c", FILL_AND_FREE]
+        return int(
+            subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True).stdout
+        )
+
+    given_back, kept = new_pages({}), new_pages(cluster._settings_on_cpu(1))
+    assert given_back > 100 and kept < given_back / 10  # of 4 KB each, or of 2 MB
+
+
+def test_settings_of_workers_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    for name in (*cluster.KEEP_MEMORY, "OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert cluster._settings_on_cpu(4) == cluster.KEEP_MEMORY | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    assert cluster._settings_on_cpu(2)["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert cluster._settings_on_cpu(2).keys() == {"MALLOC_MMAP_THRESHOLD_"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert cluster._settings_on_cpu(2) == {}
