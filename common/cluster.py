@@ -278,7 +278,7 @@ def _local_ray(
 
 
 def _settings_on_cpu(workers: int) -> dict[str, str]:
-    """Return the threads of workers that compute on the CPU, and what lets them keep memory. The user's settings stay."""
+    """Return the threads of workers that compute on the CPU, and that they keep memory. The user's settings stay."""
     if torch.cuda.is_available():
         return {}
     settings = KEEP_MEMORY
