@@ -69,9 +69,10 @@ VERL_NOTES = (
 )
 ENVIRONMENT = {name: os.environ.get(name, value) for name, value in DEFAULTS.items()} | {"TRANSFER_QUEUE_ENABLE": "1"}
 
-# glibc gives the memory of a large tensor back to the kernel, which fills it with zeros, page by page, for the next.
-# If it is kept, steps of a model of 135 M parameters take up to a tenth less time. Other C libraries ignore this
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # bytes
+# When a large tensor is freed, glibc gives its memory back, and the kernel fills new pages with zeros for the next one.
+# These tell glibc to keep it. With 135 M parameters on two cores, steps then take up to a tenth less time
+# (tests/benchmarks/share_of_peak.py). Other C libraries do not read them
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # mappings; bytes
 
 TRAVELLING = (".py", ".txt", ".md", ".jinja", ".json", ".yaml")  # files of a method folder that workers get
 LOOPBACK = "127.0.0.1"
@@ -278,15 +279,18 @@ def _local_ray(
 
 
 def _settings_on_cpu(workers: int) -> dict[str, str]:
-    """Return the threads of workers that compute on the CPU, and that they keep memory. The user's settings stay."""
+    """Return environment variables for workers of a machine without GPUs: how many threads, and to keep freed memory.
+
+    What the user has set stays as it is.
+    """
     if torch.cuda.is_available():
         return {}
-    settings = KEEP_MEMORY
-    if "OMP_NUM_THREADS" not in os.environ:  # torch would give every worker all cores
-        threads = max(1, torch.get_num_threads() // workers)
-        # a waiting thread sleeps. The usual spinning keeps the core from other processes, which become six times slower
-        settings = settings | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    return {name: value for name, value in settings.items() if name not in os.environ}
+    settings = {} if KEEP_MEMORY.keys() & os.environ.keys() else KEEP_MEMORY
+    if "OMP_NUM_THREADS" in os.environ:
+        return dict(settings)
+    threads = max(1, torch.get_num_threads() // workers)  # torch would give every worker all cores
+    # a waiting thread sleeps. The usual spinning keeps the core from other processes, which become six times slower
+    return settings | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def _start_ray(package: str, environment: dict[str, str], **settings) -> None:

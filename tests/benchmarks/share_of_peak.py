@@ -4,15 +4,18 @@
     python tests/benchmarks/share_of_peak.py --method sft --data CONVERSATIONS --model MODEL --give-memory-back
 
 PAIRS or CONVERSATIONS is a file of the method's rows, MODEL the folder that tests/real_model.py prints. A step is the
-engine's own in one process, with the run script's settings but for batch size and fp32, and layers computed once. It
-computes one micro-batch, as full as rows drawn at random make it, a few times, and updates the weights.
+engine's own, in one process, with the environment of a local run's worker and the run script's settings. Three things
+differ. It computes in fp32, without gradient checkpointing and without compiled layers. Longer rows than --max-length
+are left out. And a step is one micro-batch, nearly full of rows drawn at random, computed twice, and the update. The
+time is the mean of two steps, after two that are not timed.
 
-The peak is that of one large product in fp32, measured before and after, because it moves by a tenth and more. The
-operations are those that a step must make (`operations_of` in tests/gpu/speed.py). Then the profile of one more
-micro-batch: each of torch's operations with its share of the time, the largest first.
+The peak is that of the fastest of ten products of 2,048 x 2,048 numbers in fp32, measured before and after, because it
+moves by a tenth and more. The operations are those that a step must make (`operations_of` in tests/gpu/speed.py).
 
-Workers keep the memory of large tensors (`KEEP_MEMORY` in common/cluster.py), and so does this process, unless
---give-memory-back.
+Then one more micro-batch is profiled: torch's operations with their shares of its time, the largest first, and what
+stands between them.
+
+A worker keeps the memory of freed tensors (`KEEP_MEMORY` in common/cluster.py); --give-memory-back leaves that out.
 """
 
 import argparse
@@ -35,12 +38,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the language model")
     parser.add_argument("--max-length", type=int, default=1024, help="tokens; longer rows are left out")
     parser.add_argument("--max-tokens", type=int, default=4096, help="of a micro-batch")
-    parser.add_argument("--give-memory-back", action="store_true", help="as processes do that are not told otherwise")
+    parser.add_argument("--give-memory-back", action="store_true", help="use the C library's own settings")
     options = parser.parse_args()
     if missing := [str(path) for path in (options.data, options.model / "config.json") if not path.exists()]:
         parser.error(f"there is no {', no '.join(missing)}")
     sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "gpu")]
-    keep_memory(not options.give_memory_back)
+    become_a_worker(not options.give_memory_back, parser)
 
     import resource
 
@@ -48,33 +51,43 @@ def main() -> None:
     from speed import measure
 
     join_alone()
-    step = make_step(options)
+    step = make_step(options, parser)
     engine = step.engine_class(**step.settings)
     engine.initialize()
     before = speed_of_matmul()
     found = measure(engine, step, options.method, MICRO_BATCHES, peak=1.0)
     after = speed_of_matmul()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    tokens, seconds = found["tokens/s"] * found["step s"] / MICRO_BATCHES, found["step s"]
     print(
-        f"{options.method}: {len(step.batch)} rows of {found['tokens/s'] * found['step s'] / MICRO_BATCHES:.0f} tokens "
-        f"{MICRO_BATCHES} times in {found['step s']:.1f} s, {found['tokens/s']:.0f} tokens a second, "
-        f"{found['MFU'] / 1e9:.0f} GFLOP/s of {before / 1e9:.0f} before and {after / 1e9:.0f} after: "
-        f"{2 * found['MFU'] / (before + after):.3f}. Peak memory {memory:.1f} GiB"
+        f"{options.method}: {len(step.batch)} rows, {tokens:.0f} tokens in all, computed {MICRO_BATCHES} times in "
+        f"{seconds:.1f} s: {found['tokens/s']:.0f} tokens a second, {found['MFU'] / 1e9:.0f} GFLOP/s of "
+        f"{before / 1e9:.0f} before and {after / 1e9:.0f} after, a share of {2 * found['MFU'] / (before + after):.3f}. "
+        f"Peak memory {memory:.1f} GiB"
     )
     print(profile(engine, step))
 
 
-def keep_memory(wanted: bool) -> None:
-    """Start this process once more if the C library was not told, or was told otherwise: it reads that at its start."""
-    from common.cluster import KEEP_MEMORY
+def become_a_worker(keep_memory: bool, parser: argparse.ArgumentParser) -> None:
+    """Start this process once more if its environment is not a worker's: libraries read it when they are loaded."""
+    import torch
 
-    others = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
-    right = others | (KEEP_MEMORY if wanted else {})
-    if right != dict(os.environ):
-        os.execve(sys.executable, [sys.executable, *sys.argv], right)
+    from common.cluster import KEEP_MEMORY, _settings_on_cpu
+
+    if torch.cuda.is_available():
+        parser.error("this measures a CPU, and torch finds a GPU. Set CUDA_VISIBLE_DEVICES= to hide it")
+    found = dict(os.environ)
+    for name in (*KEEP_MEMORY, "OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        os.environ.pop(name, None)
+    wanted = dict(os.environ)
+    for name, value in _settings_on_cpu(1).items():
+        if keep_memory or name not in KEEP_MEMORY:
+            wanted[name] = value
+    if wanted != found:
+        os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
 
 
-def make_step(options: argparse.Namespace):
+def make_step(options: argparse.Namespace, parser: argparse.ArgumentParser):
     """Return the method's step over rows drawn at random."""
     from memory_table import settings
 
@@ -100,6 +113,9 @@ def make_step(options: argparse.Namespace):
     )
     rows, _ = load(options.data, "drop")
     encoded, _ = encode(rows, tokenizer, options.max_length, "drop", "drop")
+    encoded = [row for row in encoded if row.tokens <= options.max_tokens]
+    if not encoded:
+        parser.error("no row fits --max-length and --max-tokens")
     random.Random(0).shuffle(encoded)
     return importlib.import_module(f"{options.method}.engine").step_to_count(config, 1, encoded, True)
 
@@ -118,15 +134,17 @@ def speed_of_matmul() -> float:
 
 
 def profile(engine, step) -> str:
-    """Return torch's operations in one micro-batch, those with at least a hundredth of the time, as a table."""
+    """Return a table: what has at least a hundredth of a micro-batch's time, forward and backward."""
     import torch
 
     with engine.train_mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        started = time.perf_counter()
         engine.forward_backward_batch(step.batch.clone(), step.loss)
-    events = seen.key_averages()
-    total = sum(event.self_cpu_time_total for event in events)
-    shares = sorted(((event.self_cpu_time_total / total, event.key) for event in events), reverse=True)
-    lines = [f"| {name} | {share:.3f} |" for share, name in shares if share >= 0.01]
+        seconds = time.perf_counter() - started
+    spent = {event.key: event.self_cpu_time_total / 1e6 for event in seen.key_averages() if "::" in event.key}
+    shares = sorted(((value / seconds, name) for name, value in spent.items() if value >= seconds / 100), reverse=True)
+    shares.append((1 - sum(share for share, _ in shares), "all else"))
+    lines = [f"| {name} | {share:.3f} |" for share, name in shares]
     return "\n".join(["| operation | share of the time |", "|---|---|", *lines])
 
 
