@@ -287,7 +287,7 @@ def _settings_on_cpu(workers: int) -> dict[str, str]:
         return {}
     settings = {} if KEEP_MEMORY.keys() & os.environ.keys() else KEEP_MEMORY
     if "OMP_NUM_THREADS" in os.environ:
-        return dict(settings)
+        return settings
     threads = max(1, torch.get_num_threads() // workers)  # torch would give every worker all cores
     # a waiting thread sleeps. The usual spinning keeps the core from other processes, which become six times slower
     return settings | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}

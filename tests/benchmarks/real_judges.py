@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--labels", action="store_true", help="SFT learns the labels of rows without a judgement")
     parser.add_argument("--untrained", type=int, default=40, help="rows of test for the model as it came")
     options = parser.parse_args()
-    look_for_files(options, FILES, parser)
+    look_for_files([options.data / name for name in FILES], options.model, parser)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     sys.path.insert(0, str(REPO))

@@ -35,7 +35,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
@@ -85,7 +84,7 @@ def main() -> None:
         return train_with_trl(options.output)
     if not options.data or not options.model:
         parser.error("--data and --model are needed")
-    look_for_files(options, FILES.values(), parser)
+    look_for_files([options.data / name for name in FILES.values()], options.model, parser)
     if options.trl_python and (BASELINE not in options.variants or options.set):
         parser.error(f"--trl-python repeats the variant {BASELINE}, without --set")
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -104,10 +103,9 @@ def main() -> None:
         raise SystemExit("\n".join(["", "failed:", *failed]))
 
 
-def look_for_files(options: argparse.Namespace, names: Iterable[str], parser: argparse.ArgumentParser) -> None:
+def look_for_files(data: list[Path], model: Path, parser: argparse.ArgumentParser) -> None:
     """End with the usage and what is missing if a file of --data, or the model, is not there."""
-    needed = [options.data / name for name in names] + [options.model / "config.json"]
-    if missing := [str(file) for file in needed if not file.exists()]:
+    if missing := [str(file) for file in (*data, model / "config.json") if not file.exists()]:
         parser.error(f"there is no {', no '.join(missing)}")
 
 

@@ -12,8 +12,8 @@ time is the mean of two steps, after two that are not timed.
 The peak is that of the fastest of ten products of 2,048 x 2,048 numbers in fp32, measured before and after, because it
 moves by a tenth and more. The operations are those that a step must make (`operations_of` in tests/gpu/speed.py).
 
-Then one more micro-batch is profiled: torch's operations with their shares of its time, the largest first, and what
-stands between them.
+Then one more micro-batch is profiled: torch's operations with their shares of its time, the largest first, and all
+else.
 
 A worker keeps the memory of freed tensors (`KEEP_MEMORY` in common/cluster.py); --give-memory-back leaves that out.
 """
@@ -25,6 +25,8 @@ import random
 import sys
 import time
 from pathlib import Path
+
+from real_pairs import look_for_files
 
 TESTS = Path(__file__).resolve().parents[1]
 MICRO_BATCHES = 2  # of a step
@@ -40,8 +42,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=4096, help="of a micro-batch")
     parser.add_argument("--give-memory-back", action="store_true", help="use the C library's own settings")
     options = parser.parse_args()
-    if missing := [str(path) for path in (options.data, options.model / "config.json") if not path.exists()]:
-        parser.error(f"there is no {', no '.join(missing)}")
+    look_for_files([options.data], options.model, parser)
     sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "gpu")]
     become_a_worker(not options.give_memory_back, parser)
 
@@ -98,8 +99,8 @@ def make_step(options: argparse.Namespace, parser: argparse.ArgumentParser):
         "model.enable_gradient_checkpointing=False",
         "engine.use_torch_compile=False",
         "optim.total_training_steps=9",
+        f"data.max_tokens_per_gpu={options.max_tokens}",
     ]
-    own.append(f"data.max_tokens_per_gpu={options.max_tokens}")
     config = settings(options.method, options.model.absolute(), "hf", 1, own)
     config.model.override_config = {"attn_implementation": SEGMENT_ATTENTION}
     config.engine.mixed_precision = {"param_dtype": "fp32"}
