@@ -199,16 +199,18 @@ def test_no_client_can_load_adapters_into_a_server():
 def test_a_local_run_leaves_no_token_for_a_later_ray_start(tmp_path):
     code = "import ray, bradley_terry; from common import cluster; print(cluster.connect('bradley_terry', 1, 1))"
     code += "; print(ray._private.authentication.authentication_utils.is_token_auth_enabled())"
-    code += "; import os; asked = ray.remote(lambda: {name: os.environ.get(name) for name in cluster.KEEP_MEMORY})"
+    code += "; import os; wanted = cluster.KEEP_MEMORY | cluster.WAIT_BRIEFLY"
+    code += "; asked = ray.remote(lambda: {name: os.environ.get(name) for name in wanted})"
     code += "; print('a worker has', ray.get(asked.remote()))"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    own = ("RAY_", *cluster.KEEP_MEMORY, *cluster.WAIT_BRIEFLY)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     environment["HOME"] = str(tmp_path)
     command = [sys.executable, "-c", code]
     shown = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=120)
     assert shown.returncode == 0, shown.stderr
     said = "Machines(device='cpu', workers_per_node=1, precision='fp32', card=None, host=None, compiles=True)\nTrue\n"
     assert said in shown.stdout and not (tmp_path / ".ray").exists()
-    assert f"a worker has {cluster.KEEP_MEMORY}" in shown.stdout
+    assert f"a worker has {cluster.KEEP_MEMORY | cluster.WAIT_BRIEFLY}" in shown.stdout
 
 
 def test_verls_notes_are_muted_and_all_else_that_it_prints_is_shown(capsys):
@@ -250,16 +252,41 @@ def test_workers_on_a_cpu_keep_the_memory_of_large_tensors(monkeypatch):
     assert given_back > 100 and kept < given_back / 10  # new pages, of 4 KB each or of 2 MB
 
 
-def test_settings_of_workers_on_a_cpu(monkeypatch):
+def test_threads_of_workers_on_a_cpu_wait_briefly():
+    code, environment = "import torch", os.environ | cluster.WAIT_BRIEFLY | {"OMP_DISPLAY_ENV": "VERBOSE"}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    if "GOMP_" not in shown.stderr:
+        pytest.skip("this torch has not GNU's OpenMP")
+    assert "GOMP_SPINCOUNT = '1000'" in shown.stderr and "OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr
+
+
+OURS = {"memory": cluster.KEEP_MEMORY, "wait": cluster.WAIT_BRIEFLY, "threads": {"OMP_NUM_THREADS": "3"}}
+
+
+@pytest.mark.parametrize(
+    "by_the_user, left_out",
+    [
+        ({}, ()),
+        ({"OMP_NUM_THREADS": "5"}, ("threads",)),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ("wait",)),
+        ({"GOMP_SPINCOUNT": "7"}, ("wait",)),
+        ({"MALLOC_TRIM_THRESHOLD_": "1000"}, ("memory",)),
+        ({"MALLOC_MMAP_MAX_": "8", "OMP_NUM_THREADS": "5"}, ("memory", "threads")),
+    ],
+)
+def test_settings_of_workers_on_a_cpu(by_the_user, left_out, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
-    for name in (*cluster.KEEP_MEMORY, "OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
-        monkeypatch.delenv(name, raising=False)
-    assert cluster._settings_on_cpu(4) == cluster.KEEP_MEMORY | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    assert cluster._settings_on_cpu(2)["OMP_NUM_THREADS"] == "3"
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert cluster._settings_on_cpu(2) == cluster.KEEP_MEMORY
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
-    assert cluster._settings_on_cpu(2) == {}  # one of the two alone was not meant
+    for group in OURS.values():
+        for name in group:
+            monkeypatch.delenv(name, raising=False)
+    for name, value in by_the_user.items():
+        monkeypatch.setenv(name, value)
+    expected = {}
+    for kept in OURS.keys() - set(left_out):
+        expected |= OURS[kept]
+    assert cluster._settings_on_cpu(2) == expected
+    if "threads" not in left_out:
+        assert cluster._settings_on_cpu(4)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert cluster._settings_on_cpu(2) == {}

@@ -276,6 +276,8 @@ def start(command: list[str], output: Path, environment: dict[str, str], paralle
     Raises:
         RuntimeError: it failed or took too long; its last words.
     """
+    from common.cluster import WAIT_BRIEFLY
+
     cores = max(1, (os.cpu_count() or 1) // parallel)
     with tempfile.TemporaryDirectory(prefix="rr", dir="/tmp", ignore_cleanup_errors=True) as place:
         own = {
@@ -285,7 +287,7 @@ def start(command: list[str], output: Path, environment: dict[str, str], paralle
             # Ray starts a process for each core that it counts, and keeps a third of the memory for objects
             "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 2, "object_store_memory": 2**28}),
             "OMP_NUM_THREADS": str(cores),
-            "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits leaves its core to others
+            **(WAIT_BRIEFLY if parallel > 1 else {}),  # alone, TRL has its usual threads
             "RAYON_NUM_THREADS": str(cores),  # of the tokenizer
         }
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

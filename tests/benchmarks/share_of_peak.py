@@ -15,7 +15,8 @@ moves by a tenth and more. The operations are those that a step must make (`oper
 Then one more micro-batch is profiled: torch's operations with their shares of its time, the largest first, and all
 else.
 
-A worker keeps the memory of freed tensors (`KEEP_MEMORY` in common/cluster.py); --give-memory-back leaves that out.
+A worker keeps the memory of freed tensors (`KEEP_MEMORY` in common/cluster.py); --give-memory-back leaves that out. And
+its threads wait for work before they sleep (`WAIT_BRIEFLY`); set GOMP_SPINCOUNT to compare other times.
 """
 
 import argparse
@@ -77,14 +78,11 @@ def become_a_worker(keep_memory: bool, parser: argparse.ArgumentParser) -> None:
 
     if torch.cuda.is_available():
         parser.error("this measures a CPU, and torch finds a GPU. Set CUDA_VISIBLE_DEVICES= to hide it")
-    found = dict(os.environ)
-    for name in (*KEEP_MEMORY, "OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
-        os.environ.pop(name, None)
     wanted = dict(os.environ)
     for name, value in _settings_on_cpu(1).items():
         if keep_memory or name not in KEEP_MEMORY:
             wanted[name] = value
-    if wanted != found:
+    if wanted != os.environ:
         os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
 
 
