@@ -102,7 +102,8 @@ def read_label(value: object) -> int:
     """Return a label; raise `BadRow` if it is not a score of the scale. It is never moved to fit."""
     text = str(value).strip()
     if not re.fullmatch(r"-?[0-9]{1,6}(\.0{1,6})?", text) or (score := int(float(text))) not in SCORES:
-        raise BadRow("label", f"expected a whole number from {SCORES[0]} to {SCORES[-1]}", value)
+        expected = f"expected a whole number from {SCORES[0]} to {SCORES[-1]}, see SCORES in prompt.py"
+        raise BadRow("label", expected, value)
     return score
 
 

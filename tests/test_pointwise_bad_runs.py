@@ -46,8 +46,9 @@ def test_bad_rows_are_listed_by_file_row_and_column(refused):
     rows[20]["output"] = rows[20]["output"][:-2]
     message = refused(rows)
     assert message.startswith("\ntrain.py: 3 of 30 rows cannot be used:")
-    assert "train.parquet row 3, column 'label': expected a whole number from 0 to 4 (found 7)" in message
-    assert "train.parquet row 11, column 'label': expected a whole number from 0 to 4 (found None)" in message
+    expected = "expected a whole number from 0 to 4, see SCORES in prompt.py"
+    for row, found in ((3, 7), (11, None)):
+        assert f"train.parquet row {row}, column 'label': {expected} (found {found})" in message
     assert "train.parquet row 20, column 'output': JSON that cannot be parsed" in message
     assert "data.on_bad_row=drop" in message
 

@@ -90,6 +90,7 @@ def test_a_split_keeps_together_what_answers_one_dialogue_however_that_is_writte
         assert len(train) == 14 and not {prompt_of(row) for row in train} & {prompt_of(row) for row in val}
 
 
+NO_SCORE = "expected a whole number from 0 to 4, see SCORES in prompt.py"
 LABELS = [(0.0, 0), (4, 4), ("3", 3), ("4.0", 4), (True, None), (None, None), (5, None), (3.7, None), (-1, None)]
 LABELS += [("three", None), (float("nan"), None)]
 
@@ -101,7 +102,7 @@ def test_a_label_is_a_whole_number_from_0_to_4_or_an_error_and_never_a_default(w
         path = write("a.parquet", row)
         if read is None:
             fault = refused(load_rows, path)[1]
-            assert fault.startswith("  a.parquet row 0, column 'label': expected a whole number from 0 to 4 (found ")
+            assert fault.startswith(f"  a.parquet row 0, column 'label': {NO_SCORE} (found ")
         else:
             assert repr(load_rows(path)[0][0]["label"]) == repr(read)  # an int, not 3.0
 
@@ -113,13 +114,13 @@ BROKEN = {  # column and fault of labelled rows: cells that have it, in JSON tex
     ("output", "JSON that cannot be parsed"): ["x", "[", ""],
     ("output", f"expected a list of 1 response, each {RESPONSE_FORM}"): [None, "[]", "[{}, {}]"],
     ("output", f"expected each response as {RESPONSE_FORM}"): ['["x"]', '[{"answer": null}]'],
-    ("label", "expected a whole number from 0 to 4"): [None, 5],
+    ("label", NO_SCORE): [None, 5],
 }
 BROKEN_RENDERED = {
     ("prompt", "expected messages that end with the user's"): ["Score it.", json.dumps([user("x"), assistant("y")])],
     ("prompt", "expected a list of messages, JSON text of one, or plain text"): [None],
     ("prompt", "a message whose content is not text"): ['[{"role": "user", "content": 7}]'] * 2,
-    ("label", "expected a whole number from 0 to 4"): [None],
+    ("label", NO_SCORE): [None],
 }
 
 
