@@ -91,16 +91,22 @@ def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
         if not note.exists():
             raise CheckpointError(f"{folder} holds a checkpoint of unknown origin ({RUN_FILE} is missing). {REMEDY}")
         earlier = json.loads(note.read_text())
-        changed = [
-            f"{key}: {earlier.get(key)!r} there, {run[key]!r} here" for key in run if earlier.get(key) != run[key]
-        ]
-        if changed:
+        if changed := _differences({name: earlier.get(name) for name in run}, run):
             raise CheckpointError(f"{folder} holds a checkpoint of another run. " + "; ".join(changed) + f". {REMEDY}")
     elif resume_mode == "disable":
         tracker.unlink(missing_ok=True)
         for left in (*folder.glob("global_step_*"), folder / "metrics", folder / "tensorboard"):
             shutil.rmtree(left, ignore_errors=True)
     write_text(note, json.dumps(run, indent=1))
+
+
+def _differences(there: object, here: object, name: str = "") -> list[str]:
+    """Return a line for each value that differs; of two dictionaries only for what differs in them."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = {**there, **here}
+        inside = ((there.get(key), here.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
+        return [line for values in inside for line in _differences(*values)]
+    return [] if there == here else [f"{name}: {there!r} there, {here!r} here"]
 
 
 def how_to_go_on(trainer: DictConfig) -> str:

@@ -121,6 +121,17 @@ def test_the_same_run_may_resume_and_another_may_not(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["model"] == "b"
 
 
+def test_of_a_group_of_settings_only_what_differs_is_shown(tmp_path):
+    optimizer = {"lr": 1e-5, "betas": [0.9, 0.95], "schedule": {"type": "cosine", "end": 9}}
+    check_resume(tmp_path, {"optim": optimizer, "loss": {"margin": 0}}, "auto")
+    save(Handler(tmp_path), 5, keep=1)
+    other = optimizer | {"lr": 2e-5, "schedule": {"type": "cosine", "end": 8}, "clip": 1}
+    with pytest.raises(CheckpointError) as caught:
+        check_resume(tmp_path, {"optim": other, "loss": {"margin": 0}}, "auto")
+    expected = "optim.lr: 1e-05 there, 2e-05 here; optim.schedule.end: 9 there, 8 here; optim.clip: None there, 1 here"
+    assert f"another run. {expected}. Choose another OUTPUT" in str(caught.value)
+
+
 def test_a_checkpoint_that_is_gone_is_not_passed_over(tmp_path):
     (tmp_path / TRACKER).write_text("5")
     with pytest.raises(CheckpointError, match="names a checkpoint that is gone: step 5"):
