@@ -101,10 +101,13 @@ def check_resume(folder: Path, run: dict, resume_mode: str) -> None:
 
 
 def _differences(there: object, here: object, name: str = "") -> list[str]:
-    """Return a line for each value that differs; of two dictionaries only for what differs in them."""
+    """Return a line for each value that differs; of two dictionaries only for what differs in them.
+
+    A value that is missing is None: a setting that an earlier version did not have, and that is off, is no difference.
+    """
     if isinstance(there, dict) and isinstance(here, dict):
         keys = {**there, **here}
-        inside = ((there.get(key), here.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
+        inside = ((there.get(key), here.get(key), f"{name}.{key}" if name else key) for key in keys)
         return [line for values in inside for line in _differences(*values)]
     return [] if there == here else [f"{name}: {there!r} there, {here!r} here"]
 

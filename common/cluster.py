@@ -74,9 +74,9 @@ ENVIRONMENT = {name: os.environ.get(name, value) for name, value in DEFAULTS.ite
 # (tests/benchmarks/share_of_peak.py). Other C libraries do not read them
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # mappings; bytes
 # How long a thread of GNU's OpenMP, which torch's wheels for Linux hold, waits for work before it sleeps: 1,000 turns,
-# some 10 us. The usual 300,000 keep the core from other processes. On two cores the demo of `bradley_terry` took 70 s,
-# without any wait 84 s. Two such runs at once took 114 s each; without any wait 107 s; with 10,000 turns 280 s. The
-# policy is for more threads than cores: these never wait
+# some 10 us by its own estimate. The usual 300,000 keep the core from other processes. On two cores the demo of
+# `bradley_terry` took 68 to 70 s, without any wait 82 to 86 s. Two such runs at once took 113 to 115 s each; without
+# any wait 105 to 109 s; with 10,000 turns 280 s. PASSIVE: where a process has more threads than cores, none waits
 WAIT_BRIEFLY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 
 TRAVELLING = (".py", ".txt", ".md", ".jinja", ".json", ".yaml")  # files of a method folder that workers get
@@ -286,7 +286,7 @@ def _local_ray(
 def _settings_on_cpu(workers: int) -> dict[str, str]:
     """Return environment variables for workers of a machine without GPUs: to keep freed memory, to share the cores.
 
-    They come in groups. If the user has set one of a group, it is left out.
+    They come in groups. If the user has set one of a group, the whole group is left out.
     """
     if torch.cuda.is_available():
         return {}

@@ -102,7 +102,7 @@ def read_label(value: object) -> int:
     """Return a label; raise `BadRow` if it is not a score of the scale. It is never moved to fit."""
     text = str(value).strip()
     if not re.fullmatch(r"-?[0-9]{1,6}(\.0{1,6})?", text) or (score := int(float(text))) not in SCORES:
-        expected = f"expected a whole number from {SCORES[0]} to {SCORES[-1]}, see SCORES in prompt.py"
+        expected = f"expected a whole number from {SCORES[0]} to {SCORES[-1]}, the scale that SCORES sets"
         raise BadRow("label", expected, value)
     return score
 

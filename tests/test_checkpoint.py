@@ -125,6 +125,7 @@ def test_of_a_group_of_settings_only_what_differs_is_shown(tmp_path):
     optimizer = {"lr": 1e-5, "betas": [0.9, 0.95], "schedule": {"type": "cosine", "end": 9}}
     check_resume(tmp_path, {"optim": optimizer, "loss": {"margin": 0}}, "auto")
     save(Handler(tmp_path), 5, keep=1)
+    check_resume(tmp_path, {"optim": optimizer | {"new": None}, "loss": {"margin": 0}}, "auto")
     other = optimizer | {"lr": 2e-5, "schedule": {"type": "cosine", "end": 8}, "clip": 1}
     with pytest.raises(CheckpointError) as caught:
         check_resume(tmp_path, {"optim": other, "loss": {"margin": 0}}, "auto")

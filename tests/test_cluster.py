@@ -260,7 +260,7 @@ def test_threads_of_workers_on_a_cpu_wait_briefly():
     assert "GOMP_SPINCOUNT = '1000'" in shown.stderr and "OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr
 
 
-OURS = {"memory": cluster.KEEP_MEMORY, "wait": cluster.WAIT_BRIEFLY, "threads": {"OMP_NUM_THREADS": "3"}}
+GROUPS = {"memory": cluster.KEEP_MEMORY, "wait": cluster.WAIT_BRIEFLY, "threads": {"OMP_NUM_THREADS": "3"}}
 
 
 @pytest.mark.parametrize(
@@ -277,14 +277,14 @@ OURS = {"memory": cluster.KEEP_MEMORY, "wait": cluster.WAIT_BRIEFLY, "threads": 
 def test_settings_of_workers_on_a_cpu(by_the_user, left_out, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
-    for group in OURS.values():
+    for group in GROUPS.values():
         for name in group:
             monkeypatch.delenv(name, raising=False)
     for name, value in by_the_user.items():
         monkeypatch.setenv(name, value)
     expected = {}
-    for kept in OURS.keys() - set(left_out):
-        expected |= OURS[kept]
+    for kept in GROUPS.keys() - set(left_out):
+        expected |= GROUPS[kept]
     assert cluster._settings_on_cpu(2) == expected
     if "threads" not in left_out:
         assert cluster._settings_on_cpu(4)["OMP_NUM_THREADS"] == "1"

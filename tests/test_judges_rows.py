@@ -95,8 +95,8 @@ LABELS += [float("nan"), float("inf"), "nan"]
 
 @pytest.mark.parametrize("label", LABELS, ids=lambda label: repr(label)[:12])
 def test_a_label_that_is_no_score_is_refused_and_shown(label):
-    expected = ("label", "expected a whole number from 0 to 4, see SCORES in prompt.py", f" (found {shorten(label)})")
-    assert fault_of(pointwise.read_row, scored(label=label)) == expected
+    expected = "expected a whole number from 0 to 4, the scale that SCORES sets"
+    assert fault_of(pointwise.read_row, scored(label=label)) == ("label", expected, f" (found {shorten(label)})")
 
 
 METADATA = [

@@ -46,7 +46,7 @@ def test_bad_rows_are_listed_by_file_row_and_column(refused):
     rows[20]["output"] = rows[20]["output"][:-2]
     message = refused(rows)
     assert message.startswith("\ntrain.py: 3 of 30 rows cannot be used:")
-    expected = "expected a whole number from 0 to 4, see SCORES in prompt.py"
+    expected = "expected a whole number from 0 to 4, the scale that SCORES sets"
     for row, found in ((3, 7), (11, None)):
         assert f"train.parquet row {row}, column 'label': {expected} (found {found})" in message
     assert "train.parquet row 20, column 'output': JSON that cannot be parsed" in message

@@ -90,7 +90,7 @@ def test_a_split_keeps_together_what_answers_one_dialogue_however_that_is_writte
         assert len(train) == 14 and not {prompt_of(row) for row in train} & {prompt_of(row) for row in val}
 
 
-NO_SCORE = "expected a whole number from 0 to 4, see SCORES in prompt.py"
+NO_SCORE = "expected a whole number from 0 to 4, the scale that SCORES sets"
 LABELS = [(0.0, 0), (4, 4), ("3", 3), ("4.0", 4), (True, None), (None, None), (5, None), (3.7, None), (-1, None)]
 LABELS += [("three", None), (float("nan"), None)]
 

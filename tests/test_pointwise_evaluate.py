@@ -214,7 +214,7 @@ def test_bad_and_long_rows_are_refused_or_set_aside_and_never_judged(run, loaded
     calls = loaded(RIGHT)
     metrics, rows, printed = run("--settings", settings, rows=[long, *ROWS, broken])
     assert metrics["set_aside"] == {
-        "column 'label': expected a whole number from 0 to 4, see SCORES in prompt.py": 1,
+        "column 'label': expected a whole number from 0 to 4, the scale that SCORES sets": 1,
         "prompt of more than 600 tokens": 1,
     }
     assert "set aside: 1 x prompt of more than 600 tokens" in printed

@@ -223,7 +223,7 @@ def test_a_bad_row_ends_the_command_with_its_number_and_without_a_traceback(tmp_
     monkeypatch.delitem(sys.modules, "generative_pointwise.prepare_data")  # or runpy warns that it is there twice
     with pytest.raises(SystemExit) as caught:
         runpy.run_module("generative_pointwise.prepare_data", run_name="__main__")
-    expected = "row 1, column 'label': expected a whole number from 0 to 4, see SCORES in prompt.py (found 7)\n"
+    expected = "row 1, column 'label': expected a whole number from 0 to 4, the scale that SCORES sets (found 7)\n"
     assert str(caught.value).startswith(f"prepare_data.py: 1 of 2 rows cannot be used:\n  {expected}")
     assert not (tmp_path / "data").exists()
 

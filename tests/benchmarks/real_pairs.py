@@ -287,7 +287,7 @@ def start(command: list[str], output: Path, environment: dict[str, str], paralle
             # Ray starts a process for each core that it counts, and keeps a third of the memory for objects
             "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 2, "object_store_memory": 2**28}),
             "OMP_NUM_THREADS": str(cores),
-            **(WAIT_BRIEFLY if parallel > 1 else {}),  # alone, TRL has its usual threads
+            **(WAIT_BRIEFLY if parallel > 1 else {}),  # alone, TRL's threads wait as they usually do
             "RAYON_NUM_THREADS": str(cores),  # of the tokenizer
         }
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -4,10 +4,10 @@
     python tests/benchmarks/share_of_peak.py --method sft --data CONVERSATIONS --model MODEL --give-memory-back
 
 PAIRS or CONVERSATIONS is a file of the method's rows, MODEL the folder that tests/real_model.py prints. A step is the
-engine's own, in one process, with the environment of a local run's worker and the run script's settings. Three things
-differ. It computes in fp32, without gradient checkpointing and without compiled layers. Longer rows than --max-length
-are left out. And a step is one micro-batch, nearly full of rows drawn at random, computed twice, and the update. The
-time is the mean of two steps, after two that are not timed.
+engine's own, in one process, with the run script's settings and the environment of a local run's worker, what you set
+in it included. Three things differ. It computes in fp32, without gradient checkpointing and without compiled layers.
+Longer rows than --max-length are left out. And a step is one micro-batch, nearly full of rows drawn at random, computed
+twice, and the update. The time is the mean of two steps, after two that are not timed.
 
 The peak is that of the fastest of ten products of 2,048 x 2,048 numbers in fp32, measured before and after, because it
 moves by a tenth and more. The operations are those that a step must make (`operations_of` in tests/gpu/speed.py).
@@ -78,10 +78,9 @@ def become_a_worker(keep_memory: bool, parser: argparse.ArgumentParser) -> None:
 
     if torch.cuda.is_available():
         parser.error("this measures a CPU, and torch finds a GPU. Set CUDA_VISIBLE_DEVICES= to hide it")
-    wanted = dict(os.environ)
-    for name, value in _settings_on_cpu(1).items():
-        if keep_memory or name not in KEEP_MEMORY:
-            wanted[name] = value
+    wanted = os.environ | _settings_on_cpu(1)
+    if not keep_memory:
+        wanted = {name: value for name, value in wanted.items() if name not in KEEP_MEMORY}
     if wanted != os.environ:
         os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
 
