@@ -75,7 +75,7 @@ ENVIRONMENT = {name: os.environ.get(name, value) for name, value in DEFAULTS.ite
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # mappings; bytes
 # How long a thread of GNU's OpenMP, which torch's wheels for Linux hold, waits for work before it sleeps: 1,000 turns,
 # some 10 us by its own estimate. The usual 300,000 keep the core from other processes. On two cores the demo of
-# `bradley_terry` took 68 to 70 s, without any wait 82 to 86 s. Two such runs at once took 113 to 115 s each; without
+# `bradley_terry` took 68 to 73 s, without any wait 82 to 86 s. Two such runs at once took 113 to 115 s each; without
 # any wait 105 to 109 s; with 10,000 turns 280 s. PASSIVE: where a process has more threads than cores, none waits
 WAIT_BRIEFLY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 
